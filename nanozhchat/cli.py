@@ -1,0 +1,176 @@
+"""Command lines from dataclasses: a field is a flag, its metadata the help, its annotation the type.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Args:
+        depth: str = opt("auto", "layers, or auto", group="model")
+
+    args = parse(Args, argv, "Pretrain a model.")
+
+A value comes from the flag, else from `--config FILE.yaml`, else from the default. Unknown flags, unknown keys in
+the file and values of the wrong type are errors with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nanozhchat.errors import RunError
+from nanozhchat.files import atomic_write, disk_error, write_json
+
+T = TypeVar("T")
+
+
+def opt(default: Any, help: str, *, group: str = "options", choices: Sequence[Any] | None = None, flag: str = "") -> Any:
+    """Declare a flag as a dataclass field. flag: its name when a Python field can't have it, such as a short `-p`."""
+    metadata = {"help": help, "group": group, "choices": choices, "flag": flag}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _value_type(annotation: Any) -> tuple[Any, bool]:
+    """Split an annotation into (element type, is a list); `X | None` counts as X."""
+    options = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = options[0]
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+def build_parser(cls: type, description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the argument parser of a configuration dataclass."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, add_help=False)
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        meta = field.metadata
+        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
+        kind, many = _value_type(hints[field.name])
+        shown = "none" if field.default in (None, (), "") else field.default
+        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+        options["help"] = f"{meta['help']} (default: {shown})".replace("%", "%%")
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = kind
+            options["metavar"] = kind.__name__.upper()
+            if meta["choices"]:
+                options["choices"] = meta["choices"]
+                options.pop("metavar")
+            if many:
+                options["nargs"] = "+"
+        group.add_argument(_flag(field), **options)
+    common = parser.add_argument_group("common")
+    common.add_argument("-h", "--help", action="help", help="show this help and exit")
+    common.add_argument("--config", metavar="FILE.yaml", help="read flags from a file; flags on the command line win")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _read_config(path: str, cls: type) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config={path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config={path} must hold `flag: value` lines")
+    hints = typing.get_type_hints(cls)
+    clean = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            raise ValueError(f"--config={path}: unknown key {key!r}; keys are the flags of --help without dashes")
+        kind, many = _value_type(hints[name])
+        items = value if many and isinstance(value, list) else [value]
+        if value is not None and kind is float:
+            items = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in items]
+        elif value is not None and kind is str:
+            items = [str(v) for v in items]
+        if value is not None and not all(type(v) is kind for v in items):
+            raise ValueError(f"--config={path}: {key}: {value!r} is not of type {kind.__name__}")
+        clean[name] = value if value is None else tuple(items) if many else items[0]
+    return clean
+
+
+def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str | None = None) -> T:
+    """Parse a command line into `cls`; raises SystemExit(2) with one line on bad flags, ValueError on bad values."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--"]:  # torchrun leaves the separator in place
+        arguments = arguments[1:]
+    given = vars(build_parser(cls, description, prog).parse_args(arguments))
+    given.pop("debug")
+    config = given.pop("config")
+    values = _read_config(config, cls) if config else {}
+    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    return cls(**values)
+
+
+def set_flags(args: Any) -> dict[str, Any]:
+    """Return the fields whose value differs from the default: what the user asked for."""
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if getattr(args, f.name) != f.default}
+
+
+def write_config(path: Path, args: Any, notes: dict[str, str] | None = None) -> None:
+    """Write the resolved configuration as YAML, each value above its one-line explanation as a comment."""
+    lines = []
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        lines.append(f"# {(notes or {}).get(field.name, field.metadata['help'])}")
+        lines.append(f"{field.name}: {json.dumps(value, ensure_ascii=False)}")
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_figures(path: str | None, figures: Any) -> None:
+    """Write an evaluation's figures where `--json FILE` asks; nothing if it was not given."""
+    if path:
+        write_json(Path(path), figures)
+
+
+def load_dotenv() -> None:
+    """Read `.env` in the working directory into the environment; what is already set wins."""
+    if os.path.exists(".env"):
+        from dotenv import load_dotenv as read
+
+        read(".env")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main: user errors become one line on stderr and the exit code of `errors.py`."""
+    debug = "--debug" in sys.argv
+    load_dotenv()
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (RunError, ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        failure = disk_error(Path(error.filename or "."), error) if _is_disk_full(error) else error
+        logging.getLogger(__name__).debug("failed", exc_info=error)
+        sys.stderr.write(f"error: {failure}\n")
+        sys.exit(getattr(failure, "exit_code", 2))
+
+
+def _is_disk_full(error: BaseException) -> typing.TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (28, 122)  # ENOSPC, EDQUOT

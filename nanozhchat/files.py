@@ -1,0 +1,155 @@
+"""The one module that writes durable files: a reader sees the old content or the new, never half of it.
+
+Protocol of `atomic_write`: write `.<name>.<pid>.tmp` beside the target, flush, fsync, rename over the target,
+fsync the directory. Operations go through `Backend`, so that tests can make the k-th one fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nanozhchat.errors import DamagedError, DiskError, LockedError
+
+CHUNK_BYTES = 1 << 20
+
+
+class Backend:
+    """The operating-system calls that durable writes need; replace `files.backend` to inject faults."""
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a temporary file for writing."""
+        return open(path, "wb")
+
+    def fsync(self, handle: BinaryIO) -> None:
+        """Flush Python's buffer and the kernel's to the disk."""
+        handle.flush()
+        os.fsync(handle.fileno())
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename atomically."""
+        os.replace(source, target)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make renames inside `path` durable."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+backend = Backend()
+
+
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file so that it is whole or absent, whatever happens.
+
+    content: the bytes, or a function that writes to the open binary handle.
+    Raises DiskError naming path and free space when the disk is full or failing; the old file is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with backend.open(temporary) as handle:
+            if callable(content):
+                content(handle)
+            else:
+                handle.write(content)
+            backend.fsync(handle)
+        backend.replace(temporary, path)
+        backend.fsync_dir(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """Describe a failed write: path, reason, free space, what to do."""
+    parent = next(p for p in [path.parent, *path.parents] if p.exists())
+    free = shutil.disk_usage(parent).free / 2**30
+    remedy = "free some space or set NANOZHCHAT_BASE_DIR elsewhere" if error.errno == errno.ENOSPC else "check the disk"
+    return DiskError(f"cannot write {path}: {error.strerror or error} ({free:.1f} GiB free); {remedy}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, UTF-8, indented, one trailing newline."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    atomic_write(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises DamagedError naming the file if it is not valid JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path} is damaged ({error}); delete it and run the step that makes it again") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a torn last line (killed while writing) is dropped, a missing file is empty."""
+    if not Path(path).exists():
+        return []
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one object as a JSON line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Delete `.tmp` leftovers of dead processes under `directory` (call while holding its lock)."""
+    for path in directory.glob("**/*.tmp*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold the advisory lock of a run directory; raises LockedError (exit 7) if another process has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise LockedError(f"{directory} is in use by {holder}; wait for it or stop it") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.truncate(0)

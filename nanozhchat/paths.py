@@ -1,0 +1,52 @@
+"""Where things live: one base directory, one function per kind of result (layout: README, "Files")."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+STAGES = ("base", "sft", "rl")
+TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def base_dir() -> Path:
+    """Return $NANOZHCHAT_BASE_DIR, or ~/.cache/nanozhchat when it is unset or empty."""
+    return Path(os.environ.get("NANOZHCHAT_BASE_DIR") or "~/.cache/nanozhchat").expanduser().resolve()
+
+
+def check_tag(tag: str, what: str = "model tag") -> str:
+    """Return `tag` unchanged if it is safe as a folder name; raise ValueError otherwise."""
+    if not TAG_PATTERN.fullmatch(tag) or ".." in tag:
+        raise ValueError(
+            f"{what} {tag!r} is not valid: use 1-64 letters, digits, dots, dashes or underscores, "
+            "starting with a letter or digit"
+        )
+    return tag
+
+
+def corpus_dir(name: str) -> Path:
+    """Folder of a corpus: text shards and their manifest."""
+    return base_dir() / "corpus" / check_tag(name, "corpus name")
+
+
+def tokens_dir(name: str, tokenizer_hash: str) -> Path:
+    """Folder of a corpus tokenized with one tokenizer."""
+    return base_dir() / "tokens" / f"{check_tag(name, 'corpus name')}-{tokenizer_hash[:12]}"
+
+
+def tokenizer_dir(name: str) -> Path:
+    """Folder of a tokenizer."""
+    return base_dir() / "tokenizer" / check_tag(name, "tokenizer name")
+
+
+def run_dir(stage: str, tag: str) -> Path:
+    """Folder of a training run: checkpoints, events.jsonl, metrics.jsonl, samples.jsonl."""
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage!r} is unknown; stages are {', '.join(STAGES)}")
+    return base_dir() / stage / check_tag(tag)
+
+
+def report_dir(tag: str) -> Path:
+    """Folder of a model's report."""
+    return base_dir() / "report" / check_tag(tag)
