@@ -1,0 +1,218 @@
+"""Where the work runs: device, number format, ranks. The only module that asks what hardware is there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanozhchat.hardware import find_device
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU
+BF16_GAIN = 2.0  # bfloat16 must beat float32 by this in the probe: the rest of the step gains less
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device, activation dtype and place among the ranks; made once in `main()` and passed down."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    rank: int = 0
+    world_size: int = 1
+    peak_flops: float = 0.0  # of this rank, FLOP/s; 0 = not measured
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Add up float64 numbers over all ranks."""
+        if self.world_size == 1:
+            return values
+        kind = torch.float32 if self.device.type in ("mps", "xpu") else torch.float64
+        total = torch.tensor(values, dtype=kind, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def broadcast(self, values: list[float]) -> list[float]:
+        """Give every rank the numbers of rank 0."""
+        if self.world_size == 1:
+            return values
+        kind = torch.float32 if self.device.type in ("mps", "xpu") else torch.float64
+        shared = torch.tensor(values, dtype=kind, device=self.device)
+        dist.broadcast(shared, 0)
+        return shared.tolist()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather(self, value: object) -> list[object]:
+        """Collect one plain object per rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[object] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it, so that a clock means something."""
+        if self.device.type in ("cuda", "xpu", "mps"):
+            getattr(torch, self.device.type).synchronize()
+
+    def memory_bytes(self) -> int:
+        """Peak memory so far: of the device, or resident memory of the process on a CPU."""
+        if self.device.type in ("cuda", "xpu"):
+            return int(getattr(torch, self.device.type).max_memory_allocated())
+        if self.device.type == "mps":
+            return int(torch.mps.current_allocated_memory())
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def detect_device(asked: str | None) -> str:
+    """Choose cuda, xpu, mps or cpu, in this order, or check that what was asked for is there."""
+    there = {
+        "cuda": torch.cuda.is_available,
+        "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if asked and asked != "auto":
+        if asked not in there:
+            raise ValueError(f"--device-type={asked!r} is unknown; choose from {', '.join(there)}")
+        if not there[asked]():
+            raise ValueError(f"--device-type={asked} is not available on this machine; try --device-type=cpu")
+        return asked
+    return next(name for name, available in there.items() if available())
+
+
+def _best_seconds(run: Callable[[], object], tries: int = 4) -> float:
+    best = float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure FLOP/s of a training-sized matmul on a CPU, in about 0.1 s."""
+    rows, inner, columns = PROBE_SHAPE
+    a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
+    return 2 * rows * inner * columns / _best_seconds(lambda: a @ b)
+
+
+def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> tuple[torch.dtype, str]:
+    """Choose the activation dtype and say why.
+
+    asked: --dtype, else $NANOZHCHAT_DTYPE. measure: let a CPU's speed decide; otherwise CPUs use float32, in which
+    runs with different numbers of ranks agree closely.
+    """
+    asked = asked if asked and asked != "auto" else os.environ.get("NANOZHCHAT_DTYPE")
+    if asked:
+        if asked not in DTYPES:
+            raise ValueError(f"--dtype={asked!r} is unknown; choose from {', '.join(DTYPES)}")
+        return DTYPES[asked], "asked for"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return torch.bfloat16, "this GPU has bfloat16 tensor cores"
+        return torch.float32, "this GPU has no bfloat16 tensor cores (float16 would need loss scaling)"
+    if device.type == "xpu":
+        return torch.bfloat16, "Intel GPUs have bfloat16 units"
+    if device.type == "cpu" and measure:
+        gain = matmul_flops(device, torch.bfloat16) / matmul_flops(device, torch.float32)
+        if gain >= BF16_GAIN:
+            return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
+        return torch.float32, f"measured: bfloat16 matmul only {gain:.1f} x as fast as float32"
+    return torch.float32, f"the default on {device.type}"
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse freed blocks instead of returning them: large activations then cost no page faults."""
+    m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**30
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, limit)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def start(device_type: str | None = None, dtype: str | None = None, *, measure: bool = False) -> Iterator[Compute]:
+    """Find the device, join the process group when launched by torchrun, and leave it at the end."""
+    kind = detect_device(device_type)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device(kind, local_rank) if kind in ("cuda", "xpu") else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+    if kind == "cpu" and sys.platform == "linux":
+        _keep_freed_memory()
+    if world_size > 1:
+        backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
+        compute = Compute(device, chosen, rank, world_size)
+        if world_size > 1:  # rank 0's measurement decides for all
+            index = compute.broadcast([float(list(DTYPES.values()).index(chosen))])[0]
+            chosen = list(DTYPES.values())[int(index)]
+        log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
+        yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak FLOP/s of one rank: the datasheet's for a known GPU, measured on a CPU, 0 if unknown."""
+    if device.type == "cpu":
+        return matmul_flops(device, dtype)
+    if device.type == "cuda":
+        known = find_device(torch.cuda.get_device_name(device))
+        return known.flops if known else 0.0
+    return 0.0
+
+
+def reduce_scatter(full: Tensor, compute: Compute) -> Tensor:
+    """Sum `full` (W * n, ...) over ranks and return this rank's n rows."""
+    if compute.world_size == 1:
+        return full
+    rows = full.size(0) // compute.world_size
+    shard = full.new_empty(rows, *full.shape[1:])
+    dist.reduce_scatter_tensor(shard, full.contiguous())
+    return shard
+
+
+def all_gather(full: Tensor, shard: Tensor, compute: Compute) -> None:
+    """Fill `full` (W * n, ...) in place with the n rows of every rank."""
+    if compute.world_size > 1:
+        dist.all_gather_into_tensor(full, shard.contiguous())
+
+
+def all_reduce(values: Tensor, compute: Compute) -> Tensor:
+    """Sum a tensor over ranks in place."""
+    if compute.world_size > 1:
+        dist.all_reduce(values)
+    return values

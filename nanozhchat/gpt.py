@@ -1,0 +1,279 @@
+"""The transformer: every trick is one visible line or one small function.
+
+Rotary positions, normalised queries and keys, RMSNorm without parameters, ReLU², untied head, softcapped logits,
+grouped-query attention, sliding windows, gated value embeddings on alternate layers, learned residual and
+first-embedding scales per layer, a gate that mixes in the previous token ("smear"), and a learned subtraction of the
+middle of the network before the head ("backout").
+
+Weights are float32; activations have the dtype of `GPT.dtype`, and each layer casts its weight where it uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nanozhchat.attention import cached_attention, causal_attention
+from nanozhchat.cross_entropy import linear_cross_entropy
+from nanozhchat.kv_cache import KVCache
+
+GATE_CHANNELS = 16  # channels that a gate looks at
+QK_SCALE = 1.2  # sharpens attention after the norm has made all queries and keys the same length
+EMBEDDING_STD = 0.8
+HEAD_STD = 0.001
+MLP_IN_SCALE = 0.5  # initial c_fc relative to the other matrices
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes of the model. window_pattern: one letter a layer, repeated; L = full context, S = a quarter of it."""
+
+    sequence_len: int = 512
+    vocab_size: int = 4096
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 4
+    n_embd: int = 256
+    window_pattern: str = "L"
+    value_embeddings: bool = True
+    softcap: float = 15.0
+    rope_base: float = 100_000.0
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head or self.head_dim % 2:
+            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(f"window_pattern={self.window_pattern!r} may hold the letters S and L only")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_dim(self) -> int:
+        """Channels of all key (or value) heads together."""
+        return self.n_kv_head * self.head_dim
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the head: a multiple of 64, for tensor cores."""
+        return -(-self.vocab_size // 64) * 64
+
+    def window(self, layer: int) -> int:
+        """Tokens that a layer's attention sees; the last layer always sees all."""
+        letter = self.window_pattern[layer % len(self.window_pattern)]
+        full = letter == "L" or layer == self.n_layer - 1
+        return self.sequence_len if full else max(1, self.sequence_len // 4)
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Alternate layers, the last always included."""
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Scale the last dimension to unit root mean square; no parameters."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Linear):
+    """Linear without bias whose float32 weight is cast to the activations' dtype where it is used."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs of channels by position (arXiv 2104.09864). x: (B, T, H, D); cos, sin: (B or 1, T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with normalised queries and keys."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.window = layer, config.window(layer)
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.c_q = Linear(config.n_embd, config.n_embd)
+        self.c_k = Linear(config.n_embd, config.kv_dim)
+        self.c_v = Linear(config.n_embd, config.kv_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
+
+    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """x: (B, T, C); ve: (B, T, Hkv * D) value embeddings of the tokens. Returns (B, T, C)."""
+        B, T, C = x.shape
+        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        if ve is not None and self.ve_gate is not None:
+            gate = 2 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, Hkv), 1 at the start
+            v = v + gate.unsqueeze(-1) * ve.view_as(v)
+        q = rms_norm(apply_rope(q, *rope)) * QK_SCALE
+        k = rms_norm(apply_rope(k, *rope)) * QK_SCALE
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
+        if cache is None:
+            y = causal_attention(q, k, v, self.window)
+        else:
+            positions = cache.positions(T)
+            keys, values = cache.write(self.layer, positions, k, v)
+            y = cached_attention(q, keys, values, positions, self.window)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two layers with squared ReLU between (arXiv 2109.08668)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    """Attention and MLP, each read from the normalised stream and added to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attn(rms_norm(x), ve, rope, cache)
+        return x + self.mlp(rms_norm(x))
+
+
+class GPT(nn.Module):
+    """Token ids in, hidden states, logits or loss out."""
+
+    def __init__(self, config: GPTConfig, *, dtype: torch.dtype = torch.float32, grad_checkpoint: bool = False) -> None:
+        super().__init__()
+        self.config, self.dtype, self.grad_checkpoint = config, dtype, grad_checkpoint
+        vocab, n_layer = config.padded_vocab_size, config.n_layer
+        self.wte = nn.Embedding(vocab, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(n_layer))
+        layers = [layer for layer in range(n_layer) if config.has_value_embedding(layer)]
+        self.value_embeds = nn.ModuleDict({str(layer): nn.Embedding(vocab, config.kv_dim) for layer in layers})
+        self.resid_lambdas = nn.Parameter(torch.ones(n_layer))
+        self.x0_lambdas = nn.Parameter(torch.zeros(n_layer))
+        self.smear_gate = Linear(GATE_CHANNELS, 1)
+        self.smear_lambda = nn.Parameter(torch.zeros(1))
+        self.backout_lambda = nn.Parameter(torch.zeros(1))
+        self.lm_head = Linear(config.n_embd, vocab)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill every parameter from `generator` (on the CPU, so that a seed means the same weights anywhere)."""
+
+        def fill(p: Tensor, kind: str, scale: float) -> None:
+            values = torch.empty(p.shape)
+            if kind == "normal":
+                values.normal_(0, scale, generator=generator)
+            else:
+                values.uniform_(-scale, scale, generator=generator)
+            p.copy_(values)
+
+        bound = 3**0.5 * self.config.n_embd**-0.5  # uniform with standard deviation 1/sqrt(C)
+        fill(self.wte.weight, "normal", EMBEDDING_STD)
+        fill(self.lm_head.weight, "normal", HEAD_STD)
+        for block in self.h:
+            attn, mlp = block.attn, block.mlp
+            for matrix in (attn.c_q, attn.c_k, attn.c_v):
+                fill(matrix.weight, "uniform", bound)
+            fill(mlp.c_fc.weight, "uniform", bound * MLP_IN_SCALE)
+            for zero in (attn.c_proj, mlp.c_proj, *([attn.ve_gate] if attn.ve_gate is not None else [])):
+                zero.weight.zero_()  # each block starts as the identity
+        for embedding in self.value_embeds.values():
+            fill(embedding.weight, "uniform", bound)
+        n_layer = self.config.n_layer
+        self.resid_lambdas.fill_(1.0)
+        self.x0_lambdas.copy_(torch.linspace(0.2, 0.05, n_layer))
+        self.smear_gate.weight.zero_()
+        self.smear_lambda.zero_()
+        self.backout_lambda.fill_(0.2)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos, sin of every position and frequency, (B or 1, T, 1, D/2), in the activations' dtype."""
+        half = self.config.head_dim // 2
+        frequency = self.config.rope_base ** -(torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+        angle = positions.float()[..., None, None] * frequency
+        return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+
+    def _embed(self, idx: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
+        """Embed tokens, norm, and let each mix in a learned share of the one before it. (B, T) -> (B, T, C)."""
+        x = rms_norm(self.wte(idx).to(self.dtype))
+        before = x.new_zeros(x.size(0), 1, x.size(2)) if cache is None or cache.previous is None else cache.previous
+        if cache is not None:
+            rows = torch.arange(len(idx), device=idx.device)
+            cache.previous = x[rows, (counts - 1 if counts is not None else -1)].unsqueeze(1)
+        shifted = torch.cat((before, x[:, :-1]), dim=1)
+        gate = 2 * torch.sigmoid(self.smear_gate(x[..., :GATE_CHANNELS]))
+        return x + self.smear_lambda.to(x.dtype) * gate * shifted
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
+        """Run the network up to the head.
+
+        idx: (B, T) ids. cache: continue the sequences it holds and add these tokens. counts: (B,) how many of the T
+        columns are real in each row (rest is padding on the right); all when None. Returns (B, T, C), normalised.
+        """
+        B, T = idx.shape
+        if cache is None and self.config.sequence_len < T:
+            raise ValueError(f"{T} tokens exceed the model's context of {self.config.sequence_len}")
+        positions = torch.arange(T, device=idx.device)[None] if cache is None else cache.positions(T)
+        rope = self._rope(positions)
+        x = x0 = self._embed(idx, cache, counts)
+        middle = x
+        resid, first = self.resid_lambdas.to(x.dtype), self.x0_lambdas.to(x.dtype)
+        for i, block in enumerate(self.h):
+            ve = self.value_embeds[str(i)](idx).to(x.dtype) if str(i) in self.value_embeds else None
+            x = resid[i] * x + first[i] * x0
+            if self.grad_checkpoint and self.training:
+                x = checkpoint(block, x, ve, rope, cache, use_reentrant=False)
+            else:
+                x = block(x, ve, rope, cache)
+            if i == (len(self.h) - 1) // 2:
+                middle = x
+        if cache is not None:
+            cache.advance(torch.full_like(cache.lengths, T) if counts is None else counts)
+        return rms_norm(x - self.backout_lambda.to(x.dtype) * middle)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., vocab_size) float32 logits, softcapped."""
+        raw = self.lm_head(hidden)[..., : self.config.vocab_size].float()
+        return self.config.softcap * torch.tanh(raw / self.config.softcap)
+
+    def forward(self, idx: Tensor, targets: Tensor, *, per_token: bool = False) -> Tensor:
+        """Cross-entropy of `targets` (B, T), -1 = not scored, in nats: the sum, or (B, T) when `per_token`."""
+        x = self.hidden(idx).flatten(0, 1)
+        head = self.lm_head.weight[: self.config.vocab_size]
+        loss = linear_cross_entropy(x, head, targets.flatten(), self.config.softcap, per_token=per_token)
+        return loss.view_as(targets) if per_token else loss
+
+    def named_matrices(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the weights that Muon trains: the matrices of the blocks, gates excepted."""
+        for name, p in self.h.named_parameters():
+            if not name.endswith("ve_gate.weight"):
+                yield "h." + name, p

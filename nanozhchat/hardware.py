@@ -1,0 +1,55 @@
+"""Peak speeds of known accelerators, from their makers' datasheets (dense, without sparsity)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator. flops: peak bf16 FLOP/s; bytes_per_s: memory bandwidth; memory_bytes: capacity.
+
+    usd_per_hour: a typical on-demand price, for estimates only.
+    """
+
+    name: str
+    flops: float
+    bytes_per_s: float
+    memory_bytes: float
+    usd_per_hour: float
+
+
+GIB = 2**30
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        Device("H200", 989e12, 4.8e12, 141 * GIB, 3.5),
+        Device("H100", 989e12, 3.35e12, 80 * GIB, 3.0),
+        Device("H800", 989e12, 3.35e12, 80 * GIB, 3.0),
+        Device("H20", 148e12, 4.0e12, 96 * GIB, 1.5),
+        Device("A100", 312e12, 2.0e12, 80 * GIB, 1.8),
+        Device("A800", 312e12, 2.0e12, 80 * GIB, 1.8),
+        Device("L40S", 362e12, 0.864e12, 48 * GIB, 1.2),
+        Device("5090", 209e12, 1.79e12, 32 * GIB, 0.6),
+        Device("4090", 165e12, 1.01e12, 24 * GIB, 0.4),
+        Device("3090", 71e12, 0.936e12, 24 * GIB, 0.25),
+        Device("V100", 125e12, 0.9e12, 32 * GIB, 0.6),
+        Device("T4", 65e12, 0.32e12, 16 * GIB, 0.2),
+    )
+}
+
+
+def parse_hardware(spec: str) -> tuple[int, Device]:
+    """Read "8xH100" or "4090" as (how many, which); raises ValueError listing the known names."""
+    match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?(.+)", spec.strip(), re.IGNORECASE)
+    name = match.group(2).upper() if match else ""
+    if not match or name not in DEVICES or match.group(1) == "0":
+        raise ValueError(f"--hardware={spec!r} is unknown; use COUNTxNAME with one of: {', '.join(DEVICES)}")
+    return int(match.group(1) or 1), DEVICES[name]
+
+
+def find_device(marketing_name: str) -> Device | None:
+    """Match a driver's device name ("NVIDIA H100 80GB HBM3") with the table; None if it isn't there."""
+    words = re.findall(r"[A-Z0-9]+", marketing_name.upper())
+    return next((device for name, device in DEVICES.items() if name in words), None)

@@ -1,0 +1,280 @@
+"""Muon for the matrices of the blocks, AdamW for the rest, single or sharded over ranks.
+
+Sharding (ZeRO-2 style, arXiv 1910.02054): gradients are reduce-scattered, each rank keeps the optimizer state of its
+share and updates it, and the new weights are all-gathered. Muon shards whole matrices, AdamW rows of a tensor.
+
+A step has two halves, so that a bad gradient can be refused before it does harm:
+`norm = optimizer.reduce(scale)`, and then `optimizer.apply(...)` or `optimizer.discard()`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nanozhchat.compute import Compute, all_gather, all_reduce, reduce_scatter
+from nanozhchat.gpt import GPT
+from nanozhchat.recipe import Recipe
+
+# Polar Express (arXiv 2505.16932): odd polynomials that drive all singular values to one, best first step first.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+POLAR_SAFETY = 1.02  # keeps the largest singular value below one in low precision
+SHARD_MIN_ELEMENTS = 4096  # smaller tensors are updated on every rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Parameters that share a rule. kind: "adamw" or "muon"."""
+
+    kind: str
+    params: dict[str, nn.Parameter]
+    lr: float
+    betas: tuple[float, float] = (0.8, 0.95)
+    weight_decay: float = 0.0
+
+
+def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
+    """Sort a model's parameters into groups with the recipe's learning rates."""
+    named = dict(model.named_parameters())
+    matrices = dict(model.named_matrices())
+    scalars = {"resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"}
+    gates = {n for n in named if n.endswith(("ve_gate.weight", "smear_gate.weight"))}
+
+    def pick(names: Iterable[str]) -> dict[str, nn.Parameter]:
+        return {n: named[n] for n in names}
+
+    embeddings = [n for n in named if n.startswith(("wte.", "value_embeds."))]
+    return [
+        ParamGroup(kind="adamw", params=pick(embeddings), lr=recipe.embedding_lr),
+        ParamGroup(kind="adamw", params=pick(["lm_head.weight"]), lr=recipe.head_lr, betas=(0.8, 0.96)),
+        ParamGroup(kind="adamw", params=pick(["resid_lambdas"]), lr=recipe.scalar_lr * 0.01),
+        ParamGroup(
+            kind="adamw", params=pick(sorted(scalars - {"resid_lambdas"})), lr=recipe.scalar_lr, betas=(0.96, 0.95)
+        ),
+        ParamGroup(kind="adamw", params=pick(sorted(gates)), lr=recipe.head_lr),
+        ParamGroup(kind="muon", params=matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay),
+    ]
+
+
+def orthogonalize(g: Tensor, steps: int) -> Tensor:
+    """Replace the singular values of each matrix by about one. g: (K, m, n); returns the same shape and dtype."""
+    x = g
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * POLAR_SAFETY + 1e-7)
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.mT if tall else x
+
+
+class _Muon:
+    """Momentum, orthogonalised, with per-row variance normalisation (arXiv 2510.05491), for matrices of one shape."""
+
+    def __init__(self, group: ParamGroup, params: dict[str, nn.Parameter], compute: Compute, steps: int) -> None:
+        self.group, self.compute, self.steps = group, compute, steps
+        self.names, self.params = list(params), list(params.values())
+        self.dtype = compute.dtype if compute.dtype is torch.bfloat16 else torch.float32
+        world = compute.world_size
+        self.per_rank = -(-len(self.params) // world)
+        m, n = self.params[0].shape
+        device = self.params[0].device
+        self.momentum = torch.zeros(self.per_rank, m, n, device=device)
+        self.variance = torch.zeros(self.per_rank, m, 1, device=device)
+        self.grad: Tensor | None = None
+
+    def reduce(self) -> Tensor:
+        """Leave this rank's summed gradients in `self.grad`; return their sum of squares."""
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]
+        missing = self.per_rank * self.compute.world_size - len(grads)
+        stacked = torch.stack([*grads, *[torch.zeros_like(grads[0])] * missing])
+        self.grad = reduce_scatter(stacked, self.compute)
+        return self.grad.square().sum()
+
+    def apply(self, scale: float, lr_multiplier: float, momentum: float, decay: float, step: int) -> None:
+        """Update the weights from the gradients times `scale`."""
+        assert self.grad is not None
+        self.momentum.lerp_(self.grad.mul_(scale), 1 - momentum)
+        update = torch.lerp(self.grad, self.momentum, momentum)  # Nesterov
+        update = orthogonalize(update.to(self.dtype), self.steps).float()
+        square = update.square().mean(dim=-1, keepdim=True)
+        self.variance.lerp_(square, 1 - self.group.betas[1])
+        normal = update / (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
+        size = update.norm(dim=(-2, -1), keepdim=True) / normal.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-8)
+        m, n = update.shape[-2:]
+        lr = self.group.lr * lr_multiplier
+        delta = normal * size * max(1.0, m / n) ** 0.5
+        stacked = self._weights()
+        own = stacked[self.compute.rank * self.per_rank :][: self.per_rank]
+        cautious = (delta * own) > 0  # decay only where the update shrinks the weight too (arXiv 2510.12402)
+        own = own - lr * (delta + self.group.weight_decay * decay * cautious * own)
+        if self.compute.world_size > 1:
+            all_gather(stacked, own, self.compute)
+        else:
+            stacked = own
+        for p, new in zip(self.params, stacked, strict=False):
+            p.copy_(new)
+
+    def _weights(self) -> Tensor:
+        missing = self.per_rank * self.compute.world_size - len(self.params)
+        return torch.stack([*self.params, *[torch.zeros_like(self.params[0])] * missing])
+
+    def _owned(self) -> list[tuple[int, str]]:
+        first = self.compute.rank * self.per_rank
+        return list(enumerate(self.names[first : first + self.per_rank]))
+
+    def state(self) -> dict[str, Tensor]:
+        """Momentum and variance of the matrices that this rank owns, by parameter name."""
+        out = {}
+        for i, name in self._owned():
+            out[f"muon/{name}/momentum"] = self.momentum[i]
+            out[f"muon/{name}/variance"] = self.variance[i]
+        return out
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take this rank's matrices from the merged state of all ranks."""
+        for i, name in self._owned():
+            self.momentum[i] = state[f"muon/{name}/momentum"]
+            self.variance[i] = state[f"muon/{name}/variance"]
+
+
+class _AdamW:
+    """PyTorch's fused AdamW over the rows that this rank owns of every tensor."""
+
+    def __init__(self, groups: list[ParamGroup], compute: Compute) -> None:
+        self.compute, self.groups = compute, groups
+        self.shards: dict[str, tuple[nn.Parameter, Tensor, int]] = {}  # name -> parameter, owned rows, first row
+        torch_groups = []
+        for group in groups:
+            owned = []
+            for name, p in group.params.items():
+                rows, first = self._rows(p)
+                shard = p.detach()[first : first + rows]
+                self.shards[name] = (p, shard, first)
+                owned.append(shard)
+            options = {"lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
+            torch_groups.append({"params": owned, **options})
+        self.inner = torch.optim.AdamW(torch_groups, eps=1e-10, fused=True)
+
+    def _rows(self, p: Tensor) -> tuple[int, int]:
+        world = self.compute.world_size
+        if world == 1 or p.numel() < SHARD_MIN_ELEMENTS or p.size(0) % world:
+            return p.size(0), 0
+        return p.size(0) // world, p.size(0) // world * self.compute.rank
+
+    def reduce(self) -> Tensor:
+        """Leave the summed gradient of the owned rows on each shard; return their sum of squares.
+
+        Tensors that every rank updates in full count once: rank 0 adds them.
+        """
+        total = torch.zeros((), device=self.compute.device)
+        for p, shard, _ in self.shards.values():
+            grad = p.grad if p.grad is not None else torch.zeros_like(p)
+            whole = shard.size(0) == p.size(0)
+            shard.grad = all_reduce(grad, self.compute) if whole else reduce_scatter(grad, self.compute)
+            if not whole or self.compute.is_main:
+                total += shard.grad.square().sum()
+        return total
+
+    def apply(self, scale: float, lr_multiplier: float) -> None:
+        """Update the owned rows with gradients times `scale`, and share them."""
+        for group, options in zip(self.groups, self.inner.param_groups, strict=True):
+            options["lr"] = group.lr * lr_multiplier
+            for shard in options["params"]:
+                shard.grad.mul_(scale)
+        self.inner.step()
+        for p, shard, _ in self.shards.values():
+            if shard.size(0) != p.size(0):
+                all_gather(p.detach(), shard, self.compute)
+            shard.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments of the owned rows; the key says which rows they are."""
+        out = {}
+        for name, (_, shard, first) in self.shards.items():
+            for field in ("exp_avg", "exp_avg_sq"):
+                value = self.inner.state[shard].get(field)
+                if value is not None:
+                    out[f"adamw/{name}/{field}/{first}"] = value
+        return out
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take the owned rows from the merged state of all ranks, which may have been cut differently."""
+        pieces: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        for key, value in state.items():
+            kind, _, rest = key.partition("/")
+            if kind == "adamw":
+                stem, _, first = rest.rpartition("/")
+                pieces[stem].append((int(first), value))
+        for name, (_, shard, first) in self.shards.items():
+            for field in ("exp_avg", "exp_avg_sq"):
+                rows = torch.cat([v for _, v in sorted(pieces[f"{name}/{field}"], key=lambda piece: piece[0])])
+                own = rows[first : first + shard.size(0)].to(shard.device, copy=True)
+                self.inner.state[shard][field] = own
+            self.inner.state[shard]["step"] = torch.tensor(float(step), device=shard.device)
+
+
+class Optimizer:
+    """All parameters of a model: Muon and AdamW behind one step."""
+
+    def __init__(self, groups: list[ParamGroup], compute: Compute, *, muon_steps: int = 5) -> None:
+        self.compute, self.steps_done = compute, 0
+        self.params = [p for group in groups for p in group.params.values()]
+        by_shape: dict[tuple[int, torch.Size], dict[str, nn.Parameter]] = defaultdict(dict)
+        for i, group in enumerate(groups):
+            if group.kind == "muon":
+                for name, p in group.params.items():
+                    by_shape[i, p.shape][name] = p
+        self.muon = [_Muon(groups[i], params, compute, muon_steps) for (i, _), params in by_shape.items()]
+        self.adamw = _AdamW([g for g in groups if g.kind == "adamw"], compute)
+
+    @torch.no_grad()
+    def reduce(self, scale: float) -> float:
+        """Sum gradients over ranks and return the norm of `scale` times the sum. Collective."""
+        squares = self.adamw.reduce()
+        for group in self.muon:
+            squares = squares + group.reduce()
+        for p in self.params:
+            p.grad = None
+        return float(all_reduce(squares, self.compute)) ** 0.5 * scale
+
+    @torch.no_grad()
+    def apply(self, scale: float, *, lr_multiplier: float, momentum: float, decay_multiplier: float) -> None:
+        """Update all weights from the reduced gradients times `scale`. Collective."""
+        self.steps_done += 1
+        self.adamw.apply(scale, lr_multiplier)
+        for group in self.muon:
+            group.apply(scale, lr_multiplier, momentum, decay_multiplier, self.steps_done)
+
+    def discard(self) -> None:
+        """Forget the reduced gradients without a step."""
+        for _, shard, _ in self.adamw.shards.values():
+            shard.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return this rank's share of the optimizer state as flat tensors, to be merged over ranks on loading."""
+        out = self.adamw.state()
+        for group in self.muon:
+            out.update(group.state())
+        return out
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], steps_done: int) -> None:
+        """Restore from the merged state of all ranks, whatever their number was."""
+        self.steps_done = steps_done
+        if steps_done == 0:
+            return
+        self.adamw.load(state, steps_done)
+        for group in self.muon:
+            group.load(state)

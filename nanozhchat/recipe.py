@@ -1,0 +1,326 @@
+"""The depth dial: from one number, everything a run needs. Pure arithmetic: no torch, files, clock or printing.
+
+`resolve(depth, vocab_size=..., ...)` gives a `Recipe`; `explain(recipe)` gives each field's formula for people.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Reference point and laws. D = tokens of the full horizon; B = tokens a step.
+REF_BATCH = 2**19  # tokens/step that suit REF_TOKENS; nanochat's sweep at depth 12
+REF_TOKENS = 1.32e9  # target_ratio * scaling_params at depth 12 with 32K tokens
+BATCH_EXPONENT = 0.383  # B grows with D^0.383 (arXiv 2505.13738)
+MIN_STEPS = 1000  # a short run takes smaller batches rather than fewer steps (own trial at depth 4, dev/LOG.md)
+MIN_BATCH = 2048  # below this the optimizer costs more than it teaches
+TARGET_RATIO = 12.0  # tokens per scaling parameter; nanochat's fit
+ASPECT = 64  # channels per layer
+WIDTH_REF = 768  # width at which the AdamW learning rates below were found
+EMBEDDING_LR, HEAD_LR, SCALAR_LR = 0.3, 0.008, 0.5
+MATRIX_LR = 0.02
+WEIGHT_DECAY = 0.28  # at REF_TOKENS and REF_BATCH
+LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and below it (small: own trial, dev/LOG.md)
+WARMUP_TOKENS_FRAC, WARMDOWN_FRAC, FINAL_LR_FRAC = 0.01, 0.65, 0.05
+MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
+BUDGET_RATIO = 0.8  # tokens per scaling parameter that a wall-clock budget should at least allow
+BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
+GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
+VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary
+CONTEXT_BY_DEPTH = ((7, 512), (11, 1024), (10**9, 2048))
+ACTIVATION_FACTOR = 40  # kept activations per token, layer and channel, in elements (measured on a CPU at depth 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user fixes by hand; None = derived from the depth."""
+
+    max_seq_len: int | None = None
+    device_batch_size: int | None = None
+    total_batch_size: int | None = None
+    num_steps: int | None = None
+    target_flops: float | None = None
+    target_ratio: float | None = None
+    window_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, (int, float)) and value <= 0:
+                raise ValueError(f"{name}={value} must be positive")
+        horizon = [n for n in ("num_steps", "target_flops", "target_ratio") if getattr(self, n) is not None]
+        if len(horizon) > 1:
+            raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every derived number of a run; `explain` tells where each comes from."""
+
+    depth: int
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    vocab_size: int
+    padded_vocab_size: int
+    sequence_len: int
+    window_pattern: str
+    value_embeddings: bool
+    num_params: int
+    scaling_params: int
+    flops_per_token: int
+    train_tokens: int
+    total_batch_size: int
+    device_batch_size: int
+    world_size: int
+    grad_accum_steps: int
+    num_steps: int
+    train_flops: float
+    budget_s: float | None
+    embedding_lr: float
+    head_lr: float
+    scalar_lr: float
+    matrix_lr: float
+    weight_decay: float
+    warmup_frac: float
+    warmdown_frac: float
+    final_lr_frac: float
+    momentum_start: float
+    momentum_peak: float
+    momentum_ramp_steps: int
+    memory_bytes: int
+    overridden: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {**asdict(self), "overridden": list(self.overridden)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Read back what `to_dict` gave; raises ValueError on unknown or missing fields."""
+        names = {f.name for f in fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"recipe fields differ: {sorted(names ^ set(values))}")
+        return cls(**{**values, "overridden": tuple(values["overridden"])})
+
+
+def _by_depth(table: tuple[tuple[int, int], ...], depth: int) -> int:
+    return next(value for limit, value in table if depth <= limit)
+
+
+def advise_vocab_size(depth: int) -> int:
+    """Vocabulary that suits a depth: in a small model a large one spends its time on the head."""
+    return _by_depth(VOCAB_BY_DEPTH, depth)
+
+
+def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides()) -> dict[str, Any]:
+    """Return the fields of `Recipe` that shape the model."""
+    if depth < 1:
+        raise ValueError(f"depth={depth} must be at least 1")
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size={vocab_size} must be positive")
+    head_dim = 64 if depth < 12 else 128
+    n_embd = head_dim * math.ceil(depth * ASPECT / head_dim)
+    sequence_len = overrides.max_seq_len or _by_depth(CONTEXT_BY_DEPTH, depth)
+    return {
+        "depth": depth,
+        "n_layer": depth,
+        "n_embd": n_embd,
+        "n_head": n_embd // head_dim,
+        "n_kv_head": n_embd // head_dim,
+        "head_dim": head_dim,
+        "vocab_size": vocab_size,
+        "padded_vocab_size": -(-vocab_size // 64) * 64,
+        "sequence_len": sequence_len,
+        "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 else "SSSL"),
+        "value_embeddings": depth >= 6,
+    }
+
+
+def count_params(sizes: dict[str, Any]) -> dict[str, int]:
+    """Return parameter counts in closed form: matrices, head, embeddings, other, total."""
+    n, c, v = sizes["n_layer"], sizes["n_embd"], sizes["padded_vocab_size"]
+    kv = sizes["n_kv_head"] * sizes["head_dim"]
+    with_ve = sum(layer % 2 == (n - 1) % 2 for layer in range(n)) if sizes["value_embeddings"] else 0
+    matrices = n * (2 * c * c + 2 * c * kv + 8 * c * c)
+    other = 2 * n + 2 + GATE_CHANNELS * (1 + with_ve * sizes["n_kv_head"])  # scales per layer, smear, backout, gates
+    embeddings = v * c + with_ve * v * kv
+    total = matrices + v * c + embeddings + other
+    return {"matrices": matrices, "head": v * c, "embeddings": embeddings, "other": other, "total": total}
+
+
+def flops_per_token(sizes: dict[str, Any]) -> int:
+    """Return FLOPs of forward and backward per token: 6 per matmul weight, plus attention (arXiv 2204.02311)."""
+    params = count_params(sizes)
+    n, t = sizes["n_layer"], sizes["sequence_len"]
+    pattern = sizes["window_pattern"]
+    windows = [t if pattern[i % len(pattern)] == "L" or i == n - 1 else max(1, t // 4) for i in range(n)]
+    return 6 * (params["matrices"] + params["head"]) + 12 * sizes["n_embd"] * sum(windows)
+
+
+def _horizon(sizes: dict[str, Any], scaling: int, over: Overrides, budget_tokens: float | None) -> tuple[float, float]:
+    """Tokens of the full horizon (for the batch and decay laws) and tokens to train on."""
+    full = (over.target_ratio or TARGET_RATIO) * scaling
+    if budget_tokens is not None:
+        return min(full, budget_tokens), budget_tokens
+    if over.target_flops is not None:
+        return full, over.target_flops / flops_per_token(sizes)
+    return full, full
+
+
+def _total_batch(tokens: float, sequence_len: int) -> int:
+    """Law of the reference point, but never so large that a run has fewer than MIN_STEPS steps."""
+    law = REF_BATCH * (tokens / REF_TOKENS) ** BATCH_EXPONENT
+    batch = max(MIN_BATCH, sequence_len, min(law, tokens / MIN_STEPS))
+    return 2 ** round(math.log2(batch))
+
+
+def _device_batch(total: int, sequence_len: int, world_size: int, limit_tokens: int) -> int:
+    """Rows per micro-step: the largest divisor of the step's rows per rank that stays within `limit_tokens`."""
+    unit = sequence_len * world_size
+    rows = total // unit
+    if rows * unit != total or rows == 0:
+        fit = max(1, round(total / unit)) * unit
+        raise ValueError(
+            f"total_batch_size={total} is not a multiple of {unit} = max_seq_len * world size tokens; "
+            f"pass --total-batch-size={fit}"
+        )
+    most = max(1, limit_tokens // sequence_len)
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
+
+
+def resolve(
+    depth: int,
+    *,
+    vocab_size: int,
+    world_size: int = 1,
+    overrides: Overrides = Overrides(),
+    micro_batch_tokens: int = 4096,
+    budget_s: float | None = None,
+    budget_tokens: float | None = None,
+) -> Recipe:
+    """Derive a run from its depth.
+
+    vocab_size: tokens, special ones included. micro_batch_tokens: what one rank can take at a time.
+    budget_s, budget_tokens: wall-clock budget and the tokens this machine is expected to train in it.
+    Raises ValueError naming the value and a value that works.
+    """
+    over = overrides
+    if budget_s is not None and any(x is not None for x in (over.num_steps, over.target_flops, over.target_ratio)):
+        raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
+    sizes = model_sizes(depth, vocab_size, over)
+    params = count_params(sizes)
+    scaling = params["matrices"] + params["head"]
+    sequence_len = sizes["sequence_len"]
+    full, tokens = _horizon(sizes, scaling, over, budget_tokens)
+    total = over.total_batch_size or _total_batch(full, sequence_len)
+    limit = (over.device_batch_size or 0) * sequence_len or micro_batch_tokens
+    device_batch = _device_batch(total, sequence_len, world_size, limit)
+    if over.device_batch_size and device_batch != over.device_batch_size:
+        raise ValueError(
+            f"total_batch_size={total} is not a multiple of {over.device_batch_size * sequence_len * world_size} = "
+            f"device_batch_size * max_seq_len * world size tokens; pass --device-batch-size={device_batch} or "
+            f"--total-batch-size={over.device_batch_size * sequence_len * world_size}"
+        )
+    num_steps = over.num_steps or max(1, int(tokens // total))
+    per_flop = flops_per_token(sizes)
+    small = total < REF_BATCH
+    lr_scale = (total / REF_BATCH) ** (LR_EXPONENT_SMALL if small else LR_EXPONENT_LARGE)
+    width_scale = (sizes["n_embd"] / WIDTH_REF) ** -0.5
+    device_tokens = device_batch * sequence_len
+    activations = device_tokens * sizes["n_layer"] * sizes["n_embd"] * ACTIVATION_FACTOR * 4
+    return Recipe(
+        **sizes,
+        num_params=params["total"],
+        scaling_params=scaling,
+        flops_per_token=per_flop,
+        train_tokens=num_steps * total,
+        total_batch_size=total,
+        device_batch_size=device_batch,
+        world_size=world_size,
+        grad_accum_steps=total // (device_tokens * world_size),
+        num_steps=num_steps,
+        train_flops=float(per_flop) * num_steps * total,
+        budget_s=budget_s,
+        embedding_lr=EMBEDDING_LR * width_scale * lr_scale,
+        head_lr=HEAD_LR * width_scale * lr_scale,
+        scalar_lr=SCALAR_LR * lr_scale,
+        matrix_lr=MATRIX_LR * lr_scale,
+        weight_decay=WEIGHT_DECAY * (total / REF_BATCH) * (REF_TOKENS / full) / lr_scale,
+        warmup_frac=WARMUP_TOKENS_FRAC,
+        warmdown_frac=WARMDOWN_FRAC,
+        final_lr_frac=FINAL_LR_FRAC,
+        momentum_start=MOMENTUM_START,
+        momentum_peak=MOMENTUM_PEAK,
+        momentum_ramp_steps=max(1, min(300, int(num_steps * MOMENTUM_RAMP_FRAC))),
+        memory_bytes=int(params["total"] * (8 + 8 / world_size) + activations),
+        overridden=tuple(name for name, value in asdict(over).items() if value is not None),
+    )
+
+
+def depth_for_budget(seconds: float, flops_per_s: float, vocab_size: int | None = None) -> int:
+    """Choose the deepest model that sees enough tokens in the time, at a measured speed in FLOP/s."""
+    best = BUDGET_DEPTHS[0]
+    for depth in BUDGET_DEPTHS:
+        sizes = model_sizes(depth, vocab_size or advise_vocab_size(depth))
+        params = count_params(sizes)
+        tokens = seconds * flops_per_s / flops_per_token(sizes)
+        if tokens >= BUDGET_RATIO * (params["matrices"] + params["head"]):
+            best = depth
+    return best
+
+
+FORMULAS = {
+    "n_layer": "depth",
+    "n_embd": f"head_dim * ceil(depth * {ASPECT} / head_dim)",
+    "n_head": "n_embd / head_dim",
+    "n_kv_head": "n_head",
+    "head_dim": "64 below depth 12, else 128",
+    "vocab_size": "of the tokenizer",
+    "padded_vocab_size": "64 * ceil(vocab_size / 64)",
+    "sequence_len": "512 up to depth 7, 1024 up to 11, then 2048",
+    "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
+    "value_embeddings": "from depth 6",
+    "num_params": "closed form, equal to the model's",
+    "scaling_params": "block matrices + lm_head",
+    "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",
+    "train_tokens": f"num_steps * total_batch_size (full horizon: {TARGET_RATIO:g} * scaling_params)",
+    "total_batch_size": f"2^round(log2(min({REF_BATCH} * (D / {REF_TOKENS:.3g})^{BATCH_EXPONENT}, D / {MIN_STEPS})))",
+    "device_batch_size": "largest divisor of the step's rows that fits a micro-step",
+    "world_size": "ranks",
+    "grad_accum_steps": "total_batch_size / (device_batch_size * sequence_len * world_size)",
+    "num_steps": "tokens of the horizon / total_batch_size",
+    "train_flops": "flops_per_token * train_tokens",
+    "budget_s": "asked for with --budget; the schedule then follows the clock",
+    "embedding_lr": f"{EMBEDDING_LR} * (n_embd / {WIDTH_REF})^-0.5 * lr_scale",
+    "head_lr": f"{HEAD_LR} * (n_embd / {WIDTH_REF})^-0.5 * lr_scale",
+    "scalar_lr": f"{SCALAR_LR} * lr_scale",
+    "matrix_lr": f"{MATRIX_LR} * lr_scale; lr_scale = (B / {REF_BATCH})^{LR_EXPONENT_SMALL} below it, ^0.5 above",
+    "weight_decay": f"{WEIGHT_DECAY} * (B / {REF_BATCH}) * ({REF_TOKENS:.3g} / D) / lr_scale (arXiv 2405.13698)",
+    "warmup_frac": "share of the run",
+    "warmdown_frac": "share of the run",
+    "final_lr_frac": "of the peak learning rate",
+    "momentum_start": "Muon momentum at the first step",
+    "momentum_peak": "Muon momentum after the ramp",
+    "momentum_ramp_steps": f"{MOMENTUM_RAMP_FRAC:g} * num_steps, at most 300",
+    "memory_bytes": "weights, gradients, optimizer state per rank, activations of a micro-step (estimate)",
+}
+
+
+def explain(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Return (field, value, formula) for people; values set by hand are marked `(set)`."""
+    rows = []
+    renamed = {"max_seq_len": "sequence_len"}
+    by_hand = {renamed.get(name, name) for name in recipe.overridden}
+    for name, formula in FORMULAS.items():
+        value = getattr(recipe, name)
+        if isinstance(value, float):
+            text = f"{value:.4g}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            text = f"{value:,}"
+        else:
+            text = str(value)
+        rows.append((name, text + (" (set)" if name in by_hand else ""), formula))
+    return rows
