@@ -1,0 +1,214 @@
+"""Checkpoints: safetensors and JSON, committed as a whole, verified before they are trusted.
+
+    <stage>/<tag>/step_00001234/  model.safetensors  optim.rank<k>.safetensors  state.json  manifest.json
+    <stage>/<tag>/latest.json     {"step", "manifest_sha256"}
+
+Every rank writes into `step_N.tmp-<run>/`; rank 0 writes the manifest last and renames the folder. A folder without
+a valid manifest does not exist for any reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanozhchat import __version__, files
+from nanozhchat.compute import Compute
+from nanozhchat.errors import DamagedError, DiskError
+from nanozhchat.gpt import GPT, GPTConfig
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+STEP_FOLDER = re.compile(r"step_(\d{8})")
+SPACE_MARGIN = 1.2  # free space wanted, relative to the expected size
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk: its folder, step and manifest."""
+
+    folder: Path
+    step: int
+    manifest: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        """Counters, loader state, recipe and all else that is not a tensor."""
+        return files.read_json(self.folder / "state.json")
+
+    def load_model(self, device: torch.device, dtype: torch.dtype) -> GPT:
+        """Build the model and fill it; raises DamagedError if the tensors don't fit the configuration."""
+        model = GPT(GPTConfig(**self.manifest["model"]), dtype=dtype).to(device)
+        fill_model(model, _read_tensors(self.folder / "model.safetensors"), self.folder)
+        return model.eval()
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Optimizer state of all ranks, merged."""
+        merged: dict[str, Tensor] = {}
+        for path in sorted(self.folder.glob("optim.rank*.safetensors")):
+            merged.update(_read_tensors(path))
+        return merged
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from error
+
+
+def fill_model(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors into a model after comparing names and shapes."""
+    expected = {name: p.shape for name, p in model.named_parameters()}
+    found = {name: t.shape for name, t in tensors.items()}
+    if expected != found:
+        odd = sorted({n for n in expected | found if expected.get(n) != found.get(n)})
+        raise DamagedError(f"{source} does not fit the model: tensors differ ({', '.join(odd[:4])})")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(tensors[name])
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    model: GPT,
+    optimizer_state: dict[str, Tensor],
+    state: dict[str, Any],
+    identity: dict[str, Any],
+    compute: Compute,
+    keep_last: int = 2,
+) -> Path | None:
+    """Commit a checkpoint; all ranks call it. Returns its folder, or None (with a warning) when space is short.
+
+    state: plain JSON types. identity: what must be equal to resume (stored in the manifest).
+    """
+    final = folder / f"step_{step:08d}"
+    if final.exists() and _manifest(final) is not None:
+        return final
+    expected = sum(p.numel() * 4 for p in model.parameters()) * 3
+    free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
+    if compute.broadcast([float(free > expected * SPACE_MARGIN)])[0] == 0.0:
+        if compute.is_main:
+            log.warning("checkpoint of step %d not saved: %.1f GiB free, about %.1f needed", step, free / 2**30,
+                        expected * SPACE_MARGIN / 2**30)  # fmt: skip
+        return None
+    work = folder / f"step_{step:08d}.tmp-{int(compute.broadcast([float(os.getpid())])[0])}"
+    if compute.is_main:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # a folder without a valid manifest
+        work.mkdir(parents=True)
+    compute.barrier()
+    written = {}
+    rank_file = work / f"optim.rank{compute.rank}.safetensors"
+    written[rank_file.name] = _write_tensors(rank_file, optimizer_state)
+    if compute.is_main:
+        weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
+        if not all(torch.isfinite(t).all() for t in weights.values()):
+            raise DiskError(f"step {step}: weights are not finite; nothing was saved")
+        written["model.safetensors"] = _write_tensors(work / "model.safetensors", weights)
+        files.write_json(work / "state.json", state)
+        written["state.json"] = files.sha256(work / "state.json")
+    entries = {name: digest for part in compute.gather(written) for name, digest in part.items()}  # type: ignore[attr-defined]
+    if compute.is_main:
+        _commit(folder, work, final, step, entries, {"model": model.config.to_dict(), "identity": identity})
+        prune(folder, keep_last)
+    compute.barrier()
+    return final
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+    return files.sha256(path)
+
+
+def _commit(folder: Path, work: Path, final: Path, step: int, entries: dict[str, str], about: dict[str, Any]) -> None:
+    listed = [
+        {"name": name, "bytes": (work / name).stat().st_size, "sha256": digest}
+        for name, digest in sorted(entries.items())
+    ]
+    manifest = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": step, **about, "files": listed}
+    files.write_json(work / "manifest.json", manifest)
+    files.backend.replace(work, final)
+    files.backend.fsync_dir(folder)
+    digest = files.sha256(final / "manifest.json")
+    files.write_json(folder / "latest.json", {"step": step, "manifest_sha256": digest})
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = files.read_json(folder / "manifest.json")
+    except (OSError, DamagedError):
+        return None
+    known = isinstance(manifest, dict) and manifest.get("format_version") == FORMAT_VERSION
+    return manifest if known and "files" in manifest else None
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps with a manifest, ascending."""
+    if not folder.is_dir():
+        return []
+    found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := STEP_FOLDER.fullmatch(p.name))]
+    return sorted(step for step, path in found if _manifest(path) is not None)
+
+
+def problems(folder: Path) -> list[str]:
+    """Compare every file with the manifest; an empty list means that the checkpoint is whole."""
+    manifest = _manifest(folder)
+    if manifest is None:
+        return [f"{folder}: no valid manifest.json"]
+    found = []
+    for entry in manifest["files"]:
+        path = folder / entry["name"]
+        if not path.is_file():
+            found.append(f"{path}: missing")
+        elif path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+            found.append(f"{path}: content differs from the manifest")
+    return found
+
+
+def find(folder: Path, step: int | None = None) -> Saved | None:
+    """Return the newest whole checkpoint (or the one of `step`), None if there is none at all.
+
+    A damaged one is skipped with a warning; if all are damaged, raises DamagedError.
+    """
+    steps = list_steps(folder)
+    if step is not None and step not in steps:
+        raise ValueError(f"{folder} has no checkpoint of step {step}; there are: {', '.join(map(str, steps)) or 'none'}")
+    bad: list[str] = []
+    for candidate in [step] if step is not None else reversed(steps):
+        path = folder / f"step_{candidate:08d}"
+        bad = problems(path)
+        if not bad:
+            manifest = _manifest(path)
+            assert manifest is not None
+            return Saved(path, candidate, manifest)
+        log.warning("checkpoint skipped: %s", bad[0])
+    if bad:
+        raise DamagedError(f"no usable checkpoint in {folder}: {bad[0]}; train again with --no-resume")
+    return None
+
+
+def prune(folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree) -> list[int]:
+    """Delete all but the newest `keep_last` checkpoints (at least one); returns the deleted steps."""
+    doomed = list_steps(folder)[: -max(1, keep_last)]
+    for step in doomed:
+        try:
+            remove(folder / f"step_{step:08d}")
+        except OSError as error:
+            log.warning("could not delete the checkpoint of step %d: %s", step, error)
+    return doomed

@@ -1,0 +1,82 @@
+"""What a run says: messages for people on rank 0, numbers to metrics.jsonl and, when asked, wandb."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanozhchat.files import append_jsonl, atomic_write, read_jsonl
+
+NO_RUN = "dummy"  # the --run name that switches wandb off
+
+
+def setup_logging(rank: int = 0) -> None:
+    """Send messages of rank 0 to stderr, warnings of the others too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("nanozhchat", "scripts", "tasks", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as 03:12 or 1:03:12."""
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m:02d}:{s:02d}"
+
+
+class Metrics:
+    """One sink for numbers: metrics.jsonl in the run's folder, and wandb when a run name is given."""
+
+    def __init__(self, folder: Path, *, run: str = NO_RUN, config: dict[str, Any] | None = None, enabled: bool = True):
+        self.folder, self.enabled, self.wandb = folder, enabled, None
+        if enabled and run != NO_RUN:
+            self.wandb = _start_wandb(folder, run, config or {})
+
+    def forget_after(self, step: int) -> None:
+        """Drop numbers of steps that a resumed run will do again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            rows = read_jsonl(path)
+            kept = [row for row in rows if row.get("step", 0) <= step]
+            if self.enabled and len(kept) < len(rows):
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+                atomic_write(path, text.encode())
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Record one flat row; `step` is among the keys."""
+        if self.enabled:
+            append_jsonl(self.folder / "metrics.jsonl", values)
+            if self.wandb is not None:
+                self.wandb.log(values, step=values["step"])
+
+    def sample(self, row: dict[str, Any]) -> None:
+        """Record a text that the model produced."""
+        if self.enabled:
+            append_jsonl(self.folder / "samples.jsonl", row)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Record something that happened: start, save, resume, skip, stop, done."""
+        if self.enabled:
+            append_jsonl(self.folder / "events.jsonl", {"event": kind, **values})
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _start_wandb(folder: Path, run: str, config: dict[str, Any]) -> Any:
+    import wandb
+
+    if os.environ.get("WANDB_MODE") is None and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
+        raise ValueError(f"--run={run} logs to wandb, but nobody is logged in; run `wandb login` or set WANDB_MODE=offline")
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(project="nanozhchat", name=run, config=config, dir=str(folder), resume="allow")

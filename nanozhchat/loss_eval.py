@@ -1,0 +1,68 @@
+"""Held-out loss: bits per byte, comparable across vocabularies, and what general compressors reach."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from nanozhchat.compute import Compute
+from nanozhchat.dataloader import Batch
+from nanozhchat.gpt import GPT
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Loss over held-out text. loss: nats per token; bpb: bits per UTF-8 byte; ppl: exp(loss)."""
+
+    loss: float
+    bpb: float
+    ppl: float
+    tokens: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Convert summed cross-entropy into bits per UTF-8 byte.
+
+    nats: summed over all scored tokens; n_bytes: UTF-8 length of the text they stand for, special tokens count 0.
+    Raises ValueError if no byte was scored. Bytes per character differ by script: compare like with like.
+    """
+    if n_bytes <= 0:
+        raise ValueError("no byte was scored: the held-out data is empty")
+    return nats / math.log(2) / n_bytes
+
+
+@torch.inference_mode()
+def evaluate(model: GPT, batches: Iterable[Batch], token_bytes: Tensor, compute: Compute) -> HeldOut:
+    """Score batches (of this rank; results are summed over ranks). token_bytes: (V,) UTF-8 bytes of each id."""
+    was_training = model.training
+    model.eval()
+    nats, tokens, n_bytes = 0.0, 0, 0
+    for batch in batches:
+        scored = batch.targets >= 0
+        nats += float(model(batch.inputs, batch.targets))
+        tokens += int(scored.sum())
+        n_bytes += int(token_bytes[batch.targets.clamp(min=0)][scored].sum())
+    model.train(was_training)
+    nats, total, n_bytes_all = compute.sum([nats, float(tokens), float(n_bytes)])
+    if total == 0:
+        raise ValueError("no token was scored: the held-out data is empty; give more text or --val-data")
+    loss = nats / total
+    bpb = bits_per_byte(nats, n_bytes_all) if n_bytes_all else float("nan")
+    return HeldOut(loss, bpb, math.exp(min(loss, 700.0)), int(total), int(n_bytes_all))
+
+
+def compressor_bpb(text: bytes) -> dict[str, float]:
+    """Bits per byte of gzip -9 and xz -9 on the same bytes in one piece: what to beat."""
+    packed = {"gzip": gzip.compress(text, 9), "xz": lzma.compress(text, preset=9)}
+    return {name: 8 * len(data) / len(text) for name, data in packed.items()}
