@@ -1,0 +1,103 @@
+"""A trained model by name, ready to talk: `load("d4")` gives a `Chat`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nanozhchat import checkpoint, paths
+from nanozhchat.compute import detect_device, detect_dtype
+from nanozhchat.conversation import Message, make_conversation
+from nanozhchat.engine import Engine
+from nanozhchat.sampling import SamplingParams
+from nanozhchat.tokenizer import Tokenizer
+
+Prompt = "str | Sequence[Message | Mapping[str, Any]]"
+
+
+class Chat:
+    """An engine with its tokenizer and where they came from. source: "base", "sft" or "rl"."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, name: str, source: str, step: int) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self.name, self.source, self.step = name, source, step
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Turn a question or a conversation that ends with the user's turn into ids; a base model continues text."""
+        if isinstance(prompt, str) and self.source == "base":
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        messages = make_conversation([Message("user", prompt)] if isinstance(prompt, str) else prompt)
+        if messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        return self.tokenizer.render_prompt(messages)
+
+    def stream(self, prompt: Prompt, *, cancel: threading.Event | None = None, **sampling: Any) -> Iterator[str]:
+        """Yield the answer in pieces of complete characters. sampling: fields of `SamplingParams`."""
+        for delta in self.engine.stream(self.prompt_ids(prompt), SamplingParams(**sampling), cancel=cancel):
+            if delta.text:
+                yield delta.text
+
+    def __call__(self, prompt: Prompt, **sampling: Any) -> str:
+        """Return the whole answer."""
+        return "".join(self.stream(prompt, **sampling))
+
+
+def latest_tag() -> str:
+    """Name of the model whose checkpoint was written last; raises FileNotFoundError if there is none."""
+    found = [p for stage in paths.STAGES for p in (paths.base_dir() / stage).glob("*/latest.json")]
+    if not found:
+        raise FileNotFoundError(
+            f"no trained model under {paths.base_dir()}; train one with `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
+        )
+    return max(found, key=lambda p: p.stat().st_mtime).parent.name
+
+
+def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[str, str, checkpoint.Saved]:
+    """Find a checkpoint: the tag, the stage and what was saved. source None = the furthest stage that exists."""
+    name = paths.check_tag(tag) if tag else latest_tag()
+    stages = [source] if source else list(reversed(paths.STAGES))
+    for stage in stages:
+        saved = checkpoint.find(paths.run_dir(stage, name), step if source else None)
+        if saved is not None:
+            return name, stage, saved
+    there = sorted({p.parent.name for stage in stages for p in (paths.base_dir() / stage).glob("*/latest.json")})
+    raise FileNotFoundError(
+        f"no {source or 'trained'} checkpoint of model tag {name!r} under {paths.base_dir()}; "
+        f"tags there: {', '.join(there) or 'none'}"
+    )
+
+
+def load(
+    tag: str | None = None,
+    *,
+    source: str | None = None,
+    step: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Chat:
+    """Load a model by tag, stage and step; None = the most recent model, its furthest stage, its newest step.
+
+    device: "cpu", "cuda", ... None = detected. dtype: "float32", ... None = float32 on a CPU, else detected.
+    Raises FileNotFoundError, ValueError or DamagedError with the next command to run.
+    """
+    import torch
+
+    name, stage, saved = find(tag, source, step)
+    where = torch.device(detect_device(device))
+    kind, _ = detect_dtype(where, dtype, measure=False)
+    tokenizer = load_tokenizer(saved)
+    model = saved.load_model(where, kind)
+    return Chat(Engine(model, tokenizer), tokenizer, name=name, source=stage, step=saved.step)
+
+
+def load_tokenizer(saved: checkpoint.Saved) -> Tokenizer:
+    """Load the tokenizer that a checkpoint was trained with; raises ValueError if it has changed since."""
+    identity = saved.manifest["identity"]
+    tokenizer = Tokenizer.load(paths.tokenizer_dir(identity["tokenizer"]))
+    if tokenizer.hash != identity["tokenizer_hash"]:
+        raise ValueError(
+            f"tokenizer {identity['tokenizer']!r} is not the one that {saved.folder} was trained with; "
+            "train it again with the same data and settings, or train the model again"
+        )
+    return tokenizer
