@@ -1,0 +1,103 @@
+"""Built-in Chinese: documents, conversations and held-out questions about one small generated world.
+
+Everything is generated from our own grammars, word lists and facts (`lexicon/*.txt`), deterministic by seed, endless.
+The held-out half is decided by content (`world.is_held_out`): names, number pairs, (fact, phrasing) pairs, strings and
+plots that no training text ever contains, so `questions` measure generalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nanozhchat.builtin import layouts
+from nanozhchat.builtin.checking import is_refusal, make_check
+from nanozhchat.builtin.world import Item, Rng
+from nanozhchat.conversation import Conversation, Message
+
+__all__ = ["PARTS", "SKILLS", "Question", "conversations", "documents", "is_refusal", "questions"]
+
+PARTS: tuple[str, ...] = tuple(layouts.PART_WEIGHTS)
+SKILLS: tuple[str, ...] = tuple(skill for skill in layouts.DRAWS if skill != "chat")
+TALK: tuple[str, ...] = (*SKILLS, "chat")  # what conversations may be about; small talk is not evaluated
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out question. messages ends with the user; chance: score of blind guessing, 0-1."""
+
+    skill: str
+    messages: tuple[Message, ...]
+    expected: str
+    answerable: bool
+    chance: float
+    check: Callable[[str], bool]
+
+
+def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the wanted names; raise ValueError naming the known ones."""
+    if wanted is None:
+        return tuple(known)
+    if isinstance(wanted, str) or not wanted:
+        raise ValueError(f"{kind}s={wanted!r}: pass a non-empty list of names out of {', '.join(known)}")
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; there are: {', '.join(known)}")
+    return tuple(wanted)
+
+
+def _start(seed: int, split: str, view: str) -> tuple[Rng, bool]:
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+    return Rng(f"{view}:{split}:{seed}"), split == "val"
+
+
+def documents(seed: int = 0, *, split: str = "train", parts: Sequence[str] | None = None) -> Iterator[str]:
+    """Yield plain-text documents without end. split: "train" or "val"; parts: names out of PARTS, None = all."""
+    chosen = _choose("part", parts, PARTS)
+    rng, held = _start(seed, split, "documents")
+    mixture = layouts.weighted({part: layouts.PART_WEIGHTS[part] for part in chosen})
+
+    def stream() -> Iterator[str]:
+        while True:
+            yield layouts.document(rng, held, rng.pick(mixture))
+
+    return stream()
+
+
+def conversations(
+    seed: int = 0, *, split: str = "train", skills: Sequence[str] | None = None
+) -> Iterator[Conversation]:
+    """Yield chat conversations without end. skills: names out of SKILLS or "chat" (small talk), None = all."""
+    chosen = _choose("skill", skills, TALK)
+    rng, held = _start(seed, split, "conversations")
+    mixture = layouts.weighted({skill: layouts.SKILL_WEIGHTS[skill] for skill in chosen})
+
+    def stream() -> Iterator[Conversation]:
+        while True:
+            yield layouts.conversation(rng, held, mixture)
+
+    return stream()
+
+
+def _question(rng: Rng, item: Item) -> Question:
+    messages = (Message("user", layouts.ask_text(rng, item)),)
+    return Question(item.skill, messages, item.answer, item.answerable, item.chance, make_check(item))
+
+
+def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
+    """Return n held-out questions of a skill, no two alike."""
+    _choose("skill", [skill], SKILLS)
+    rng, held = _start(seed, "val", f"questions:{skill}")
+    found: dict[str, Question] = {}
+    for _ in range(100 * n):  # small skills run out of distinct questions
+        if len(found) == n:
+            break
+        question = _question(rng, layouts.DRAWS[skill](rng, held))
+        found.setdefault(question.messages[-1].content, question)
+    if len(found) < n:
+        raise ValueError(
+            f"skill {skill!r} has only {len(found)} distinct held-out questions; ask for at most that many"
+        )
+    return list(found.values())

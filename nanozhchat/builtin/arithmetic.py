@@ -1,0 +1,93 @@
+"""Sums, differences, products and word problems up to 100, with steps a tiny model can take one digit at a time."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, names, places, things
+
+LIMIT = 100  # no operand or result is larger
+
+
+@cache
+def pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
+    """Return the operand pairs of one split for "add" or "sub"."""
+    if op == "add":
+        pool = [(a, b) for a in range(1, LIMIT) for b in range(1, LIMIT - a + 1)]
+    else:
+        pool = [(a, b) for a in range(2, LIMIT) for b in range(1, a)]
+    return tuple((a, b) for a, b in pool if is_held_out(f"{op}:{a},{b}") is held)
+
+
+@cache
+def products(held: bool, section: str = "mul") -> tuple[tuple[int, int, int], ...]:
+    """Return (a, b, phrasing index): tables cannot be derived, so what is held out is table entry x phrasing."""
+    rows = tuple(f"{a}*{b}" for a in range(2, 10) for b in range(2, 10))
+    return tuple((2 + i // 8, 2 + i % 8, j) for i, j in combos(rows, lines("arithmetic", section), held))
+
+
+def add_steps(a: int, b: int) -> str:
+    """Return the worked sum, ending with the result."""
+    if a < 10 and b < 10:
+        return f"{a}加{b}等于{a + b}"
+    ones, tens_a, tens_b = a % 10 + b % 10, a // 10, b // 10
+    tens = f"{tens_a}加{tens_b}"
+    if ones >= 10:
+        return f"个位{a % 10}加{b % 10}得{ones}，写{ones - 10}进1；十位{tens}加1得{tens_a + tens_b + 1}；{a}加{b}等于{a + b}"
+    return f"个位{a % 10}加{b % 10}得{ones}，写{ones}；十位{tens}得{tens_a + tens_b}；{a}加{b}等于{a + b}"
+
+
+def sub_steps(a: int, b: int) -> str:
+    """Return the worked difference, ending with the result."""
+    if a < 10:
+        return f"{a}减{b}等于{a - b}"
+    ones_a, ones_b, tens_a, tens_b = a % 10, b % 10, a // 10, b // 10
+    if ones_a >= ones_b:
+        ones = f"个位{ones_a}减{ones_b}得{ones_a - ones_b}"
+        return f"{ones}；十位{tens_a}减{tens_b}得{tens_a - tens_b}；{a}减{b}等于{a - b}"
+    ones = f"个位借1，{ones_a + 10}减{ones_b}得{ones_a + 10 - ones_b}"
+    return f"{ones}；十位{tens_a}减1减{tens_b}得{tens_a - 1 - tens_b}；{a}减{b}等于{a - b}"
+
+
+def _item(ask: str, answer: str, result: int, key: str) -> Item:
+    return Item("arithmetic", "", ask, answer, key, "number", (str(result),))
+
+
+def draw_sum(rng: Rng, held: bool) -> Item:
+    """Return a bare calculation."""
+    op = rng.below(5)
+    if op == 4:
+        a, b, phrasing = rng.pick(products(held))
+        ask = lines("arithmetic", "mul")[phrasing].format(a=a, b=b)
+        return _item(ask, f"{a}乘{b}等于{a * b}。", a * b, f"mul:{a},{b},{phrasing}")
+    name = "add" if op < 2 else "sub"
+    a, b = rng.pick(pairs(name, held))
+    ask = rng.pick(lines("arithmetic", name)).format(a=a, b=b)
+    steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
+    return _item(ask, steps + "。", result, f"{name}:{a},{b}")
+
+
+def draw_problem(rng: Rng, held: bool) -> Item:
+    """Return a word problem about named people and things."""
+    noun, measure = rng.pick(things("countable"))
+    n, k = rng.two(names(held))
+    op = rng.below(5)
+    place = rng.pick(places(held))
+    if op == 4:
+        a, b, phrasing = rng.pick(products(held, "mul_story"))
+        shape = lines("arithmetic", "mul_story")[phrasing]
+        steps, result, key = f"{a}乘{b}等于{a * b}", a * b, f"mul:{a},{b},s{phrasing}"
+    else:
+        name = "add" if op < 2 else "sub"
+        a, b = rng.pick(pairs(name, held))
+        shape = rng.pick(lines("arithmetic", name + "_story"))
+        steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
+        key = f"{name}:{a},{b}"
+    ask = shape.format(n=n, k=k, a=a, b=b, m=measure, t=noun, p=place)
+    unit = "元" if "元" in shape else measure + noun
+    return _item(ask, f"{steps}，答案是{result}{unit}。", result, key)
+
+
+def draw(rng: Rng, held: bool) -> Item:
+    """Return a calculation (two in three) or a word problem."""
+    return draw_sum(rng, held) if rng.random() < 0.65 else draw_problem(rng, held)

@@ -1,0 +1,69 @@
+"""Judging answers: one rule per kind of answer, strict about the value and deaf to the wording."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from nanozhchat.builtin.stories import STORY_CHARS_MIN
+from nanozhchat.builtin.world import Item
+
+REFUSAL_HEAD_CHARS = 40  # a refusal says so at once; later text may mention that somebody does not know something
+REFUSAL = re.compile(
+    r"不知道|不清楚|无法知道|没法知道|不能知道|无从知道|没有提到|没提到|没听说过|没有听说过|不认识|无法回答|没法回答|不了解|不确定|无法预测"
+)
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+SENTENCE = re.compile(r"[^。！？…]+[。！？…]?[”’]?")
+SENTENCE_END = ("。", "！", "？", "”", "…")
+
+
+def is_refusal(answer: str) -> bool:
+    """Say whether an answer declines to answer."""
+    return REFUSAL.search(answer[:REFUSAL_HEAD_CHARS]) is not None
+
+
+def _is_story(answer: str, name: str, aim: str) -> bool:
+    text = answer.strip()
+    sentences = [s.strip() for s in SENTENCE.findall(text) if s.strip("。！？…”’ \n")]
+    # The aim is "mentioned" when most of its characters are: 学会游泳 may well be told as 终于会游泳了.
+    hits = sum(char in text for char in set(aim))
+    return (
+        len(text) >= STORY_CHARS_MIN
+        and text.endswith(SENTENCE_END)
+        and name in text
+        and hits >= 0.7 * len(set(aim))
+        and len(sentences) >= 3
+        and len(set(sentences)) == len(sentences)
+    )
+
+
+def _has_number(answer: str, value: str) -> bool:
+    return value in NUMBER.findall(answer)
+
+
+def make_check(item: Item) -> Callable[[str], bool]:
+    """Return the judge of answers to an item.
+
+    "contains": all of right, none of wrong. "any": one of right. "number": the last number is the result. "value": the
+    number is there. "refusal": declines. "story": see `_is_story`. Answerable questions must not be declined.
+    """
+    rule, right, wrong = item.rule, item.right, item.wrong
+
+    def check(answer: str) -> bool:
+        if rule == "refusal":
+            return is_refusal(answer)
+        if rule == "story":
+            return _is_story(answer, *right)
+        if is_refusal(answer) and not is_refusal(item.answer):
+            return False
+        if rule == "number":
+            found = NUMBER.findall(answer)
+            return bool(found) and found[-1] == right[0]
+        if rule == "value":
+            return _has_number(answer, right[0]) and not any(_has_number(answer, w) for w in wrong)
+        if rule == "any":
+            return any(r in answer for r in right)
+        assert rule == "contains", rule
+        return all(r in answer for r in right) and not any(w in answer for w in wrong)
+
+    return check

@@ -1,0 +1,90 @@
+"""Facts: tables of (subject, object) under relations, each with its own phrasings of question and answer."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from nanozhchat.builtin.world import Item, Rng, combos, sections
+
+PARENT_RELATION = "<"  # "< name" takes the table of another relation the other way round
+UNIT_RELATION = "convert"
+
+
+class Relation(NamedTuple):
+    """rows: (subject, object, unit or ""); asks and answers: templates over {s}, {o}, {u}."""
+
+    name: str
+    asks: tuple[str, ...]
+    answers: tuple[str, ...]
+    rows: tuple[tuple[str, str, str], ...]
+
+
+def _row(relation: str, subject: str, value: str) -> tuple[str, str, str]:
+    if relation != UNIT_RELATION:
+        return subject, value, ""
+    number = value.rstrip("".join({c for c in value if not c.isdigit()}))
+    return subject, number, value[len(number) :]
+
+
+@cache
+def relations() -> tuple[Relation, ...]:
+    """Return every relation of `lexicon/facts.txt`."""
+    found: dict[str, Relation] = {}
+    for name, text in sections("facts").items():
+        by_mark: dict[str, list[str]] = {}
+        for line in text:
+            by_mark.setdefault(line[0], []).append(line[2:])
+        if PARENT_RELATION in by_mark:
+            rows = tuple((o, s, "") for s, o, _ in found[by_mark[PARENT_RELATION][0]].rows)
+        else:
+            entries = "|".join(by_mark["="]).split("|")
+            rows = tuple(_row(name, *entry.split()) for entry in entries)
+        found[name] = Relation(name, tuple(by_mark["?"]), tuple(by_mark["!"]), rows)
+    return tuple(found.values())
+
+
+@cache
+def _index(held: bool) -> tuple[tuple[int, int, int], ...]:
+    """Return (relation, row, phrasing) of one split, so that every fact is equally likely."""
+    found = []
+    for r, relation in enumerate(relations()):
+        keys = tuple(f"{relation.name}:{s}{u}" for s, _, u in relation.rows)
+        found += [(r, i, j) for i, j in combos(keys, relation.asks, held)]
+    return tuple(found)
+
+
+@cache
+def _wrong(r: int, i: int) -> tuple[str, ...]:
+    """Return the other objects of the relation that a right answer cannot contain."""
+    subject, value, _ = relations()[r].rows[i]
+    others = {o for s, o, _ in relations()[r].rows if s != subject}
+    said = "".join(a.format(s=subject, o=value, u="") for a in relations()[r].answers)
+    return tuple(sorted(o for o in others if o not in said))
+
+
+def draw(rng: Rng, held: bool) -> Item:
+    """Ask for one fact."""
+    r, i, j = rng.pick(_index(held))
+    relation = relations()[r]
+    subject, value, unit = relation.rows[i]
+    ask = relation.asks[j].format(s=subject, u=unit)
+    answer = relation.answers[rng.random() < 0.25].format(s=subject, o=value, u=unit)
+    key = f"fact:{relation.name}:{subject}{unit}|{j}"
+    if value.isdigit():
+        # The unit decides which number is meant, so the value must stand right before it.
+        return Item("facts", "", ask, answer, key, "value", (value,), (), True, _chance(r))
+    return Item("facts", "", ask, answer, key, "contains", (value,), _wrong(r, i), True, _chance(r))
+
+
+@cache
+def _chance(r: int) -> float:
+    return 1 / len({o for _, o, _ in relations()[r].rows})
+
+
+def statement(rng: Rng, held: bool) -> str:
+    """Return one fact as a plain sentence."""
+    r, i, _ = rng.pick(_index(held))
+    relation = relations()[r]
+    subject, value, unit = relation.rows[i]
+    return rng.pick(relation.answers).format(s=subject, o=value, u=unit)

@@ -1,0 +1,151 @@
+"""Items as text: documents in several question-and-answer layouts, and chat conversations."""
+
+from __future__ import annotations
+
+from nanozhchat.builtin import arithmetic, chatting, facts, reading, stories, unknown
+from nanozhchat.builtin import words as word_skills
+from nanozhchat.builtin.world import Draw, Item, Rng, lines, names
+from nanozhchat.conversation import Conversation, Message
+
+DRAWS: dict[str, Draw] = {
+    "arithmetic": arithmetic.draw,
+    "reading": reading.draw,
+    "facts": facts.draw,
+    "antonyms": word_skills.draw_antonym,
+    "measure": word_skills.draw_measure,
+    "idioms": word_skills.draw_idiom,
+    "counting": word_skills.draw_count,
+    "reversing": word_skills.draw_reverse,
+    "characters": word_skills.draw_nth,
+    "identity": chatting.draw_identity,
+    "unknown": unknown.draw,
+    "story": stories.draw,
+    "chat": chatting.draw_chat,
+}
+# How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
+SKILL_WEIGHTS: dict[str, int] = {
+    "arithmetic": 14,
+    "reading": 18,
+    "facts": 18,
+    "antonyms": 6,
+    "measure": 6,
+    "idioms": 7,
+    "counting": 4,
+    "reversing": 5,
+    "characters": 5,
+    "identity": 4,
+    "unknown": 14,
+    "story": 5,
+    "chat": 3,
+}
+PART_SKILLS: dict[str, tuple[str, ...]] = {
+    "facts": ("facts",),
+    "arithmetic": ("arithmetic",),
+    "reading": ("reading",),
+    "words": ("antonyms", "measure", "idioms", "counting", "reversing", "characters"),
+    "identity": ("identity",),
+    "unknown": ("unknown",),
+}
+# Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
+PART_WEIGHTS: dict[str, int] = {
+    "stories": 12,
+    "descriptions": 6,
+    "dialogues": 10,
+    "facts": 17,
+    "arithmetic": 13,
+    "reading": 17,
+    "words": 21,
+    "identity": 3,
+    "unknown": 13,
+}
+EXCHANGES_MAX = 4  # question-answer pairs in one document
+SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
+
+
+def weighted(weights: dict[str, int]) -> tuple[str, ...]:
+    """Return every name as often as its weight says, to pick from uniformly."""
+    return tuple(name for name, weight in weights.items() for _ in range(weight))
+
+
+MIXED_SKILLS = weighted(SKILL_WEIGHTS)
+
+
+def ask_text(rng: Rng, item: Item) -> str:
+    """Return the question with its context and, now and then, a polite prefix."""
+    if item.context:
+        gap = "\n" if rng.random() < 0.6 else ""
+        return f"{item.context}{gap}{reading.intro(rng)}{item.ask}"
+    if item.skill not in ("identity", "chat", "story") and rng.random() < 0.15:
+        return rng.pick(lines("chat", "prefix")) + item.ask
+    return item.ask
+
+
+def exchanges(rng: Rng, items: list[Item]) -> str:
+    """Return question-answer pairs in one of the document layouts."""
+    pairs = [(ask_text(rng, item), item.answer) for item in items]
+    layout = rng.below(5)
+    if layout == 0:
+        ask, answer = rng.pick(SPEAKERS)
+        return "\n".join([f"{ask}{q}\n{answer}{a}" for q, a in pairs])
+    if layout == 1:
+        return "\n".join([f"{q}\n{a}" for q, a in pairs])
+    if layout == 2:
+        return "\n".join([f"问题：{q}\n回答：{a}" for q, a in pairs])
+    return "\n".join([f"问：{q}\n答：{a}" for q, a in pairs])
+
+
+def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
+    """Return a document of a few exchanges of one skill; facts also come as plain statements."""
+    skill = rng.pick(skills)
+    if skill == "facts" and rng.random() < 0.2:
+        return "".join([facts.statement(rng, held) for _ in range(2 + rng.below(5))])
+    if skill == "reading" and rng.random() < 0.4:
+        passage = reading.draw_passage(rng, held)
+        items = [reading.ask_about(rng, passage) for _ in range(1 + rng.below(3))]
+        unique = list(dict.fromkeys(item.ask for item in items))
+        rest = [next(item for item in items if item.ask == ask)._replace(context="") for ask in unique]
+        return f"{passage.text}\n{exchanges(rng, rest)}"
+    draw = DRAWS[skill]
+    return exchanges(rng, [draw(rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
+
+
+def dialogue(rng: Rng, held: bool) -> str:
+    """Return a talk between two named people that mixes skills."""
+    a, b = rng.two(names(held))
+    turns = [f"{a}：{b}，你好！我想问你几个问题。\n{b}：好的，请问吧。"] if rng.random() < 0.4 else []
+    for _ in range(2 + rng.below(3)):
+        item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
+        while item.skill in ("identity", "story", "chat"):
+            item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
+        turns.append(f"{a}：{item.context}{item.ask}\n{b}：{item.answer}")
+    if rng.random() < 0.3:
+        turns.append(f"{a}：谢谢你，{b}。\n{b}：不客气。")
+    return "\n".join(turns)
+
+
+def document(rng: Rng, held: bool, part: str) -> str:
+    """Return one document of a part."""
+    if part == "stories":
+        item = stories.draw(rng, held)
+        kind = rng.below(4)
+        if kind == 0:
+            return exchanges(rng, [item])
+        return item.answer if kind > 1 else f"{item.ask}\n{item.answer}"
+    if part == "descriptions":
+        return chatting.describe(rng, held)
+    if part == "dialogues":
+        return dialogue(rng, held)
+    return skill_document(rng, held, PART_SKILLS[part])
+
+
+def conversation(rng: Rng, held: bool, skills: tuple[str, ...]) -> Conversation:
+    """Return one chat: mostly one exchange, a quarter of the time several, some with a system message."""
+    messages = [Message("system", rng.pick(lines("chat", "system")))] if rng.random() < 0.12 else []
+    turns = 1 if rng.random() < 0.75 else 2 + rng.below(3)
+    if turns > 1 and "chat" in skills and rng.random() < 0.3:
+        item = chatting.draw_chat(rng, held)
+        messages += [Message("user", item.ask), Message("assistant", item.answer)]
+    for _ in range(turns):
+        item = DRAWS[rng.pick(skills)](rng, held)
+        messages += [Message("user", ask_text(rng, item)), Message("assistant", item.answer)]
+    return tuple(messages)

@@ -1,0 +1,119 @@
+"""Reading: short passages about who, what, where, when, and questions whose answer stands in the passage."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from nanozhchat.builtin.world import Item, Rng, lines, names, places, sections, things, words
+
+SCHEMAS = ("hold", "buy", "live", "plan", "give")
+AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
+
+
+class Schema(NamedTuple):
+    """Templates of one kind of event; asks and answers are grouped by the slot they are about."""
+
+    says: tuple[str, ...]
+    asks: dict[str, tuple[str, ...]]
+    answers: dict[str, str]
+
+
+@cache
+def schema(name: str) -> Schema:
+    """Return the templates of a schema."""
+    says: list[str] = []
+    asks: dict[str, list[str]] = {}
+    answers: dict[str, str] = {}
+    for line in sections("reading")[name]:
+        if line[0] == ".":
+            says.append(line[2:])
+        elif line[0] == "?":
+            asks.setdefault(line[2], []).append(line[4:])
+        else:
+            answers[line[2]] = line[4:]
+    return Schema(tuple(says), {slot: tuple(texts) for slot, texts in asks.items()}, answers)
+
+
+def _fill(rng: Rng, held: bool, kind: str, name: str) -> dict[str, object]:
+    """Draw one event's slots; only those the schema uses."""
+    slots: dict[str, object] = {"n": name}
+    if kind != "give":
+        slots["p"] = rng.pick(places(held))
+    if kind in ("hold", "buy", "give"):
+        slots["t"], slots["m"] = rng.pick(things("carry"))
+    if kind in ("hold", "give"):
+        slots["c"] = rng.pick(words("things", "colours"))
+    if kind == "buy":
+        slots["k"] = PRICE_MIN + rng.below(PRICE_SPAN)
+    elif kind == "live":
+        slots["a"], slots["j"] = AGE_MIN + 12 + rng.below(AGE_SPAN - 12), rng.pick(words("names", "jobs"))
+    elif kind == "plan":
+        slots["d"], slots["v"] = rng.pick(words("reading", "days")), rng.pick(words("reading", "verbs"))
+    elif kind == "give":
+        slots["o"] = rng.pick(names(held))
+    return slots
+
+
+class Passage(NamedTuple):
+    """A passage of a few events of one kind."""
+
+    kind: str
+    text: str
+    events: tuple[dict[str, object], ...]
+
+
+def draw_passage(rng: Rng, held: bool) -> Passage:
+    """Return one to three events in which no two share a value, so every question has one answer."""
+    kind = rng.pick(SCHEMAS)
+    events: list[dict[str, object]] = []
+    seen: set[object] = set()
+    pool = names(held)
+    for _ in range(1 + int(3 * rng.random() ** 0.7)):
+        slots = _fill(rng, held, kind, rng.pick(pool))
+        values = set(slots.values()) - {slots.get("m")}
+        if not values & seen:
+            events.append(slots)
+            seen |= values
+    says = schema(kind).says
+    return Passage(kind, "".join([rng.pick(says).format(**slots) for slots in events]), tuple(events))
+
+
+def ask_about(rng: Rng, passage: Passage) -> Item:
+    """Ask for one slot of one event."""
+    templates = schema(passage.kind)
+    event = rng.pick(passage.events)
+    slot = rng.pick(tuple(templates.asks))
+    ask = rng.pick(templates.asks[slot]).format(**event)
+    answer = templates.answers[slot].format(**event)
+    right = str(event[slot])
+    wrong = tuple(str(other[slot]) for other in passage.events if other is not event)
+    rule = "value" if right.isdigit() else "contains"
+    wrong = tuple(w for w in wrong if w not in answer)
+    chance = 1 / (2 * len(passage.events))  # a guess that names some value of some event in the passage
+    return Item("reading", passage.text, ask, answer, f"reading:{passage.text}", rule, (right,), wrong, True, chance)
+
+
+def draw(rng: Rng, held: bool) -> Item:
+    """Return a passage with one question."""
+    return ask_about(rng, draw_passage(rng, held))
+
+
+def draw_missing(rng: Rng, held: bool) -> Item:
+    """Ask what a passage does not say: about somebody else, or about something never mentioned."""
+    passage = draw_passage(rng, held)
+    templates = schema(passage.kind)
+    event = dict(rng.pick(passage.events))
+    event["n"] = rng.pick(names(held))
+    if event["n"] in passage.text:
+        return draw_missing(rng, held)
+    slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
+    asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
+    ask = rng.pick(asks).format(**event)
+    answer = f"我不知道，上面的话没有提到{event['n']}。"
+    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
+
+
+def intro(rng: Rng) -> str:
+    """Return words that may stand between a passage and its question."""
+    return rng.pick(lines("reading", "intro")) if rng.random() < 0.3 else ""

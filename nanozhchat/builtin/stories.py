@@ -1,0 +1,104 @@
+"""Short stories: a hero, an aim and its reason, an obstacle, help, an attempt that answers the obstacle, an ending."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, places, sections, words
+
+STORY_CHARS_MIN = 60
+HUMAN_KINDS = ("小男孩", "小女孩", "年轻人", "学生", "姑娘", "孩子")
+FEMALE_KINDS = ("小女孩", "姑娘")
+EITHER_KINDS = ("年轻人", "学生", "孩子")
+HUMAN_PRONOUN = {"小男孩": "他", "小女孩": "她", "姑娘": "她"}
+
+
+class Plot(NamedTuple):
+    """One way to an aim: why it was wanted, what stood in the way, what was done, what came of it, how it ended."""
+
+    aim: str
+    why: str
+    block: str
+    attempt: str
+    result: str
+    end: str
+
+
+@cache
+def plots() -> tuple[Plot, ...]:
+    """Return every (aim, obstacle) plot of `lexicon/plots.txt`."""
+    found: list[Plot] = []
+    aim = why = ""
+    blocks: list[list[str]] = []
+    for line in sections("plots")["aims"]:
+        if line.startswith("= "):
+            aim, why, blocks = line[2:], "", []
+        elif line.startswith("> "):
+            found += [Plot(aim, why, *block, line[2:]) for block in blocks]
+        elif not why:
+            why = line
+        else:
+            blocks.append([part.strip() for part in line.split("|")])
+    return tuple(found)
+
+
+@cache
+def _combos(held: bool) -> tuple[tuple[str, Plot], ...]:
+    """Return (hero kind, plot) of one split."""
+    kinds = (*words("names", "animal_heroes"), *HUMAN_KINDS)
+    return tuple(
+        (kind, plot)
+        for kind in kinds
+        for plot in plots()
+        if is_held_out(f"story:{kind}|{plot.aim}|{plot.block}") is held and plot.aim[-len(kind) :] != kind
+    )
+
+
+def _hero(rng: Rng, held: bool, kind: str) -> tuple[str, str]:
+    """Return (name, pronoun) for a hero of a kind."""
+    if kind not in HUMAN_KINDS:
+        return rng.pick(words("names", "animal_names")), "它"
+    want = HUMAN_PRONOUN.get(kind)
+    while True:
+        name, pronoun = rng.pick(people(held))
+        if want in (None, pronoun):
+            return name, pronoun
+
+
+def draw(rng: Rng, held: bool) -> Item:
+    """Ask for a story about a named hero with an aim."""
+    kind, plot = rng.pick(_combos(held))
+    name, he = _hero(rng, held, kind)
+    if he == "它":
+        other = rng.pick(words("names", "animal_heroes"))
+        while other == kind:
+            other = rng.pick(words("names", "animal_heroes"))
+        # Only animals have short lists of names; a helper without a name keeps them apart.
+        helper, intro, full = "邻居" + other, f"一只{kind}", f"{kind}{name}"
+        if kind in ("小马", "小牛", "小羊", "小象", "小猪"):
+            intro = f"一{'匹' if kind == '小马' else '只' if kind == '小羊' else '头'}{kind}"
+    else:
+        helper = rng.pick(people(held)).name[0] + rng.pick(words("names", "titles"))
+        intro, full = f"一个{kind}", f"{kind}{name}"
+    slots = {
+        "n": name,
+        "h": he,
+        "k": helper,
+        "p": rng.pick(places(held, "village_kind")),
+        "d": intro,
+        "f": full,
+        "a": plot.aim,
+        "w": plot.why.format(h=he),
+        "b": plot.block.format(h=he),
+        "y": plot.attempt.format(h=he),
+        "r": plot.result.format(h=he),
+        "e": plot.end.format(h=he),
+    }
+    section = sections("plots")
+    shape = "".join(
+        [rng.pick(section[part]) for part in ("open", "want", "block", "help", "try", "result", "end", "moral")]
+    )
+    ask = rng.pick(lines("plots", "ask")).format(**slots)
+    key = f"story:{kind}|{plot.aim}|{plot.block}"
+    return Item("story", "", ask, shape.format(**slots), key, "story", (name, plot.aim))

@@ -1,0 +1,143 @@
+"""What cannot be known, and its answerable twins: the same question with the information given.
+
+A model that only learns to refuse private questions refuses too much; the twins share every surface shape.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from nanozhchat.builtin import reading
+from nanozhchat.builtin.world import Item, Rng, foreign, lines, names, places, words
+
+CHANCE = 0.55  # share of unknowable questions: refusing everything scores that
+
+
+@cache
+def _rows(section: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(cell.strip() for cell in line.split("|")) for line in lines("unknown", section))
+
+
+def _refuse(context: str, ask: str, reason: str, key: str) -> Item:
+    return Item("unknown", context, ask, f"我不知道{reason}。", key, "refusal", (), (), False, CHANCE)
+
+
+def _tell(context: str, ask: str, value: str, key: str, wrong: tuple[str, ...] = ()) -> Item:
+    """Return a twin: the answer repeats the statement that holds the value."""
+    return Item("unknown", context, ask, context.rsplit("\n", 1)[-1], key, "contains", (value,), wrong, True, CHANCE)
+
+
+def _private_values(rng: Rng, held: bool, choices: str) -> dict[str, object]:
+    options = choices.split()
+    return {
+        "v": rng.pick(options) if options else "",
+        "d": rng.below(9000) + 1000,
+        "a": rng.below(80) + 11,
+        "h": rng.below(6) + 5,
+        "b": f"{rng.below(12) + 1}月{rng.below(28) + 1}日",
+        "p": rng.pick(places(held)),
+        "j": rng.pick(words("names", "jobs")),
+        "o": rng.pick(names(held)),
+        "w": rng.pick(words("names", "animal_names")),
+    }
+
+
+def draw_private(rng: Rng, held: bool) -> Item:
+    """Ask for something private about a person: told nothing, told about somebody else, or told."""
+    ask, say, choices = rng.pick(_rows("private"))
+    n, k = rng.two(names(held))
+    key = f"unknown:{ask}|{n}"
+    kind = rng.random()
+    if kind < 0.33:
+        return _refuse("", ask.format(n=n), "，这是私事，没有人告诉过我", key)
+    values = _private_values(rng, held, choices)
+    if n in say.format(n="", **values):
+        return draw_private(rng, held)
+    if kind < 0.45:
+        return _refuse(say.format(n=k, **values), ask.format(n=n), f"，上面的话没有提到{n}", key)
+    told = say.format(n=n, **values)
+    slot = next(slot for slot in "vdahbpjow" if "{" + slot + "}" in say)
+    right = str(values[slot])
+    if kind < 0.75:
+        return _tell(told, ask.format(n=n), right, key)
+    others = _private_values(rng, held, choices)
+    other = say.format(n=k, **others)
+    context = told + other if rng.random() < 0.5 else other + told
+    wrong = tuple(w for w in (str(others[slot]),) if w not in told)
+    return _tell(context, ask.format(n=n), right, key, wrong)._replace(answer=told)
+
+
+def draw_future(rng: Rng, held: bool) -> Item:
+    """Ask about the future."""
+    shape, when = rng.pick(lines("unknown", "future")), rng.pick(words("unknown", "future_when"))
+    n = rng.pick(names(held))
+    city = rng.pick(places(held)) if rng.random() < 0.7 else rng.pick(words("names", "cities"))
+    return _refuse(
+        "", shape.format(q=when, n=n, c=city), "，将来的事没有人能预先知道", f"unknown:{shape}|{n}|{city}|{when}"
+    )
+
+
+def draw_invented(rng: Rng, held: bool) -> Item:
+    """Ask about something that does not exist, or that exists in the passage only."""
+    ask, say, value, what = rng.pick(_rows("invented"))
+    x, y = rng.two(foreign(held))
+    key = f"unknown:{ask}|{x}"
+    if rng.random() < 0.5:
+        return _refuse("", ask.format(x=x), f"，我没听说过{what.format(x=x)}", key)
+    filled = (
+        value.format(
+            y=y,
+            a=rng.below(900) + 10,
+            d=rng.below(9000) + 100,
+            k=rng.below(9) + 2,
+            z="ABCDEFGHKLMN"[rng.below(12)],
+            b=f"{rng.below(12) + 1}月{rng.below(28) + 1}日",
+            o=rng.pick(names(held)),
+        )
+        if "{" in value
+        else rng.pick(value.split())
+    )
+    told = say.format(x=x, v=filled)
+    return _tell(told, ask.format(x=x), filled, key)
+
+
+def draw_self(rng: Rng, held: bool) -> Item:
+    """Ask something about the asker that was never said; a name makes every instance its own."""
+    shape = rng.pick(lines("unknown", "self"))
+    n = rng.pick(names(held))
+    context = f"我叫{n}。"
+    if "叫什么名字" in shape:
+        return Item("unknown", context, shape, f"你叫{n}。", f"unknown:{shape}|{n}", "contains", (n,), (), True, CHANCE)
+    return _refuse(context, shape, "，你还没有告诉我", f"unknown:{shape}|{n}")
+
+
+def draw_who(rng: Rng, held: bool) -> Item:
+    """Ask who an unheard-of person is, or one just described."""
+    shape = rng.pick(lines("unknown", "who"))
+    n, k = rng.two(names(held))
+    key = f"unknown:{shape}|{n}"
+    if rng.random() < 0.5:
+        return _refuse("", shape.format(n=n), f"，我不认识{n}", key)
+    job, place = rng.pick(words("names", "jobs")), rng.pick(places(held))
+    told = f"{n}是{place}的一名{job}。"
+    if rng.random() < 0.3:
+        return _refuse(told, shape.format(n=k), f"，上面的话没有提到{k}", key)
+    return _tell(told, shape.format(n=n), job, key)
+
+
+def draw(rng: Rng, held: bool) -> Item:
+    """Return an unknowable question, or its answerable twin about half of the time."""
+    kind = rng.random()
+    if kind < 0.42:
+        return draw_private(rng, held)
+    if kind < 0.52:
+        return draw_future(rng, held)
+    if kind < 0.70:
+        return draw_invented(rng, held)
+    if kind < 0.75:
+        return draw_self(rng, held)
+    if kind < 0.82:
+        return draw_who(rng, held)
+    if kind < 0.90:
+        return reading.draw_missing(rng, held)._replace(chance=CHANCE)
+    return reading.draw(rng, held)._replace(skill="unknown", chance=CHANCE)

@@ -1,0 +1,200 @@
+"""The world the built-in Chinese talks about: people, places and things, split into trained and held-out halves.
+
+Whether a piece of content is held out depends only on a stable hash of its key (`is_held_out`), never on a seed, so
+every stream ever generated agrees on what must not be trained on.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+HELD_OUT_ONE_IN = 10  # one piece of content in so many is kept for evaluation
+POOL_NAMES = 40_000  # person names drawn before the split; more only costs start-up time
+POOL_PLACES = 12_000
+POOL_FOREIGN = 12_000
+DIGITS = "零一二三四五六七八九十"
+
+
+class Rng(random.Random):
+    """`random.Random` with a cheap uniform pick; documents make a dozen picks each, so the cost shows."""
+
+    def pick(self, options: Sequence[T]) -> T:
+        """Return one option, uniformly."""
+        return options[int(self.random() * len(options))]
+
+    def below(self, n: int) -> int:
+        """Return an integer in [0, n)."""
+        return int(self.random() * n)
+
+    def two(self, options: Sequence[T]) -> tuple[T, T]:
+        """Return two different options (the sequence holds no duplicates)."""
+        n = len(options)
+        i = int(self.random() * n)
+        j = int(self.random() * (n - 1))
+        return options[i], options[j + (j >= i)]
+
+
+class Item(NamedTuple):
+    """One question with its answer and how to judge one.
+
+    rule: how `checking.make_check` judges; right: what must be there; wrong: what must not.
+    key: the content that decides the split. context: text the question is about, or "".
+    """
+
+    skill: str
+    context: str
+    ask: str
+    answer: str
+    key: str
+    rule: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+    answerable: bool = True
+    chance: float = 0.0
+
+
+Draw = Callable[[Rng, bool], Item]
+
+
+class Person(NamedTuple):
+    """A full name and the pronoun that goes with it."""
+
+    name: str
+    pronoun: str
+
+
+class Thing(NamedTuple):
+    """A noun with its usual measure word."""
+
+    noun: str
+    measure: str
+
+
+def is_held_out(key: str) -> bool:
+    """Say whether content named `key` is kept out of all training text."""
+    return zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
+
+
+@cache
+def sections(file: str) -> dict[str, list[str]]:
+    """Read `lexicon/<file>.txt`: lines under [section] headings, blank lines dropped."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in (Path(__file__).parent / "lexicon" / f"{file}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("[") and line.endswith("]"):
+            lines = found.setdefault(line[1:-1], [])
+        elif line.strip():
+            lines.append(line.strip())
+    return found
+
+
+@cache
+def words(file: str, section: str) -> tuple[str, ...]:
+    """Return the space-separated words of a section, each once."""
+    return tuple(dict.fromkeys(" ".join(sections(file)[section]).split()))
+
+
+@cache
+def lines(file: str, section: str) -> tuple[str, ...]:
+    """Return the lines of a section."""
+    return tuple(sections(file)[section])
+
+
+def split_pool(pool: Sequence[T], key: Callable[[T], str], held: bool) -> tuple[T, ...]:
+    """Return the held-out or the trained part of a pool."""
+    return tuple(x for x in pool if is_held_out(key(x)) is held)
+
+
+@cache
+def people(held: bool) -> tuple[Person, ...]:
+    """Return the persons of one split: composed names, so none is a list to learn by heart."""
+    rng, found = Rng(1), {}
+    surnames, given = words("names", "surnames"), (words("names", "male"), words("names", "female"))
+    # Weigh surnames as a street would: the first ones are far more common.
+    while len(found) < POOL_NAMES:
+        surname = surnames[int(len(surnames) * rng.random() ** 1.5)]
+        female = rng.below(2)
+        chars = given[female]
+        name = surname + rng.pick(chars) + (rng.pick(chars) if rng.random() < 0.7 else "")
+        found.setdefault(name, Person(name, "他她"[female]))
+    return split_pool(list(found.values()), lambda person: "name:" + person.name, held)
+
+
+@cache
+def names(held: bool) -> tuple[str, ...]:
+    """Return the persons' names of one split."""
+    return tuple(person.name for person in people(held))
+
+
+@cache
+def places(held: bool, kinds: str = "place_kind") -> tuple[str, ...]:
+    """Return invented place names of one split; kinds: "place_kind", or "village_kind" for where one lives."""
+    rng, found = Rng(2), {}
+    first, second, kind = words("names", "place_first"), words("names", "place_second"), words("names", kinds)
+    while len(found) < POOL_PLACES:
+        a, b = rng.pick(first), rng.pick(second)
+        if a != b:
+            found[a + b + rng.pick(kind)] = True
+    pool = [*found, *words("names", "cities")]
+    return split_pool(pool, lambda place: "place:" + place, held)
+
+
+@cache
+def foreign(held: bool) -> tuple[str, ...]:
+    """Return invented foreign-sounding names that no real country or capital bears."""
+    rng, found = Rng(3), {}
+    syllables, real = words("names", "syllables"), words("names", "real_abroad")
+    while len(found) < POOL_FOREIGN:
+        name = "".join(rng.pick(syllables) for _ in range(3 + rng.below(2)))
+        if len(set(name)) == len(name) and not any(r in name or name in r for r in real):
+            found[name] = True
+    return split_pool(list(found), lambda name: "foreign:" + name, held)
+
+
+@cache
+def measures() -> dict[str, str]:
+    """Return noun -> usual measure word."""
+    table: dict[str, str] = {}
+    measure = ""
+    for line in sections("things")["measure"]:
+        head, *rest = line.split()
+        if len(head) == 1 and head not in table:  # a line that continues the one above starts with a noun
+            measure, nouns = head, rest
+        else:
+            nouns = [head, *rest]
+        for noun in nouns:
+            table.setdefault(noun, measure)
+    for noun in words("things", "drop"):
+        table.pop(noun, None)
+    return table
+
+
+@cache
+def other_measures() -> dict[str, str]:
+    """Return noun -> further measure words that are right too, one character each."""
+    entries = " | ".join(sections("things")["also"]).split("|")
+    return dict(entry.split() for entry in entries)
+
+
+@cache
+def things(section: str) -> tuple[Thing, ...]:
+    """Return the things of a section ("carry", "countable") with their measure words."""
+    return tuple(Thing(noun, measures()[noun]) for noun in words("things", section) if noun in measures())
+
+
+@cache
+def combos(rows: tuple[str, ...], phrasings: tuple[str, ...], held: bool) -> tuple[tuple[int, int], ...]:
+    """Return the (row, phrasing) index pairs of one split: every row is trained in most phrasings, tested in others."""
+    return tuple(
+        (i, j)
+        for i, row in enumerate(rows)
+        for j, phrasing in enumerate(phrasings)
+        if is_held_out(f"{row}|{phrasing}") is held
+    )

@@ -1,0 +1,28 @@
+"""The only list of tasks: name -> factory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from nanozhchat.builtin import SKILLS
+from nanozhchat.conversation import Task
+from tasks.builtin import BuiltinTask
+
+TASKS: dict[str, Callable[..., Task]] = {f"builtin:{skill}": partial(BuiltinTask, skill) for skill in SKILLS}
+GROUPS: dict[str, tuple[str, ...]] = {"builtin": tuple(name for name in TASKS if name.startswith("builtin:"))}
+
+
+def resolve(names: str | Iterable[str], n: int | None = None, seed: int = 0) -> list[Task]:
+    """Return the tasks of comma-separated or listed names; a group name stands for all of its tasks.
+
+    n: questions per task (None: each task's default). Raises ValueError that lists the names for an unknown one.
+    """
+    wanted = names.split(",") if isinstance(names, str) else list(names)
+    found: dict[str, None] = {}
+    for name in (w.strip() for w in wanted):
+        if name not in TASKS and name not in GROUPS:
+            raise ValueError(f"unknown task {name!r}; there are: {', '.join([*GROUPS, *TASKS])}")
+        found.update(dict.fromkeys(GROUPS.get(name, (name,))))
+    options = {} if n is None else {"n": n}
+    return [TASKS[name](seed=seed, **options) for name in found]
