@@ -13,7 +13,7 @@ from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 
-Prompt = "str | Sequence[Message | Mapping[str, Any]]"
+Prompt = str | Sequence[Message | Mapping[str, Any]]
 
 
 class Chat:

@@ -50,18 +50,19 @@ class Saved:
     def load_model(self, device: torch.device, dtype: torch.dtype) -> GPT:
         """Build the model and fill it; raises DamagedError if the tensors don't fit the configuration."""
         model = GPT(GPTConfig(**self.manifest["model"]), dtype=dtype).to(device)
-        fill_model(model, _read_tensors(self.folder / "model.safetensors"), self.folder)
+        fill_model(model, read_tensors(self.folder / "model.safetensors"), self.folder)
         return model.eval()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Optimizer state of all ranks, merged."""
         merged: dict[str, Tensor] = {}
         for path in sorted(self.folder.glob("optim.rank*.safetensors")):
-            merged.update(_read_tensors(path))
+            merged.update(read_tensors(path))
         return merged
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises DamagedError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

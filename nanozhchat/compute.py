@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+PREPARE_TIMEOUT = timedelta(hours=24)
 PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU
 BF16_GAIN = 2.0  # bfloat16 must beat float32 by this in the probe: the rest of the step gains less
 
@@ -64,6 +65,13 @@ class Compute:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+    def long_barrier(self) -> None:
+        """Wait for all ranks where one may work for hours, such as tokenizing; needs no device."""
+        if self.world_size > 1:
+            group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
+            dist.barrier(group)
+            dist.destroy_process_group(group)
 
     def gather(self, value: object) -> list[object]:
         """Collect one plain object per rank, on every rank."""

@@ -183,6 +183,7 @@ class GPT(nn.Module):
         self.smear_lambda = nn.Parameter(torch.zeros(1))
         self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.lm_head = Linear(config.n_embd, vocab)
+        self._compiled: list[Any] = []
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -247,7 +248,8 @@ class GPT(nn.Module):
         x = x0 = self._embed(idx, cache, counts)
         middle = x
         resid, first = self.resid_lambdas.to(x.dtype), self.x0_lambdas.to(x.dtype)
-        for i, block in enumerate(self.h):
+        blocks = self._compiled if self._compiled and self.training and cache is None else self.h
+        for i, block in enumerate(blocks):
             ve = self.value_embeds[str(i)](idx).to(x.dtype) if str(i) in self.value_embeds else None
             x = resid[i] * x + first[i] * x0
             if self.grad_checkpoint and self.training:
@@ -271,6 +273,10 @@ class GPT(nn.Module):
         head = self.lm_head.weight[: self.config.vocab_size]
         loss = linear_cross_entropy(x, head, targets.flatten(), self.config.softcap, per_token=per_token)
         return loss.view_as(targets) if per_token else loss
+
+    def compile_training(self) -> None:
+        """Compile the blocks for training shapes; generation, whose shapes change, stays eager."""
+        self._compiled = [torch.compile(block, dynamic=False) for block in self.h]
 
     def named_matrices(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the weights that Muon trains: the matrices of the blocks, gates excepted."""

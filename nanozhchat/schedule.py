@@ -22,3 +22,16 @@ def muon_momentum(step: int, start: float, peak: float, ramp_steps: int) -> floa
 def decay_multiplier(progress: float) -> float:
     """Weight decay falls linearly to zero over the run."""
     return max(0.0, 1.0 - progress)
+
+
+def parse_duration(text: str) -> float:
+    """Read "90s", "10m", "1.5h" or "2d" as seconds; raises ValueError on anything else."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = text[:-1], text[-1:]
+    try:
+        seconds = float(number) * units[unit]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{text!r} is not a duration; write 90s, 10m, 1.5h or 2d")
+    return seconds

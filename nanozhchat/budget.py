@@ -1,0 +1,44 @@
+"""What this machine can do in a given time: a short measurement of real training steps."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from nanozhchat.compute import Compute
+from nanozhchat.gpt import GPT, GPTConfig
+
+PROBE = GPTConfig(sequence_len=512, vocab_size=4096, n_layer=4, n_head=4, n_kv_head=4, n_embd=256)
+PROBE_FLOPS_PER_TOKEN = 31_457_280  # of that model; recipe.flops_per_token(4) with 4,096 tokens (tested equal)
+PROBE_SECONDS = 3.0
+OPTIMIZER_SHARE = 0.85  # of the step that forward and backward take, the rest is optimizer and communication
+CPU_MICRO_TOKENS = 4096
+GPU_MEMORY_SHARE = 0.6  # for activations; the rest is weights, optimizer, fragmentation
+BYTES_PER_ACTIVATION = 80  # per token, layer and channel in bfloat16, about ACTIVATION_FACTOR * 2
+
+
+def measure_flops(compute: Compute) -> float:
+    """Train a small model for about PROBE_SECONDS and return the FLOP/s of all ranks together."""
+    model = GPT(PROBE, dtype=compute.dtype).to(compute.device)
+    model.init_weights(torch.Generator().manual_seed(0))
+    idx = torch.arange(8 * 512, device=compute.device).view(8, 512) % PROBE.vocab_size
+    rates = []
+    compute.barrier()  # all ranks measure together, as they will train
+    start = time.monotonic()
+    while len(rates) < 2 or time.monotonic() - start < PROBE_SECONDS:
+        before = time.monotonic()
+        model(idx, idx).backward()
+        model.zero_grad()
+        compute.synchronize()
+        rates.append(idx.numel() / (time.monotonic() - before))
+    rates = sorted(rates[1:])
+    return compute.sum([rates[len(rates) // 2] * PROBE_FLOPS_PER_TOKEN * OPTIMIZER_SHARE])[0]
+
+
+def micro_batch_tokens(compute: Compute, n_layer: int, n_embd: int) -> int:
+    """Tokens that one rank takes at a time: fixed on a CPU, by memory on a GPU."""
+    if compute.device.type != "cuda":
+        return CPU_MICRO_TOKENS
+    total = torch.cuda.get_device_properties(compute.device).total_memory
+    return max(512, int(total * GPU_MEMORY_SHARE / (BYTES_PER_ACTIVATION * n_layer * n_embd)))

@@ -1,0 +1,83 @@
+"""Score a chat model on tasks, with chance level and 95 % interval for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanozhchat import chat, cli, compute, files, paths
+from nanozhchat.builtin import is_refusal
+from nanozhchat.compute import Compute
+from nanozhchat.log import setup_logging
+from nanozhchat.task_eval import Answer, run_task, summarize
+from tasks import registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEvalArgs:
+    """Flags of this script."""
+
+    tasks: tuple[str, ...] = cli.opt(("builtin",), "task names; builtin = all built-in skills")
+    num_questions: int = cli.opt(100, "questions per task")
+    source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
+    model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
+    step: int | None = cli.opt(None, "checkpoint; none = the newest")
+    max_tokens: int = cli.opt(256, "longest answer")
+    show: int = cli.opt(0, "print this many questions per task with expected and given answers")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
+    dtype: str = cli.opt("auto", "float32, bfloat16")
+    json: str | None = cli.opt(None, "write the scores to this file")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, ask, print."""
+    args = cli.parse(ChatEvalArgs, argv, __doc__ or "", "python -m scripts.chat_eval")
+    setup_logging(int(os.environ.get("RANK", 0)))
+    names = [n for group in args.tasks for n in group.split(",")]
+    tasks = registry.resolve(names, n=args.num_questions)
+    with compute.start(args.device_type, args.dtype) as comp:
+        model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
+        figures = evaluate(model, tasks, comp, args)
+        if comp.is_main:
+            folder = paths.run_dir(model.source, model.name)
+            files.write_json(folder / "chat_eval.json", figures)
+            cli.write_figures(args.json, {k: figures[k] for k in ("overall", "tasks", "refusal")})
+
+
+def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEvalArgs) -> dict[str, Any]:
+    """Score every task; refusals are counted where a task says which questions can be answered."""
+    scores: dict[str, dict[str, float]] = {}
+    examples: dict[str, list[dict[str, Any]]] = {}
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    for task in tasks:
+        answers = run_task(model, task, comp, max_tokens=args.max_tokens)
+        scores[task.name] = summarize(answers, task.chance).to_dict()
+        examples[task.name] = [vars(a) for a in answers[:10]]
+        if hasattr(task, "answerable"):
+            for i, answer in enumerate(answers):
+                refused[task.answerable(i)].append(is_refusal(answer.given))
+        if comp.is_main:
+            s = scores[task.name]
+            print(f"{task.name:<24} {s['score']:6.1%}  [{s['low']:.1%}, {s['high']:.1%}]  chance {s['chance']:.1%}  "
+                  f"n={s['n']}", flush=True)  # fmt: skip
+            show(answers[: args.show])
+    overall = sum(s["score"] for s in scores.values()) / len(scores)
+    rate = {k: sum(v) / len(v) if v else None for k, v in refused.items()}
+    if comp.is_main:
+        print(f"{'overall (mean of tasks)':<24} {overall:6.1%}")
+        if rate[False] is not None and rate[True] is not None:
+            print(f"refused: {rate[False]:.1%} of unknowable, {rate[True]:.1%} of knowable questions")
+    return {"overall": overall, "tasks": scores, "refusal": {"unknowable": rate[False], "knowable": rate[True]},
+            "step": model.step, "examples": examples}  # fmt: skip
+
+
+def show(answers: list[Answer]) -> None:
+    """Print questions with expected and given answers."""
+    for a in answers:
+        print(f"  [{'ok' if a.correct else 'NO'}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

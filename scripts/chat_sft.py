@@ -1,0 +1,158 @@
+"""Fine-tune a base model on conversations; only the assistant's tokens are learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from nanozhchat import chat, checkpoint, cli, compute, sources
+from nanozhchat.compute import Compute
+from nanozhchat.conversation_files import load_conversations
+from nanozhchat.dataloader import ConversationLoader, conversation_eval_batches, prepare_conversations
+from nanozhchat.log import setup_logging
+from nanozhchat.loss_eval import evaluate
+from nanozhchat.objectives import next_token
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.recipe import Recipe
+from nanozhchat.run import Run, for_world, open_run
+from nanozhchat.schedule import parse_duration
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import Hook, Plan, TrainState, fit
+
+log = logging.getLogger(__name__)
+Rendered = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSFTArgs:
+    """Flags of this script."""
+
+    data: tuple[str, ...] = cli.opt(("builtin",), "conversations: builtin, builtin:<skill>, or files", group="data")
+    max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
+    model_tag: str | None = cli.opt(None, "name of the model; none = the latest", group="run")
+    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run")
+    resume: bool = cli.opt(True, "continue where an earlier run of the same command left off", group="run")
+    seed: int = cli.opt(42, "of data order", group="run")
+    budget: str | None = cli.opt(None, "wall clock for the whole command, such as 2m", group="horizon (one of them)")
+    num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
+    epochs: float | None = cli.opt(None, "passes over the data; none = 1", group="horizon (one of them)")
+    lr_frac: float = cli.opt(0.5, "peak learning rates relative to pretraining", group="training")
+    total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
+    dtype: str = cli.opt("auto", "float32, bfloat16", group="machine")
+    eval_every: int | None = cli.opt(None, "steps between evaluations; none = 5 times a run, 0 = never", group="hooks")
+    save_every: int | None = cli.opt(None, "steps between checkpoints; none = 5 times a run, 0 = at the end", group="hooks")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, find the machine, train."""
+    started = time.monotonic()
+    args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
+    setup_logging(int(os.environ.get("RANK", 0)))
+    if sum(x is not None for x in (args.budget, args.num_steps, args.epochs)) > 1:
+        raise ValueError("--budget, --num-steps and --epochs all set the length of the run; give only one")
+    with compute.start(args.device_type, args.dtype, measure=args.budget is not None) as comp:
+        train(args, comp, started)
+
+
+def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
+    """Load the base model, render the conversations, train, save."""
+    tag, _, base = chat.find(args.model_tag, "base")
+    if not base.state()["finished"]:
+        log.warning("the base model %s stopped at step %d before its end; fine-tuning it as it is", tag, base.step)
+    tokenizer = chat.load_tokenizer(base)
+    recipe_of_base = Recipe.from_dict(base.state()["recipe"])
+    specs = sources.resolve_specs(args.data)
+    sets: dict[str, Rendered] = {}
+    for split in ("train", "val"):
+        limit = args.max_conversations if split == "train" else max(64, args.max_conversations // 50)
+        found = load_conversations(specs, split, max_conversations=limit, seed=args.seed)
+        sets[split] = prepare_conversations(found, tokenizer, recipe_of_base.sequence_len)
+    log.info("%d conversations to train on, %d held out", len(sets["train"]), len(sets["val"]))
+    ignored = {"run", "resume", "device_type", "dtype", "eval_every", "save_every", "model_tag"}
+    flags = {k: v for k, v in cli.set_flags(args).items() if k not in ignored}
+    identity = {**flags, "base_step": base.step, "base_weights": weights_digest(base), "data_hash": digest(sets["train"]),
+                "tokenizer": base.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash}  # fmt: skip
+    with open_run("sft", tag, identity, comp, resume=args.resume, wandb_run=args.run, config=flags) as run:
+        if run.state.finished:
+            log.info("%s is already trained (%d steps); --no-resume trains it again", run.folder, run.state.step)
+            return
+        recipe = run.recipe(lambda: sft_recipe(recipe_of_base, args, sets["train"], comp))
+        if comp.is_main:
+            cli.write_config(run.folder / "config.yaml", args)
+        state = train_run(args, run, recipe, base, tokenizer, sets, started)
+    log.info("done: %d steps in %.0f s, saved in %s", state.step, state.time_s, run.folder)
+
+
+def weights_digest(base: checkpoint.Saved) -> str:
+    """SHA-256 of the base model's weights, from its manifest."""
+    return next(f["sha256"] for f in base.manifest["files"] if f["name"] == "model.safetensors")
+
+
+def digest(rendered: Rendered) -> str:
+    """Short hash of the token ids to train on."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for ids, _ in rendered:
+        hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
+    return hasher.hexdigest()
+
+
+def sft_recipe(base: Recipe, args: ChatSFTArgs, rendered: Rendered, comp: Compute) -> Recipe:
+    """Derive the fine-tuning recipe from the base model's: same shape, gentler learning rates, own length."""
+    total = args.total_batch_size or base.total_batch_size
+    if total % base.sequence_len:
+        raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {base.sequence_len} tokens")
+    tokens = sum(len(ids) for ids, _ in rendered)
+    steps = args.num_steps or max(1, round((args.epochs or 1.0) * tokens / total))
+    frac = args.lr_frac
+    recipe = replace(
+        base, total_batch_size=total, num_steps=steps, train_tokens=steps * total,
+        train_flops=float(base.flops_per_token) * steps * total,
+        budget_s=parse_duration(args.budget) if args.budget else None,
+        embedding_lr=base.embedding_lr * frac, head_lr=base.head_lr * frac, scalar_lr=base.scalar_lr * frac,
+        matrix_lr=base.matrix_lr * frac, weight_decay=0.0, warmup_frac=0.02, warmdown_frac=0.8, final_lr_frac=0.0,
+        momentum_start=base.momentum_peak,
+    )  # fmt: skip
+    return for_world(recipe, comp.world_size)
+
+
+def train_run(
+    args: ChatSFTArgs, run: Run, recipe: Recipe, base: checkpoint.Saved, tokenizer: Tokenizer,
+    sets: dict[str, Rendered], started: float,
+) -> TrainState:  # fmt: skip
+    """Build model, optimizer (both start from the base's state), loader and hooks, and fit."""
+    comp = run.compute
+    model = base.load_model(comp.device, comp.dtype)
+    optimizer = Optimizer(param_groups(model, recipe), comp)
+    if run.saved is None:
+        optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])
+    else:
+        run.restore(model, optimizer)
+    shape = {"batch_rows": recipe.device_batch_size, "sequence_len": recipe.sequence_len, "pad_id": tokenizer.end_id,
+             "rank": comp.rank, "world_size": comp.world_size, "device": comp.device}  # fmt: skip
+    loader = ConversationLoader(sets["train"], seed=args.seed, **shape)
+    if run.state.loader:
+        loader.load_state_dict(run.state.loader)
+    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(comp.device)
+
+    def evaluation(state: TrainState) -> dict[str, float]:
+        result = evaluate(model, conversation_eval_batches(sets["val"], **shape), token_bytes, comp)
+        state.best_val = result.loss if state.best_val is None else min(state.best_val, result.loss)
+        return {"val/loss": result.loss, "val/bpb": result.bpb, "val/ppl": result.ppl}
+
+    fifth = max(1, recipe.num_steps // 5)
+    plan = Plan(recipe=recipe, token_bytes=token_bytes, save=run.saver(model, optimizer, recipe), started=started,
+                save_every=fifth if args.save_every is None else args.save_every)  # fmt: skip
+    hooks = [Hook(fifth if args.eval_every is None else args.eval_every, evaluation)]
+    return fit(model, optimizer, loader, next_token, plan, hooks, run.state, comp, run.metrics)
+
+
+if __name__ == "__main__":
+    cli.run(main)

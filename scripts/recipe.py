@@ -1,0 +1,77 @@
+"""Print every number that the depth dial derives, with its formula; with --hardware, time and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanozhchat import cli
+from nanozhchat.hardware import parse_hardware
+from nanozhchat.recipe import Overrides, Recipe, advise_vocab_size, depth_for_budget, explain, resolve
+from nanozhchat.schedule import parse_duration
+
+MFU = 0.45  # of the datasheet peak, assumed for estimates (nanochat reports 0.4-0.5 on H100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArgs:
+    """Flags of this script."""
+
+    depth: str = cli.opt("12", "layers, or auto with --budget")
+    vocab_size: int | None = cli.opt(None, "tokens; none = advised for the depth")
+    budget: str | None = cli.opt(None, "wall clock, such as 10m or 2h, on the hardware given")
+    hardware: str | None = cli.opt(None, "estimate time and cost on COUNTxNAME, such as 8xH100")
+    world_size: int | None = cli.opt(None, "ranks; none = the hardware's count, else 1")
+    max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
+    device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides")
+    total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
+    num_steps: int | None = cli.opt(None, "optimizer steps", group="overrides")
+    target_flops: float | None = cli.opt(None, "training FLOPs", group="overrides")
+    target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="overrides")
+    json: str | None = cli.opt(None, "write the fields to this file")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Resolve and print."""
+    args = cli.parse(RecipeArgs, argv, __doc__ or "", "python -m scripts.recipe")
+    count, device = parse_hardware(args.hardware) if args.hardware else (1, None)
+    seconds = parse_duration(args.budget) if args.budget else None
+    if seconds is not None and device is None:
+        raise ValueError("--budget needs --hardware=COUNTxNAME here; base_train measures the machine it runs on")
+    speed = count * device.flops * MFU if device else 0.0
+    if args.depth == "auto":
+        if seconds is None:
+            raise ValueError("--depth=auto needs --budget, such as --budget=2h")
+        depth = depth_for_budget(seconds, speed, args.vocab_size)
+    elif args.depth.isdecimal():
+        depth = int(args.depth)
+    else:
+        raise ValueError(f"--depth={args.depth!r} must be a whole number or auto")
+    vocab = args.vocab_size or advise_vocab_size(depth)
+    names = Overrides.__dataclass_fields__
+    overrides = Overrides(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    world = args.world_size or count
+    plain = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides)
+    tokens = seconds * speed / plain.flops_per_token if seconds is not None else None
+    micro = 32768 if device else 4096
+    recipe = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides, micro_batch_tokens=micro,
+                     budget_s=seconds, budget_tokens=tokens)  # fmt: skip
+    print_table(recipe)
+    if device is not None:
+        hours = recipe.train_flops / speed / 3600
+        print(f"\nOn {count} x {device.name} at {MFU:.0%} of peak (estimate): {hours:.2f} h, "
+              f"about {hours * count * device.usd_per_hour:.0f} USD; memory per device about "
+              f"{recipe.memory_bytes / 2**30:.1f} of {device.memory_bytes / 2**30:.0f} GiB")  # fmt: skip
+    cli.write_figures(args.json, recipe.to_dict())
+
+
+def print_table(recipe: Recipe) -> None:
+    """Print field, value and formula in columns."""
+    rows = explain(recipe)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for name, value, formula in rows:
+        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {formula}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
