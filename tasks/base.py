@@ -12,6 +12,7 @@ class _Selection:
     """Rows (task, index) picked out of tasks; the common half of slices and mixtures."""
 
     def __init__(self, name: str, rows: Sequence[tuple[Task, int]]) -> None:
+        """Keep the rows; raises ValueError if there are none."""
         if not rows:
             raise ValueError(f"task {name!r} would hold no questions; pass tasks and ranges that hold some")
         self.name = name
@@ -19,6 +20,7 @@ class _Selection:
         self.chance = sum(task.chance for task, _ in self.rows) / len(self.rows)
 
     def __len__(self) -> int:
+        """Count the questions."""
         return len(self.rows)
 
     def prompt(self, index: int) -> Sequence[Message]:
@@ -41,6 +43,7 @@ class TaskSlice(_Selection):
     """Questions [start:stop:step] of a task."""
 
     def __init__(self, task: Task, start: int = 0, stop: int | None = None, step: int = 1) -> None:
+        """Pick the rows; raises ValueError if none is left."""
         rows = [(task, i) for i in range(*slice(start, stop, step).indices(len(task)))]
         super().__init__(task.name, rows)
 
@@ -49,6 +52,7 @@ class TaskMixture(_Selection):
     """All questions of several tasks, shuffled by seed; a task given twice counts twice."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
+        """Shuffle the rows of all tasks."""
         rows = [(task, i) for task in tasks for i in range(len(task))]
         random.Random(seed).shuffle(rows)
         super().__init__("+".join(dict.fromkeys(task.name for task in tasks)), rows)

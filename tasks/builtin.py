@@ -14,11 +14,13 @@ class BuiltinTask:
     """n held-out questions of one skill; `answerable(i)` is False where the right answer is 我不知道."""
 
     def __init__(self, skill: str, n: int = QUESTIONS, seed: int = 0) -> None:
+        """Generate the questions."""
         self.name = f"builtin:{skill}"
         self._questions = questions(skill, n, seed)
         self.chance = sum(q.chance for q in self._questions) / max(1, len(self._questions))
 
     def __len__(self) -> int:
+        """Count the questions."""
         return len(self._questions)
 
     def prompt(self, index: int) -> Sequence[Message]:

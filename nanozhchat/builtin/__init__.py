@@ -21,6 +21,7 @@ PARTS: tuple[str, ...] = tuple(layouts.PART_WEIGHTS)
 SKILLS: tuple[str, ...] = tuple(skill for skill in layouts.DRAWS if skill != "chat")
 TALK: tuple[str, ...] = (*SKILLS, "chat")  # what conversations may be about; small talk is not evaluated
 SPLITS = ("train", "val")
+MISSES_MAX = 300  # repeats in a row after which a skill counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,14 @@ def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
     _choose("skill", [skill], SKILLS)
     rng, held = _start(seed, "val", f"questions:{skill}")
     found: dict[str, Question] = {}
-    for _ in range(100 * n):  # small skills run out of distinct questions
-        if len(found) == n:
-            break
+    misses = 0  # in a row: small skills run out of distinct questions
+    while len(found) < n:
         question = _question(rng, layouts.DRAWS[skill](rng, held))
-        found.setdefault(question.messages[-1].content, question)
-    if len(found) < n:
-        raise ValueError(
-            f"skill {skill!r} has only {len(found)} distinct held-out questions; ask for at most that many"
-        )
+        text = question.messages[-1].content
+        misses = misses + 1 if text in found else 0
+        if misses > MISSES_MAX:
+            raise ValueError(
+                f"skill {skill!r} ran out of held-out questions after {len(found)}; ask for fewer than n={n}"
+            )
+        found.setdefault(text, question)
     return list(found.values())

@@ -31,10 +31,10 @@ def add_steps(a: int, b: int) -> str:
     if a < 10 and b < 10:
         return f"{a}加{b}等于{a + b}"
     ones, tens_a, tens_b = a % 10 + b % 10, a // 10, b // 10
-    tens = f"{tens_a}加{tens_b}"
+    tens, end = f"{tens_a}加{tens_b}", f"{a}加{b}等于{a + b}"
     if ones >= 10:
-        return f"个位{a % 10}加{b % 10}得{ones}，写{ones - 10}进1；十位{tens}加1得{tens_a + tens_b + 1}；{a}加{b}等于{a + b}"
-    return f"个位{a % 10}加{b % 10}得{ones}，写{ones}；十位{tens}得{tens_a + tens_b}；{a}加{b}等于{a + b}"
+        return f"个位{a % 10}加{b % 10}得{ones}，写{ones - 10}进1；十位{tens}加1得{tens_a + tens_b + 1}；{end}"
+    return f"个位{a % 10}加{b % 10}得{ones}，写{ones}；十位{tens}得{tens_a + tens_b}；{end}"
 
 
 def sub_steps(a: int, b: int) -> str:

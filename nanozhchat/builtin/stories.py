@@ -51,7 +51,7 @@ def _combos(held: bool) -> tuple[tuple[str, Plot], ...]:
         (kind, plot)
         for kind in kinds
         for plot in plots()
-        if is_held_out(f"story:{kind}|{plot.aim}|{plot.block}") is held and plot.aim[-len(kind) :] != kind
+        if is_held_out(f"story:{kind}|{plot.aim}") is held and plot.aim[-len(kind) :] != kind
     )
 
 
@@ -100,5 +100,5 @@ def draw(rng: Rng, held: bool) -> Item:
         [rng.pick(section[part]) for part in ("open", "want", "block", "help", "try", "result", "end", "moral")]
     )
     ask = rng.pick(lines("plots", "ask")).format(**slots)
-    key = f"story:{kind}|{plot.aim}|{plot.block}"
+    key = f"story:{kind}|{plot.aim}"
     return Item("story", "", ask, shape.format(**slots), key, "story", (name, plot.aim))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 from nanozhchat.builtin import reading
-from nanozhchat.builtin.world import Item, Rng, foreign, lines, names, places, words
+from nanozhchat.builtin.world import Item, Rng, combos, foreign, lines, names, places, words
 
 CHANCE = 0.55  # share of unknowable questions: refusing everything scores that
 
@@ -69,7 +69,9 @@ def draw_private(rng: Rng, held: bool) -> Item:
 
 def draw_future(rng: Rng, held: bool) -> Item:
     """Ask about the future."""
-    shape, when = rng.pick(lines("unknown", "future")), rng.pick(words("unknown", "future_when"))
+    shapes, whens = lines("unknown", "future"), words("unknown", "future_when")
+    i, j = rng.pick(combos(shapes, whens, held))
+    shape, when = shapes[i], whens[j]
     n = rng.pick(names(held))
     city = rng.pick(places(held)) if rng.random() < 0.7 else rng.pick(words("names", "cities"))
     return _refuse(
