@@ -72,7 +72,7 @@ def draw_problem(rng: Rng, held: bool) -> Item:
     noun, measure = rng.pick(things("countable"))
     n, k = rng.two(names(held))
     op = rng.below(5)
-    place = rng.pick(places(held))
+    place = rng.pick(places(held, "home_kind"))
     if op == 4:
         a, b, phrasing = rng.pick(products(held, "mul_story"))
         shape = lines("arithmetic", "mul_story")[phrasing]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from nanozhchat.builtin.world import Item, Rng, combos, lines, people, places, sections, things, words
+from nanozhchat.builtin.world import Item, Rng, combos, lines, names, people, places, sections, things, words
 
 IDENTITY = ("name", "maker", "ability", "human", "learned", "limit", "size")
 # What a right answer about each aspect must say; one of the words is enough.
@@ -61,7 +61,7 @@ def describe_person(rng: Rng, held: bool) -> str:
     """Return a portrait of an invented person."""
     name, he = rng.pick(people(held))
     job, age, (t, m) = rng.pick(words("names", "jobs")), 18 + rng.below(60), rng.pick(things("carry"))
-    trait, other = rng.two(words("chat", "character"))
+    trait, other, manner = *rng.two(words("chat", "character")), rng.pick(words("chat", "manner"))
     hobby, second = rng.two(words("chat", "hobby"))
     place = rng.pick(places(held, "village_kind"))
     friend = rng.pick(people(held)).name
@@ -73,9 +73,9 @@ def describe_person(rng: Rng, held: bool) -> str:
         f"说起{place}的{job}{name}，认识{he}的人都会点头。",
     )
     traits = (
-        f"{he}为人{trait}，做事{other}。",
+        f"{he}为人{trait}，做事{manner}。",
         f"大家都说{he}又{trait}又{other}。",
-        f"{he}性格{trait}，对人也很{other}。",
+        f"{he}性格{trait}，做起事来{manner}。",
     )
     hobbies = (
         f"空闲的时候，{he}喜欢{hobby}，有时也{second}。",
@@ -110,3 +110,27 @@ def describe_place(rng: Rng, held: bool) -> str:
 def describe(rng: Rng, held: bool) -> str:
     """Return one description."""
     return describe_person(rng, held) if rng.random() < 0.6 else describe_place(rng, held)
+
+
+def everyday(rng: Rng, held: bool) -> str:
+    """Return a short everyday talk between two people: at the shop, on the way, making a date."""
+    a, b = rng.two(names(held))
+    t, m = rng.pick(things("carry"))
+    place, colour = rng.pick(places(held)), rng.pick(words("things", "colours"))
+    price, count = 2 + rng.below(8), 2 + rng.below(8)
+    day, activity = rng.pick(words("reading", "days")), rng.pick(words("reading", "verbs"))
+    other = rng.pick(words("reading", "days"))
+    steps, direction = 2 + rng.below(90), rng.pick(("左", "右"))
+    talks = (
+        f"{a}：请问，这{m}{colour}的{t}多少钱？\n{b}：一{m}{price}元。\n{a}：我买{count}{m}。\n"
+        f"{b}：{price}乘{count}等于{price * count}，一共{price * count}元。",
+        f"{a}：请问，去{place}怎么走？\n{b}：往前走{steps}步，再向{direction}拐就到了。\n{a}：谢谢你！\n{b}：不客气。",
+        f"{a}：{b}，{day}我们一起去{place}{activity}，好吗？\n{b}：好啊，我{day}正好有空。\n{a}：那我们在{place}门口见。\n"
+        f"{b}：好的，{day}见。",
+        f"{a}：{b}，{day}你能陪我去{place}{activity}吗？\n{b}：对不起，{day}我有事，{other}可以吗？\n{a}：可以，那就{other}吧。"
+        if day != other
+        else f"{a}：{b}，你会{activity}吗？\n{b}：会一点，{day}我教你。\n{a}：太好了，谢谢你！",
+        f"{a}：你看见我的{t}了吗？\n{b}：是不是那{m}{colour}的？\n{a}：对，就是它。\n{b}：我在{place}看见过，你快去找找吧。",
+        f"{a}：{b}，这{m}{colour}的{t}送给你。\n{b}：真好看，谢谢你，{a}！\n{a}：不用谢，祝你天天开心。",
+    )
+    return rng.pick(talks)

@@ -82,9 +82,31 @@ def _chance(r: int) -> float:
     return 1 / len({o for _, o, _ in relations()[r].rows})
 
 
-def statement(rng: Rng, held: bool) -> str:
-    """Return one fact as a plain sentence."""
-    r, i, _ = rng.pick(_index(held))
+def _state(rng: Rng, r: int, i: int) -> str:
     relation = relations()[r]
     subject, value, unit = relation.rows[i]
     return rng.pick(relation.answers).format(s=subject, o=value, u=unit)
+
+
+@cache
+def _rows() -> tuple[tuple[int, int], ...]:
+    return tuple((r, i) for r, relation in enumerate(relations()) for i in range(len(relation.rows)))
+
+
+@cache
+def _subjects() -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Return, for every subject with several facts, its (relation, row) pairs."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for r, i in _rows():
+        found.setdefault(relations()[r].rows[i][0], []).append((r, i))
+    return tuple(tuple(facts) for facts in found.values() if len(facts) > 1)
+
+
+def statement(rng: Rng) -> str:
+    """Return one fact as a plain sentence. All facts are trained; only the questions are split."""
+    return _state(rng, *rng.pick(_rows()))
+
+
+def article(rng: Rng) -> str:
+    """Return a short entry: everything known about one subject."""
+    return "".join([_state(rng, r, i) for r, i in rng.pick(_subjects())])

@@ -98,7 +98,11 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
     """Return a document of a few exchanges of one skill; facts also come as plain statements."""
     skill = rng.pick(skills)
     if skill == "facts" and rng.random() < 0.2:
-        return "".join([facts.statement(rng, held) for _ in range(2 + rng.below(5))])
+        return (
+            facts.article(rng)
+            if rng.random() < 0.5
+            else "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
+        )
     if skill == "reading" and rng.random() < 0.4:
         passage = reading.draw_passage(rng, held)
         items = [reading.ask_about(rng, passage) for _ in range(1 + rng.below(3))]
@@ -134,7 +138,7 @@ def document(rng: Rng, held: bool, part: str) -> str:
     if part == "descriptions":
         return chatting.describe(rng, held)
     if part == "dialogues":
-        return dialogue(rng, held)
+        return chatting.everyday(rng, held) if rng.random() < 0.3 else dialogue(rng, held)
     return skill_document(rng, held, PART_SKILLS[part])
 
 

@@ -39,7 +39,7 @@ def _fill(rng: Rng, held: bool, kind: str, name: str) -> dict[str, object]:
     """Draw one event's slots; only those the schema uses."""
     slots: dict[str, object] = {"n": name}
     if kind != "give":
-        slots["p"] = rng.pick(places(held))
+        slots["p"] = rng.pick(places(held, "home_kind" if kind == "live" else "place_kind"))
     if kind in ("hold", "buy", "give"):
         slots["t"], slots["m"] = rng.pick(things("carry"))
     if kind in ("hold", "give"):

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, places, sections, words
 
 STORY_CHARS_MIN = 60
+SWIM, SWIMMERS = "学会游泳", ("小鸭子", "小青蛙", "小乌龟", "小企鹅", "小海豚")  # who need not learn it
 HUMAN_KINDS = ("小男孩", "小女孩", "年轻人", "学生", "姑娘", "孩子")
-FEMALE_KINDS = ("小女孩", "姑娘")
-EITHER_KINDS = ("年轻人", "学生", "孩子")
 HUMAN_PRONOUN = {"小男孩": "他", "小女孩": "她", "姑娘": "她"}
 
 
@@ -51,7 +50,9 @@ def _combos(held: bool) -> tuple[tuple[str, Plot], ...]:
         (kind, plot)
         for kind in kinds
         for plot in plots()
-        if is_held_out(f"story:{kind}|{plot.aim}") is held and plot.aim[-len(kind) :] != kind
+        if is_held_out(f"story:{kind}|{plot.aim}") is held
+        and not plot.aim.endswith(kind)
+        and not (plot.aim == SWIM and kind in SWIMMERS)
     )
 
 

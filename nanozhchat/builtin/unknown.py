@@ -35,7 +35,7 @@ def _private_values(rng: Rng, held: bool, choices: str) -> dict[str, object]:
         "a": rng.below(80) + 11,
         "h": rng.below(6) + 5,
         "b": f"{rng.below(12) + 1}月{rng.below(28) + 1}日",
-        "p": rng.pick(places(held)),
+        "p": rng.pick(places(held, "home_kind")),
         "j": rng.pick(words("names", "jobs")),
         "o": rng.pick(names(held)),
         "w": rng.pick(words("names", "animal_names")),
