@@ -1,6 +1,36 @@
-//! stub
+//! Byte-level BPE for Chinese: training and encoding.
+//!
+//! Ids 0 to 255 are the byte values; each merge adds the next id. See [`pretokenize`] for how text is cut into chunks,
+//! [`train`](mod@train) for the order of merges, [`encode`] for the rule of encoding.
+//!
+//! ```
+//! use rustbpe::{train, ChunkCounts, Encoder, Splitter, Vocab};
+//!
+//! let splitter = Splitter::new("bpe")?;
+//! let mut counts = ChunkCounts::default();
+//! counts.count(&splitter, "人之初，性本善。性相近，习相远。")?;
+//! let merges = train(counts, 260, |_| true)?;
+//! let encoder = Encoder::new(splitter, Vocab::from_merges(&merges)?);
+//! let ids = encoder.encode("性善")?;
+//! assert_eq!(encoder.vocab().decode(&ids)?, "性善".as_bytes());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod count;
+pub mod encode;
+pub mod error;
+pub mod pretokenize;
 #[cfg(feature = "python")]
-use pyo3::prelude::*;
-#[cfg(feature = "python")]
-#[pymodule]
-fn rustbpe(_m: &Bound<'_, PyModule>) -> PyResult<()> { Ok(()) }
+mod python;
+pub mod train;
+pub mod vocab;
+pub mod word;
+
+pub use count::{Batch, ChunkCounts, Counter, Totals};
+pub use encode::Encoder;
+pub use error::{PatternError, TrainError, VocabError};
+pub use pretokenize::{Splitter, BPE_PATTERN, CHAR_PATTERN};
+pub use train::{train, Merges};
+pub use vocab::Vocab;
