@@ -1,0 +1,53 @@
+# Shared by the scripts in runs/: environment, messages, restartable steps. Sourced, not run.
+# shellcheck shell=bash
+set -euo pipefail
+
+export NANOZHCHAT_BASE_DIR="${NANOZHCHAT_BASE_DIR:-$HOME/.cache/nanozhchat}"
+DRY_RUN="${DRY_RUN:-0}"
+
+say() { printf '\n== %s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Print a command and run it; with DRY_RUN=1 only print it, after checking its flags where it is one of our scripts.
+run() {
+  printf '+ %s\n' "$*" >&2
+  [ "$DRY_RUN" = 1 ] || "$@"
+}
+
+# step NAME COMMAND...: run with a heading and the time it took.
+step() {
+  local name="$1" begin=$SECONDS
+  shift
+  say "$name"
+  if [ "$1" = launch ]; then "$@"; else run "$@"; fi
+  printf '== %s: %d s\n' "$name" "$((SECONDS - begin))" >&2
+}
+
+require_free_gb() {
+  mkdir -p "$NANOZHCHAT_BASE_DIR"
+  local free
+  free=$(df -Pk "$NANOZHCHAT_BASE_DIR" | awk 'NR==2 {print int($4 / 1048576)}')
+  [ "$free" -ge "$1" ] || die "$NANOZHCHAT_BASE_DIR has $free GB free, $1 GB are needed; set NANOZHCHAT_BASE_DIR elsewhere"
+}
+
+count_cores() {
+  getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
+}
+
+# launch MODULE FLAGS...: one process, or NPROC ranks under torchrun.
+launch() {
+  local module="$1"
+  shift
+  if [ "${NPROC:-1}" -gt 1 ]; then
+    run torchrun --standalone --nproc_per_node="$NPROC" -m "$module" -- "$@"
+  else
+    run python -m "$module" "$@"
+  fi
+}
+
+# newer A B: whether A exists and is not older than B.
+newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; }

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The whole pipeline on a CPU: set-up, tokenizer, pretraining, fine-tuning, evaluation, report, one question answered.
+# Offline on built-in data; rerunning continues where it was cut off and skips what is done. Knobs (environment):
+#   MINUTES=10      wall clock of all training together
+#   DEPTH=auto      layers; auto = chosen for the machine and the minutes
+#   DATA=builtin    pretraining data, space-separated specs: builtin, files, 'globs/*.jsonl.gz' (in quotes), hf:...
+#   SFT_DATA=builtin  conversations to fine-tune on
+#   RUN=dummy       wandb run name; dummy = off
+#   NPROC=          training processes; empty = one per core, at most 4
+#   TAG=            name of the model; empty = made from the knobs, so that different settings never mix
+#   FRESH=0         1 = start over (the earlier run is kept aside)
+#   DRY_RUN=0       1 = print the commands without running them
+#   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
+cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
+[ "$DRY_RUN" = 1 ] || source runs/setup.sh
+
+MINUTES="${MINUTES:-10}"
+DEPTH="${DEPTH:-auto}"
+DATA="${DATA:-builtin}"
+SFT_DATA="${SFT_DATA:-builtin}"
+RUN="${RUN:-dummy}"
+CORES="$(count_cores)"
+NPROC="${NPROC:-$((CORES < 4 ? CORES : 4))}"
+FRESH="${FRESH:-0}"
+
+default_tag() {
+  local tag="cpu"
+  [ "$DEPTH" = auto ] || tag="$tag-d$DEPTH"
+  [ "$MINUTES" = 10 ] || tag="$tag-${MINUTES}m"
+  [ "$DATA $SFT_DATA" = "builtin builtin" ] || tag="$tag-$(printf '%s|%s' "$DATA" "$SFT_DATA" | cksum | cut -d' ' -f1)"
+  echo "$tag"
+}
+
+TAG="${TAG:-$(default_tag)}"
+[[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || die "MINUTES=$MINUTES is not a number of minutes"
+BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.75)}")"
+SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.25)}")"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
+FORCE=()
+RESUME="--resume"
+if [ "$FRESH" = 1 ]; then
+  FORCE=(--force)
+  RESUME="--no-resume"
+fi
+set -f # specs may hold globs, which are the program's business
+# shellcheck disable=SC2206
+SPECS=($DATA) SFT_SPECS=($SFT_DATA)
+set +f
+BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
+
+require_free_gb 2
+step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size=4096 ${FORCE[@]+"${FORCE[@]}"}
+step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \
+  --data "${SPECS[@]}" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN" --device-type=cpu "$RESUME"
+step "fine-tuning (${SFT_SECONDS} s)" launch scripts.chat_sft --budget="${SFT_SECONDS}s" --data "${SFT_SPECS[@]}" \
+  --model-tag="$TAG" --run="$RUN" --device-type=cpu "$RESUME"
+if ! newer "$BASE/base_eval.json" "$BASE/latest.json"; then
+  step "held-out text" launch scripts.base_eval --data "${SPECS[@]}" --model-tag="$TAG" --device-type=cpu
+fi
+if ! newer "$SFT/chat_eval.json" "$SFT/latest.json"; then
+  step "questions" launch scripts.chat_eval --tasks builtin --model-tag="$TAG" --source=sft --device-type=cpu
+fi
+step "report" python -m scripts.report --model-tag="$TAG"
+
+QUESTION="小红有5个苹果，又买了3个，现在一共有几个苹果？"
+say "one question: $QUESTION"
+run python -m scripts.chat_cli --model-tag="$TAG" --device-type=cpu --temperature=0 -p "$QUESTION"
+cat >&2 <<END
+
+Talk to it:    source .venv/bin/activate
+               python -m scripts.chat_cli --model-tag=$TAG
+               python -m scripts.chat_web --model-tag=$TAG    then open http://localhost:8000
+Report:        $NANOZHCHAT_BASE_DIR/report/$TAG/report.html
+END
