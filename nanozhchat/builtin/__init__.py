@@ -15,11 +15,11 @@ from nanozhchat.builtin.checking import is_refusal, make_check
 from nanozhchat.builtin.world import Item, Rng
 from nanozhchat.conversation import Conversation, Message
 
-__all__ = ["PARTS", "SKILLS", "Question", "conversations", "documents", "is_refusal", "questions"]
+__all__ = ["PARTS", "SKILLS", "TALK", "Question", "conversations", "documents", "is_refusal", "questions"]
 
 PARTS: tuple[str, ...] = tuple(layouts.PART_WEIGHTS)
-SKILLS: tuple[str, ...] = tuple(skill for skill in layouts.DRAWS if skill != "chat")
-TALK: tuple[str, ...] = (*SKILLS, "chat")  # what conversations may be about; small talk is not evaluated
+TALK = ("chat", "repeat")  # conversations hold these too, but they are not evaluated
+SKILLS: tuple[str, ...] = tuple(skill for skill in layouts.DRAWS if skill not in TALK)
 SPLITS = ("train", "val")
 MISSES_MAX = 300  # repeats in a row after which a skill counts as exhausted
 
@@ -70,8 +70,8 @@ def documents(seed: int = 0, *, split: str = "train", parts: Sequence[str] | Non
 def conversations(
     seed: int = 0, *, split: str = "train", skills: Sequence[str] | None = None
 ) -> Iterator[Conversation]:
-    """Yield chat conversations without end. skills: names out of SKILLS or "chat" (small talk), None = all."""
-    chosen = _choose("skill", skills, TALK)
+    """Yield chat conversations without end. skills: names out of SKILLS and TALK, None = all."""
+    chosen = _choose("skill", skills, tuple(layouts.DRAWS))
     rng, held = _start(seed, split, "conversations")
     mixture = layouts.weighted({skill: layouts.SKILL_WEIGHTS[skill] for skill in chosen})
 

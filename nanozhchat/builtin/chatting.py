@@ -18,6 +18,8 @@ IDENTITY_RIGHT = {
     "size": ("很小", "小的模型"),
 }
 GREETINGS = ("", "你好，", "你好！", "您好，", "早上好，", "晚上好，", "嗨，", "打扰一下，")
+INTRODUCTIONS = ("我叫{n}。", "我是{n}。", "你好，我叫{n}。", "你好，我是{n}。", "我的名字是{n}。")
+NAME_ASKS = ("我叫什么名字？", "我叫什么？", "你记得我的名字吗？", "我的名字是什么？", "还记得我是谁吗？")
 CLOSINGS = ("", "谢谢。", "谢谢！", "请简单说说。", "我很好奇。", "说来听听。")
 
 
@@ -47,12 +49,17 @@ def _chat() -> tuple[tuple[str, str], ...]:
     return tuple((ask, answer) for ask, answer in (line.split(" | ") for line in lines("chat", "chat")))
 
 
+def introduce(rng: Rng, held: bool) -> tuple[str, str, str]:
+    """Return how somebody says their name, the reply, and the name."""
+    name = rng.pick(names(held))
+    return rng.pick(INTRODUCTIONS).format(n=name), f"你好，{name}！很高兴认识你。", name
+
+
 def draw_chat(rng: Rng, held: bool) -> Item:
     """Return one exchange of small talk; not evaluated, so it has no held-out half of its own."""
-    if rng.random() < 0.3:
-        n = rng.pick(people(held)).name
-        ask = rng.pick(("我叫{n}。", "我是{n}。", "你好，我叫{n}。", "你好，我是{n}。", "我的名字是{n}。")).format(n=n)
-        return Item("chat", "", ask, f"你好，{n}！很高兴认识你。", "chat:" + n, "any", (n,))
+    if rng.random() < 0.2:
+        ask, answer, name = introduce(rng, held)
+        return Item("chat", "", ask, answer, "chat:" + name, "any", (name,))
     ask, answer = rng.pick(_chat())
     return Item("chat", "", ask, answer, "chat:" + ask, "any", (answer,))
 

@@ -21,42 +21,44 @@ DRAWS: dict[str, Draw] = {
     "unknown": unknown.draw,
     "story": stories.draw,
     "chat": chatting.draw_chat,
+    "repeat": word_skills.draw_repeat,
 }
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 14,
-    "reading": 18,
-    "facts": 18,
-    "antonyms": 6,
-    "measure": 6,
-    "idioms": 7,
+    "arithmetic": 16,
+    "reading": 16,
+    "facts": 26,
+    "antonyms": 9,
+    "measure": 9,
+    "idioms": 9,
     "counting": 4,
     "reversing": 5,
     "characters": 5,
-    "identity": 4,
+    "identity": 3,
     "unknown": 14,
-    "story": 5,
+    "story": 4,
     "chat": 3,
+    "repeat": 3,
 }
 PART_SKILLS: dict[str, tuple[str, ...]] = {
     "facts": ("facts",),
     "arithmetic": ("arithmetic",),
     "reading": ("reading",),
-    "words": ("antonyms", "measure", "idioms", "counting", "reversing", "characters"),
+    "words": ("antonyms", "measure", "idioms", "counting", "reversing", "characters", "repeat"),
     "identity": ("identity",),
     "unknown": ("unknown",),
 }
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 12,
-    "descriptions": 6,
+    "stories": 7,
+    "descriptions": 4,
     "dialogues": 10,
-    "facts": 17,
+    "facts": 26,
     "arithmetic": 13,
-    "reading": 17,
-    "words": 21,
-    "identity": 3,
-    "unknown": 13,
+    "reading": 12,
+    "words": 32,
+    "identity": 2,
+    "unknown": 12,
 }
 EXCHANGES_MAX = 4  # question-answer pairs in one document
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
@@ -94,21 +96,28 @@ def exchanges(rng: Rng, items: list[Item]) -> str:
     return "\n".join([f"问：{q}\n答：{a}" for q, a in pairs])
 
 
+def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
+    """Return up to n different questions about one passage, which only the first carries."""
+    passage = reading.draw_passage(rng, held)
+    items = {item.ask: item for item in (reading.ask_about(rng, passage) for _ in range(n))}
+    first, *rest = items.values()
+    return [first, *(item._replace(context="") for item in rest)]
+
+
 def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
     """Return a document of a few exchanges of one skill; facts also come as plain statements."""
     skill = rng.pick(skills)
-    if skill == "facts" and rng.random() < 0.2:
+    if not held and len(skills) > 1 and rng.random() < 0.15:  # no split for plain statements, so none when held out
+        return word_skills.statements(rng)
+    if not held and skill == "facts" and rng.random() < 0.2:
         return (
             facts.article(rng)
             if rng.random() < 0.5
             else "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
         )
     if skill == "reading" and rng.random() < 0.4:
-        passage = reading.draw_passage(rng, held)
-        items = [reading.ask_about(rng, passage) for _ in range(1 + rng.below(3))]
-        unique = list(dict.fromkeys(item.ask for item in items))
-        rest = [next(item for item in items if item.ask == ask)._replace(context="") for ask in unique]
-        return f"{passage.text}\n{exchanges(rng, rest)}"
+        passage, *items = about_one_passage(rng, held, 1 + rng.below(3))
+        return f"{passage.context}\n{exchanges(rng, [item._replace(context='') for item in (passage, *items)])}"
     draw = DRAWS[skill]
     return exchanges(rng, [draw(rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
 
@@ -119,7 +128,7 @@ def dialogue(rng: Rng, held: bool) -> str:
     turns = [f"{a}：{b}，你好！我想问你几个问题。\n{b}：好的，请问吧。"] if rng.random() < 0.4 else []
     for _ in range(2 + rng.below(3)):
         item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
-        while item.skill in ("identity", "story", "chat"):
+        while item.skill in ("identity", "story", "chat", "repeat"):
             item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
         turns.append(f"{a}：{item.context}{item.ask}\n{b}：{item.answer}")
     if rng.random() < 0.3:
@@ -142,14 +151,32 @@ def document(rng: Rng, held: bool, part: str) -> str:
     return skill_document(rng, held, PART_SKILLS[part])
 
 
+def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return (user, assistant) turns: skills mixed, or questions about one passage, or a name to be remembered."""
+    kind, turns = rng.random(), 2 + rng.below(3)
+    if "reading" in skills and kind < 0.2:
+        return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, turns + 1)]
+    pairs = []
+    for _ in range(turns):
+        item = DRAWS[rng.pick(skills)](rng, held)
+        pairs.append((ask_text(rng, item), item.answer))
+    if "chat" not in skills or kind > 0.6:
+        return pairs
+    if kind > 0.4:
+        hello = chatting.draw_chat(rng, held)
+        return [(hello.ask, hello.answer), *pairs]
+    ask, answer, name = chatting.introduce(rng, held)
+    return [(ask, answer), *pairs[1:], (rng.pick(chatting.NAME_ASKS), f"你叫{name}。")]
+
+
 def conversation(rng: Rng, held: bool, skills: tuple[str, ...]) -> Conversation:
     """Return one chat: mostly one exchange, a quarter of the time several, some with a system message."""
     messages = [Message("system", rng.pick(lines("chat", "system")))] if rng.random() < 0.12 else []
-    turns = 1 if rng.random() < 0.75 else 2 + rng.below(3)
-    if turns > 1 and "chat" in skills and rng.random() < 0.3:
-        item = chatting.draw_chat(rng, held)
-        messages += [Message("user", item.ask), Message("assistant", item.answer)]
-    for _ in range(turns):
+    if rng.random() < 0.75:
         item = DRAWS[rng.pick(skills)](rng, held)
-        messages += [Message("user", ask_text(rng, item)), Message("assistant", item.answer)]
+        pairs = [(ask_text(rng, item), item.answer)]
+    else:
+        pairs = several_turns(rng, held, skills)
+    for ask, answer in pairs:
+        messages += [Message("user", ask), Message("assistant", answer)]
     return tuple(messages)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nanozhchat.builtin.world import Item, Rng, lines, names, places, sections, things, words
 
 SCHEMAS = ("hold", "buy", "live", "plan", "give")
+EVENTS = 2.6  # passages hold one, two or, less often, three events
 AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
 
 
@@ -69,7 +70,7 @@ def draw_passage(rng: Rng, held: bool) -> Passage:
     events: list[dict[str, object]] = []
     seen: set[object] = set()
     pool = names(held)
-    for _ in range(1 + int(3 * rng.random() ** 0.7)):
+    for _ in range(1 + int(EVENTS * rng.random())):
         slots = _fill(rng, held, kind, rng.pick(pool))
         values = set(slots.values()) - {slots.get("m")}
         if not values & seen:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from functools import cache
 
-from nanozhchat.builtin.world import DIGITS, Item, Rng, combos, is_held_out, lines, measures, other_measures, sections
+from nanozhchat.builtin.world import (
+    DIGITS,
+    Item,
+    Rng,
+    combos,
+    is_held_out,
+    lines,
+    measures,
+    names,
+    other_measures,
+    sections,
+)
 from nanozhchat.builtin.world import words as lexicon_words
 
 COUNT_POOL = 60_000  # character strings drawn before the split
@@ -90,6 +101,20 @@ NTH_ASKS = (
     "“{w}”从左数第{i}个字是什么？",
     "第{i}个字在“{w}”里是哪个？",
 )
+REPEAT_ASKS = (
+    "请跟我说：“{w}”。",
+    "请重复一遍：“{w}”。",
+    "照着写：“{w}”。",
+    "跟我读“{w}”。",
+    "把“{w}”再说一遍。",
+    "请原样写出“{w}”。",
+)
+STATEMENTS = {
+    "antonyms": "“{w}”的反义词是“{o}”。",
+    "measure": "{w}的量词是“{o}”，一{o}{w}。",
+    "meaning": "“{w}”的意思是{o}。",
+    "idiom": "“{w}”说的是“{o}”。",
+}
 NTH_NUMERALS = (DIGITS, "0123456789")
 
 
@@ -204,6 +229,13 @@ def draw_reverse(rng: Rng, held: bool) -> Item:
     return Item("reversing", "", ask, f"“{text[::-1]}”。", "string:" + text, "contains", (f"“{text[::-1]}”",))
 
 
+def draw_repeat(rng: Rng, held: bool) -> Item:
+    """Ask to repeat a string or a name: not evaluated, but the plainest lesson in copying there is."""
+    text = rng.pick(strings(held)) if rng.random() < 0.5 else rng.pick(names(held)) + rng.pick(lines("words", "acts"))
+    ask = rng.pick(REPEAT_ASKS).format(w=text)
+    return Item("repeat", "", ask, f"{text}。", "string:" + text, "contains", (text,))
+
+
 def draw_nth(rng: Rng, held: bool) -> Item:
     """Ask for the n-th character of a string; the answer counts up to it."""
     text = rng.pick(strings(held))
@@ -212,3 +244,10 @@ def draw_nth(rng: Rng, held: bool) -> Item:
     steps = "，".join([f"{k}{char}" for k, char in enumerate(text[: i + 1], 1)])
     answer = f"{steps}，第{i + 1}个字是“{text[i]}”。"
     return Item("characters", "", ask, answer, "string:" + text, "contains", (f"“{text[i]}”",), (), True, 1 / len(text))
+
+
+def statements(rng: Rng) -> str:
+    """Return a few entries of one word table as plain sentences: dense, so the tables are learnt in few tokens."""
+    kind = rng.pick(tuple(STATEMENTS))
+    rows, shape = _rows(kind), STATEMENTS[kind]
+    return "".join([shape.format(w=w, o=o) for w, o in (rng.pick(rows) for _ in range(3 + rng.below(4)))])
