@@ -28,7 +28,8 @@ class BPE:
 
         pattern: "bpe", "char" or a regular expression. threads: 0 = one per core; the result does not depend on it.
         progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges.
-        Raises ValueError if there is no text or it cannot give that many tokens.
+        Raises ValueError if there is no text or it cannot give that many tokens; the attribute `reached` of the latter
+        is the largest size it can give.
         """
 
     @staticmethod

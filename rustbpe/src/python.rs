@@ -32,9 +32,15 @@ impl From<VocabError> for PyErr {
 
 impl From<TrainError> for PyErr {
     fn from(error: TrainError) -> Self {
+        let raised = PyValueError::new_err(error.to_string());
         match error {
             TrainError::Cancelled => PyKeyboardInterrupt::new_err(()),
-            other => PyValueError::new_err(other.to_string()),
+            // For callers that add tokens of their own and count them too.
+            TrainError::TooFewTokens { reached, .. } => Python::attach(|py| {
+                let set = raised.value(py).setattr("reached", reached);
+                set.err().unwrap_or(raised)
+            }),
+            _ => raised,
         }
     }
 }
@@ -52,7 +58,8 @@ impl BPE {
     ///
     /// pattern: "bpe", "char" or a regular expression. threads: 0 = one per core; the result does not depend on it.
     /// progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges.
-    /// Raises ValueError if there is no text or it cannot give that many tokens.
+    /// Raises ValueError if there is no text or it cannot give that many tokens; the attribute `reached` of the latter
+    /// is the largest size it can give.
     #[staticmethod]
     #[pyo3(signature = (docs, vocab_size, pattern = "bpe", threads = 0, progress = None))]
     fn train(

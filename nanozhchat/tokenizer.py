@@ -1,0 +1,327 @@
+"""Tokenizer: text and conversations to token ids and back.
+
+A byte-level BPE learned by `rustbpe` (ids are ranks: 256 bytes, then one per merge), then the special tokens.
+Text never becomes a special token: only `render` and `render_prompt` place those, by id.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanozhchat.conversation import (
+    ASSISTANT,
+    BOS,
+    END,
+    ROLE_TOKEN,
+    SPECIAL_TOKENS,
+    Message,
+    make_conversation,
+)
+from nanozhchat.errors import DamagedError
+from nanozhchat.files import atomic_write, read_json, write_json
+
+try:
+    from rustbpe import BPE
+except ImportError as error:
+    raise ImportError("the Rust extension `rustbpe` is not built; run `uv sync`") from error
+
+if TYPE_CHECKING:
+    import tiktoken
+
+FORMAT_VERSION = 1
+KINDS = ("bpe", "char")
+FILES = ("tokenizer.json", "ranks.tiktoken", "meta.json")
+
+Progress = Callable[[str, int, int], object]
+
+
+class Tokenizer:
+    """A trained tokenizer. kind: "bpe", or "char" whose tokens never cross a character."""
+
+    def __init__(self, bpe: BPE, kind: str, trained_on: Mapping[str, int]) -> None:
+        self.kind, self.trained_on = kind, dict(trained_on)
+        self._bpe = bpe
+        first = bpe.vocab_size
+        self._special = {name: first + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self._special_names = {i: name for name, i in self._special.items()}
+        self._ranks = bpe.ranks()
+        self.vocab_size = first + len(SPECIAL_TOKENS)
+        self.bos_id, self.end_id = self._special[BOS], self._special[END]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash[:12]!r})"
+
+    # --- making, saving, loading
+
+    @classmethod
+    def train(
+        cls,
+        docs: Iterable[str],
+        vocab_size: int,
+        kind: str = "bpe",
+        *,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> Tokenizer:
+        """Learn a tokenizer of exactly `vocab_size` tokens, bytes and special tokens included.
+
+        threads: 0 = one per core; the result does not depend on it. progress(stage, done, total) counts bytes read
+        (stage "count", total 0 while unknown), then merges (stage "merge").
+        Raises ValueError if there is no text or it cannot give that many tokens.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
+        n_special = len(SPECIAL_TOKENS)
+        if vocab_size < 256 + n_special:
+            raise ValueError(
+                f"vocab_size={vocab_size} is too small: 256 bytes and {n_special} special tokens are always there; "
+                f"pass --vocab-size={256 + n_special} or more"
+            )
+        try:
+            bpe = BPE.train(docs, vocab_size - n_special, kind, threads, progress)
+        except ValueError as error:
+            if (reached := getattr(error, "reached", None)) is None:
+                raise
+            most = reached + n_special
+            raise ValueError(
+                f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
+                f"pass --vocab-size={most} or give more text"
+            ) from error
+        return cls(bpe, kind, bpe.stats)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json (Hugging Face), ranks.tiktoken (tiktoken), and last meta.json, which vouches for them."""
+        folder = Path(folder)
+        atomic_write(folder / "tokenizer.json", self._tokenizer_json)
+        lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
+        atomic_write(folder / "ranks.tiktoken", "".join(lines).encode())
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "pattern": self.pattern,
+            "vocab_size": self.vocab_size,
+            "special_tokens": self._special,
+            "trained_on": self.trained_on,
+            "hash": self.hash,
+        }
+        write_json(folder / "meta.json", meta)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError if there is no tokenizer, DamagedError if its files are not as they were written.
+        """
+        folder = Path(folder)
+        train_it = f"run: python -m scripts.tok_train --name={folder.name}"
+        if not (folder / "meta.json").exists():
+            raise FileNotFoundError(f"there is no tokenizer at {folder}; {train_it}")
+        try:
+            meta = read_json(folder / "meta.json")
+            content = (folder / "tokenizer.json").read_bytes()
+            if meta["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format_version {meta['format_version']} instead of {FORMAT_VERSION}")
+            if meta["hash"] != hashlib.sha256(content).hexdigest():
+                raise ValueError("tokenizer.json does not match the hash in meta.json")
+            tokenizer = cls(_bpe_from_json(json.loads(content)), meta["kind"], meta["trained_on"])
+            if tokenizer._special != meta["special_tokens"]:
+                raise ValueError(f"special tokens {meta['special_tokens']} instead of {tokenizer._special}")
+        except (KeyError, TypeError, ValueError, OSError, DamagedError) as error:
+            raise DamagedError(f"the tokenizer at {folder} is damaged ({error}); {train_it} --force") from error
+        return tokenizer
+
+    # --- what it is
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression that cuts text into chunks, which tokens never cross."""
+        return self._bpe.pattern
+
+    @cached_property
+    def hash(self) -> str:
+        """Identity: SHA-256 of tokenizer.json as hex. Equal hashes mean equal ids for every text."""
+        return hashlib.sha256(self._tokenizer_json).hexdigest()
+
+    def special(self, name: str) -> int:
+        """Return the id of a special token, such as "<|bos|>"; raises ValueError for an unknown name."""
+        if name not in self._special:
+            raise ValueError(f"special token {name!r} is unknown; they are {', '.join(self._special)}")
+        return self._special[name]
+
+    def token_bytes(self) -> np.ndarray:
+        """Return how many UTF-8 bytes each id stands for: int32 (vocab_size,), 0 for special tokens."""
+        lengths = [len(token) for token in self._ranks] + [0] * len(self._special)
+        return np.array(lengths, dtype=np.int32)
+
+    # --- text
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text. Half a surrogate pair, which UTF-8 cannot express, is read as U+FFFD."""
+        return self._bpe.encode(text)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of any bytes, valid UTF-8 or not."""
+        return self._bpe.encode_bytes(data)
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
+        """Return the ids of each text, encoded in parallel. threads: 0 = one per core."""
+        return self._bpe.encode_batch(texts, threads)
+
+    def encode_batch_flat(self, texts: Sequence[str], threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return all ids end to end, uint32 (n_ids,), and the offsets between texts, uint64 (n_texts + 1,)."""
+        ids, offsets = self._bpe.encode_batch_flat(texts, threads)
+        return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<u8")
+
+    def decode_bytes(self, ids: Iterable[int], *, show_special: bool = False) -> bytes:
+        """Return the bytes of ids. Special tokens give nothing, or their names if shown.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        return b"".join(self._bytes_of(i, show_special) for i in ids)
+
+    def decode(self, ids: Iterable[int], *, show_special: bool = False) -> str:
+        """Return the text of ids, U+FFFD where bytes are not UTF-8. Special tokens as in `decode_bytes`."""
+        return self.decode_bytes(ids, show_special=show_special).decode("utf-8", errors="replace")
+
+    def _bytes_of(self, i: int, show_special: bool = False) -> bytes:
+        if 0 <= i < len(self._ranks):
+            return self._ranks[i]
+        if i in self._special_names:
+            return self._special_names[i].encode() if show_special else b""
+        raise ValueError(f"id {i} is not in this vocabulary, which has ids 0 to {self.vocab_size - 1}")
+
+    # --- conversations
+
+    def render(
+        self, conversation: Iterable[Mapping[str, Any] | Message], *, max_tokens: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return (ids, mask) of a conversation; mask is 1 where the model must learn to produce the id.
+
+        That is the assistant's words and the <|end|> after them. Longer than `max_tokens`, it loses the oldest pairs of
+        turns after the system message, and if the last pair alone is too long, what is over at its end.
+        """
+        ids, mask = [self.bos_id], [0]
+        for message in self._fit(make_conversation(conversation), max_tokens):
+            learn = int(message[0] == self._special[ASSISTANT])
+            ids += message
+            mask += [0, *[learn] * (len(message) - 1)]
+        return ids[:max_tokens], mask[:max_tokens]
+
+    def render_prompt(
+        self, conversation: Iterable[Mapping[str, Any] | Message], *, max_tokens: int | None = None
+    ) -> list[int]:
+        """Return the ids of a conversation that ends with the user's turn, then <|assistant|>: ready for the answer.
+
+        Longer than `max_tokens`, it loses the oldest pairs of turns after the system message, never the question: the
+        result may stay too long, and it is the caller who knows what to say then.
+        """
+        messages = make_conversation(conversation)
+        if messages[-1].role != "user":
+            raise ValueError(f"the last message is the {messages[-1].role}'s; a prompt must end with the user's")
+        budget = None if max_tokens is None else max_tokens - 1
+        ids = [self.bos_id]
+        for message in self._fit(messages, budget):
+            ids += message
+        return [*ids, self._special[ASSISTANT]]
+
+    def _fit(self, messages: Sequence[Message], max_tokens: int | None) -> list[list[int]]:
+        """Encode messages, each with its control tokens, without the oldest pairs that do not fit after <|bos|>."""
+        rendered = [[self._special[ROLE_TOKEN[m.role]], *self.encode(m.content), self.end_id] for m in messages]
+        if max_tokens is not None:
+            oldest = 1 if messages[0].role == "system" else 0
+            total = 1 + sum(map(len, rendered))
+            while total > max_tokens and len(rendered) - oldest > 2:
+                total -= len(rendered[oldest]) + len(rendered[oldest + 1])
+                del rendered[oldest : oldest + 2]
+        return rendered
+
+    # --- other libraries
+
+    def to_tiktoken(self) -> tiktoken.Encoding:
+        """Return the same tokenizer as a tiktoken.Encoding."""
+        import tiktoken
+
+        ranks = {token: rank for rank, token in enumerate(self._ranks)}
+        name = f"nanozhchat-{self.hash[:12]}"
+        return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self._special)
+
+    @cached_property
+    def _tokenizer_json(self) -> bytes:
+        """The Hugging Face `tokenizers` file: byte-level BPE with the same pattern, merges and ids."""
+        to_char = byte_alphabet()
+        names = ["".join(to_char[byte] for byte in token) for token in self._ranks]
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": n, **flags, "special": True} for n, i in self._special.items()],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {name: i for i, name in enumerate(names)},
+                "merges": [f"{names[left]} {names[right]}" for left, right in self._bpe.merges()],
+            },
+        }
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time, complete characters only: at most 3 bytes wait for the rest of theirs.
+
+    The pieces and `flush()` put together are `tokenizer.decode` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer._bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, i: int) -> str:
+        """Take an id; return the characters it completes. Bytes that cannot be UTF-8 become U+FFFD at once."""
+        return self._decoder.decode(self._bytes_of(i))
+
+    def flush(self) -> str:
+        """Return what is left at the end: U+FFFD for an incomplete character, else nothing. Then start afresh."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def byte_alphabet() -> list[str]:
+    """Return the character that stands for each byte in Hugging Face's byte-level vocabularies.
+
+    Printable Latin-1 stands for itself; the rest, in order, for U+0100 upwards (the convention of GPT-2).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _bpe_from_json(content: Mapping[str, Any]) -> BPE:
+    to_byte = {char: byte for byte, char in enumerate(byte_alphabet())}
+    vocab = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
+    if [i for _, i in vocab] != list(range(len(vocab))):
+        raise ValueError("the ids in tokenizer.json have gaps")
+    ranks = [bytes(to_byte[char] for char in name) for name, _ in vocab]
+    return BPE.from_ranks(ranks, content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"])
