@@ -8,6 +8,15 @@ from typing import NamedTuple
 from nanozhchat.builtin.world import Item, Rng, lines, names, places, sections, things, words
 
 SCHEMAS = ("hold", "buy", "live", "plan", "give")
+# What a passage of each kind never tells: (schema, slot) of questions that name the person only.
+AGE, JOB, HOME, SPENT = ("live", "a"), ("live", "j"), ("live", "p"), ("buy", "k")
+ABSENT = {
+    "hold": (AGE, JOB, SPENT),
+    "buy": (AGE, JOB, HOME),
+    "live": (SPENT, ("buy", "t"), ("plan", "d")),
+    "plan": (AGE, JOB, HOME, SPENT),
+    "give": (AGE, JOB, HOME, SPENT),
+}
 EVENTS = 2.6  # passages hold one, two or, less often, three events
 AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
 
@@ -100,8 +109,20 @@ def draw(rng: Rng, held: bool) -> Item:
     return ask_about(rng, draw_passage(rng, held))
 
 
+def draw_absent(rng: Rng, held: bool) -> Item:
+    """Ask about somebody in a passage what it does not say."""
+    passage = draw_passage(rng, held)
+    kind, slot = rng.pick(ABSENT[passage.kind])
+    name = str(rng.pick(passage.events)["n"])
+    ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
+    answer = "我不知道，上面的话没有提到这件事。"
+    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
+
+
 def draw_missing(rng: Rng, held: bool) -> Item:
-    """Ask what a passage does not say: about somebody else, or about something never mentioned."""
+    """Ask what a passage does not say: about somebody else, or something it leaves out."""
+    if rng.random() < 0.4:
+        return draw_absent(rng, held)
     passage = draw_passage(rng, held)
     templates = schema(passage.kind)
     event = dict(rng.pick(passage.events))
