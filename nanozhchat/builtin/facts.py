@@ -29,7 +29,10 @@ def _row(relation: str, subject: str, value: str) -> tuple[str, str, str]:
 
 @cache
 def relations() -> tuple[Relation, ...]:
-    """Return every relation of `lexicon/facts.txt`."""
+    """Return every relation of `lexicon/facts.txt`.
+
+    Lines there: "? question", "! answer", "= subject object|subject object", "< relation" (its table turned round).
+    """
     found: dict[str, Relation] = {}
     for name, text in sections("facts").items():
         by_mark: dict[str, list[str]] = {}

@@ -36,7 +36,7 @@ SKILL_WEIGHTS: dict[str, int] = {
     "characters": 5,
     "identity": 3,
     "unknown": 14,
-    "story": 4,
+    "story": 3,
     "chat": 3,
     "repeat": 3,
 }

@@ -31,7 +31,7 @@ class Schema(NamedTuple):
 
 @cache
 def schema(name: str) -> Schema:
-    """Return the templates of a schema."""
+    """Return the templates of a schema: lines ". statement", "? slot question", "! slot answer" of the lexicon."""
     says: list[str] = []
     asks: dict[str, list[str]] = {}
     answers: dict[str, str] = {}

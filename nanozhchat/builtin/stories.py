@@ -26,7 +26,10 @@ class Plot(NamedTuple):
 
 @cache
 def plots() -> tuple[Plot, ...]:
-    """Return every (aim, obstacle) plot of `lexicon/plots.txt`."""
+    """Return every (aim, obstacle) plot of `lexicon/plots.txt`.
+
+    There, "= aim" opens a group; then its reason, one "obstacle | attempt | result" a line, and "> ending".
+    """
     found: list[Plot] = []
     aim = why = ""
     blocks: list[list[str]] = []
