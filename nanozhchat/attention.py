@@ -30,7 +30,7 @@ def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     j = torch.arange(2 * window, device=q.device)[None, :]
     mask = ((j > i) & (j <= i + window)).expand(n_blocks, 1, window, 2 * window).clone()
     mask[0, :, :, :window] = False  # before the first block there is nothing
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(B, 1, 1, 1), enable_gqa=H != k.size(1))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(B, 1, 1, 1), enable_gqa=k.size(1) != H)
     y = y.view(B, n_blocks, H, window, D).transpose(1, 2).reshape(B, H, n_blocks * window, D)
     return y[:, :, :T]
 

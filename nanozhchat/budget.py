@@ -8,6 +8,7 @@ import torch
 
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.recipe import Overrides, Recipe, flops_per_token, model_sizes, resolve
 
 PROBE = GPTConfig(sequence_len=512, vocab_size=4096, n_layer=4, n_head=4, n_kv_head=4, n_embd=256)
 PROBE_FLOPS_PER_TOKEN = 31_457_280  # of that model; recipe.flops_per_token(4) with 4,096 tokens (tested equal)
@@ -42,3 +43,19 @@ def micro_batch_tokens(compute: Compute, n_layer: int, n_embd: int) -> int:
         return CPU_MICRO_TOKENS
     total = torch.cuda.get_device_properties(compute.device).total_memory
     return max(512, int(total * GPU_MEMORY_SHARE / (BYTES_PER_ACTIVATION * n_layer * n_embd)))
+
+
+def plan(
+    depth: int, vocab_size: int, overrides: Overrides, compute: Compute, *, seconds: float | None, speed: float
+) -> Recipe:
+    """Resolve a recipe for this machine. seconds, speed: wall-clock budget and measured FLOP/s, if there is one."""
+    sizes = model_sizes(depth, vocab_size, overrides)
+    return resolve(
+        depth,
+        vocab_size=vocab_size,
+        world_size=compute.world_size,
+        overrides=overrides,
+        micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]),
+        budget_s=seconds,
+        budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None,
+    )

@@ -48,7 +48,7 @@ def latest_tag() -> str:
     found = [p for stage in paths.STAGES for p in (paths.base_dir() / stage).glob("*/latest.json")]
     if not found:
         raise FileNotFoundError(
-            f"no trained model under {paths.base_dir()}; train one with `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
+            f"no trained model under {paths.base_dir()}; run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
         )
     return max(found, key=lambda p: p.stat().st_mtime).parent.name
 

@@ -189,7 +189,9 @@ def find(folder: Path, step: int | None = None) -> Saved | None:
     """
     steps = list_steps(folder)
     if step is not None and step not in steps:
-        raise ValueError(f"{folder} has no checkpoint of step {step}; there are: {', '.join(map(str, steps)) or 'none'}")
+        raise ValueError(
+            f"{folder} has no checkpoint of step {step}; there are: {', '.join(map(str, steps)) or 'none'}"
+        )
     bad: list[str] = []
     for candidate in [step] if step is not None else reversed(steps):
         path = folder / f"step_{candidate:08d}"

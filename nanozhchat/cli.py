@@ -31,9 +31,21 @@ from nanozhchat.files import atomic_write, disk_error, write_json
 T = TypeVar("T")
 
 
-def opt(default: Any, help: str, *, group: str = "options", choices: Sequence[Any] | None = None, flag: str = "") -> Any:
-    """Declare a flag as a dataclass field. flag: its name when a Python field can't have it, such as a short `-p`."""
-    metadata = {"help": help, "group": group, "choices": choices, "flag": flag}
+def opt(
+    default: Any,
+    help: str,
+    *,
+    group: str = "options",
+    choices: Sequence[Any] | None = None,
+    flag: str = "",
+    neutral: bool = False,
+) -> Any:
+    """Declare a flag as a dataclass field.
+
+    flag: its name when a Python field can't have it, such as `-p`. neutral: it does not change what is computed, so a
+    rerun with another value may continue the same run.
+    """
+    metadata = {"help": help, "group": group, "choices": choices, "flag": flag, "neutral": neutral}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -91,7 +103,7 @@ def _read_config(path: str, cls: type) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config={path} must hold `flag: value` lines")
     hints = typing.get_type_hints(cls)
-    clean = {}
+    clean: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in hints:
@@ -121,9 +133,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     return cls(**values)
 
 
-def set_flags(args: Any) -> dict[str, Any]:
-    """Return the fields whose value differs from the default: what the user asked for."""
-    return {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if getattr(args, f.name) != f.default}
+def result_flags(args: Any) -> dict[str, Any]:
+    """Return the flags given (other than by their default) that change what is computed."""
+    chosen = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if not f.metadata["neutral"]}
+    return {f.name: chosen[f.name] for f in dataclasses.fields(args) if chosen.get(f.name, f.default) != f.default}
 
 
 def write_config(path: Path, args: Any, notes: dict[str, str] | None = None) -> None:

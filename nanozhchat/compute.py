@@ -70,6 +70,7 @@ class Compute:
         """Wait for all ranks where one may work for hours, such as tokenizing; needs no device."""
         if self.world_size > 1:
             group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
+            assert isinstance(group, dist.ProcessGroup)
             dist.barrier(group)
             dist.destroy_process_group(group)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,9 +94,9 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(input, self.weight.to(input.dtype))
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -200,15 +200,15 @@ class GPT(nn.Module):
         bound = 3**0.5 * self.config.n_embd**-0.5  # uniform with standard deviation 1/sqrt(C)
         fill(self.wte.weight, "normal", EMBEDDING_STD)
         fill(self.lm_head.weight, "normal", HEAD_STD)
-        for block in self.h:
+        for block in self.blocks():
             attn, mlp = block.attn, block.mlp
             for matrix in (attn.c_q, attn.c_k, attn.c_v):
                 fill(matrix.weight, "uniform", bound)
             fill(mlp.c_fc.weight, "uniform", bound * MLP_IN_SCALE)
             for zero in (attn.c_proj, mlp.c_proj, *([attn.ve_gate] if attn.ve_gate is not None else [])):
                 zero.weight.zero_()  # each block starts as the identity
-        for embedding in self.value_embeds.values():
-            fill(embedding.weight, "uniform", bound)
+        for p in self.value_embeds.parameters():
+            fill(p, "uniform", bound)
         n_layer = self.config.n_layer
         self.resid_lambdas.fill_(1.0)
         self.x0_lambdas.copy_(torch.linspace(0.2, 0.05, n_layer))
@@ -248,7 +248,7 @@ class GPT(nn.Module):
         x = x0 = self._embed(idx, cache, counts)
         middle = x
         resid, first = self.resid_lambdas.to(x.dtype), self.x0_lambdas.to(x.dtype)
-        blocks = self._compiled if self._compiled and self.training and cache is None else self.h
+        blocks = self._compiled if self._compiled and self.training and cache is None else self.blocks()
         for i, block in enumerate(blocks):
             ve = self.value_embeds[str(i)](idx).to(x.dtype) if str(i) in self.value_embeds else None
             x = resid[i] * x + first[i] * x0
@@ -273,6 +273,10 @@ class GPT(nn.Module):
         head = self.lm_head.weight[: self.config.vocab_size]
         loss = linear_cross_entropy(x, head, targets.flatten(), self.config.softcap, per_token=per_token)
         return loss.view_as(targets) if per_token else loss
+
+    def blocks(self) -> list[Block]:
+        """Return the layers, first to last."""
+        return [cast(Block, block) for block in self.h]
 
     def compile_training(self) -> None:
         """Compile the blocks for training shapes; generation, whose shapes change, stays eager."""

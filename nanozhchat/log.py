@@ -77,6 +77,8 @@ def _start_wandb(folder: Path, run: str, config: dict[str, Any]) -> Any:
     import wandb
 
     if os.environ.get("WANDB_MODE") is None and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
-        raise ValueError(f"--run={run} logs to wandb, but nobody is logged in; run `wandb login` or set WANDB_MODE=offline")
+        raise ValueError(
+            f"--run={run} logs to wandb, but nobody is logged in; run `wandb login` or set WANDB_MODE=offline"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(project="nanozhchat", name=run, config=config, dir=str(folder), resume="allow")

@@ -103,7 +103,8 @@ class Recipe:
         names = {f.name for f in fields(cls)}
         if set(values) != names:
             raise ValueError(f"recipe fields differ: {sorted(names ^ set(values))}")
-        return cls(**{**values, "overridden": tuple(values["overridden"])})
+        options: dict[str, Any] = {**values, "overridden": tuple(values["overridden"])}
+        return cls(**options)
 
 
 def _by_depth(table: tuple[tuple[int, int], ...], depth: int) -> int:

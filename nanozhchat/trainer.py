@@ -206,7 +206,7 @@ def _step(
             state.loader = batch.state
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"a micro-batch of {recipe.device_batch_size} x {recipe.sequence_len} tokens does not fit this device; pass "
+            f"a micro-batch of {recipe.device_batch_size} x {recipe.sequence_len} tokens does not fit; pass "
             f"--device-batch-size={max(1, recipe.device_batch_size // 2)} (same result, less memory)"
         ) from error
     sums = [float(nats), float(counts[0]), float(counts[1]), float(signals)]
@@ -222,9 +222,7 @@ def _step(
         optimizer.apply(
             scale,
             lr_multiplier=lr,
-            momentum=muon_momentum(
-                state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps
-            ),
+            momentum=muon_momentum(state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps),
             decay_multiplier=decay_multiplier(progress),
         )
     state.step += 1

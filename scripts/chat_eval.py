@@ -76,7 +76,9 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
 def show(answers: list[Answer]) -> None:
     """Print questions with expected and given answers."""
     for a in answers:
-        print(f"  [{'ok' if a.correct else 'NO'}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}")
+        print(
+            f"  [{'ok' if a.correct else 'NO'}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,23 +8,23 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from nanozhchat import chat, checkpoint, cli, compute, sources
+from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.conversation_files import load_conversations
 from nanozhchat.dataloader import ConversationLoader, conversation_eval_batches, prepare_conversations
 from nanozhchat.log import setup_logging
-from nanozhchat.loss_eval import evaluate
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Recipe
 from nanozhchat.run import Run, for_world, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import Hook, Plan, TrainState, fit
+from nanozhchat.trainer import Plan, TrainState, fit
 
 log = logging.getLogger(__name__)
 Rendered = list[tuple[list[int], list[int]]]
@@ -34,21 +34,25 @@ Rendered = list[tuple[list[int], list[int]]]
 class ChatSFTArgs:
     """Flags of this script."""
 
-    data: tuple[str, ...] = cli.opt(("builtin",), "conversations: builtin, builtin:<skill>, or files", group="data")
+    data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, or files", group="data", neutral=True)
     max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
-    model_tag: str | None = cli.opt(None, "name of the model; none = the latest", group="run")
-    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run")
-    resume: bool = cli.opt(True, "continue where an earlier run of the same command left off", group="run")
+    model_tag: str | None = cli.opt(None, "name of the model; none = the latest", group="run", neutral=True)
+    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
+    resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
     seed: int = cli.opt(42, "of data order", group="run")
     budget: str | None = cli.opt(None, "wall clock for the whole command, such as 2m", group="horizon (one of them)")
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
     epochs: float | None = cli.opt(None, "passes over the data; none = 1", group="horizon (one of them)")
     lr_frac: float = cli.opt(0.5, "peak learning rates relative to pretraining", group="training")
     total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
-    dtype: str = cli.opt("auto", "float32, bfloat16", group="machine")
-    eval_every: int | None = cli.opt(None, "steps between evaluations; none = 5 times a run, 0 = never", group="hooks")
-    save_every: int | None = cli.opt(None, "steps between checkpoints; none = 5 times a run, 0 = at the end", group="hooks")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
+    dtype: str = cli.opt("auto", "float32 or bfloat16", group="machine", neutral=True)
+    eval_every: int | None = cli.opt(
+        None, "steps between evaluations; none = a fifth of it", group="hooks", neutral=True
+    )
+    save_every: int | None = cli.opt(
+        None, "steps between checkpoints; none = a fifth of it", group="hooks", neutral=True
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,13 +80,17 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
         found = load_conversations(specs, split, max_conversations=limit, seed=args.seed)
         sets[split] = prepare_conversations(found, tokenizer, recipe_of_base.sequence_len)
     log.info("%d conversations to train on, %d held out", len(sets["train"]), len(sets["val"]))
-    ignored = {"run", "resume", "device_type", "dtype", "eval_every", "save_every", "model_tag"}
-    flags = {k: v for k, v in cli.set_flags(args).items() if k not in ignored}
-    identity = {**flags, "base_step": base.step, "base_weights": weights_digest(base), "data_hash": digest(sets["train"]),
-                "tokenizer": base.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash}  # fmt: skip
+    flags = cli.result_flags(args)
+    identity = {
+        **flags,
+        "base_weights": weights_digest(base),
+        "data_hash": digest(sets["train"]),
+        "tokenizer": base.manifest["identity"]["tokenizer"],
+        "tokenizer_hash": tokenizer.hash,
+    }
     with open_run("sft", tag, identity, comp, resume=args.resume, wandb_run=args.run, config=flags) as run:
         if run.state.finished:
-            log.info("%s is already trained (%d steps); --no-resume trains it again", run.folder, run.state.step)
+            log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
         recipe = run.recipe(lambda: sft_recipe(recipe_of_base, args, sets["train"], comp))
         if comp.is_main:
@@ -142,16 +150,18 @@ def train_run(
         loader.load_state_dict(run.state.loader)
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(comp.device)
 
-    def evaluation(state: TrainState) -> dict[str, float]:
-        result = evaluate(model, conversation_eval_batches(sets["val"], **shape), token_bytes, comp)
-        state.best_val = result.loss if state.best_val is None else min(state.best_val, result.loss)
-        return {"val/loss": result.loss, "val/bpb": result.bpb, "val/ppl": result.ppl}
-
     fifth = max(1, recipe.num_steps // 5)
-    plan = Plan(recipe=recipe, token_bytes=token_bytes, save=run.saver(model, optimizer, recipe), started=started,
-                save_every=fifth if args.save_every is None else args.save_every)  # fmt: skip
-    hooks = [Hook(fifth if args.eval_every is None else args.eval_every, evaluation)]
-    return fit(model, optimizer, loader, next_token, plan, hooks, run.state, comp, run.metrics)
+    every = fifth if args.eval_every is None else args.eval_every
+    held_out = partial(conversation_eval_batches, sets["val"], **shape)
+    plan = Plan(
+        recipe=recipe,
+        token_bytes=token_bytes,
+        save=run.saver(model, optimizer, recipe),
+        started=started,
+        save_every=fifth if args.save_every is None else args.save_every,
+    )
+    actions = [hooks.evaluation(every, model, held_out, token_bytes, comp)]
+    return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":
