@@ -47,6 +47,10 @@ class Saved:
         """Counters, loader state, recipe and all else that is not a tensor."""
         return files.read_json(self.folder / "state.json")
 
+    def weights_sha256(self) -> str:
+        """Identity of the weights: the hash of their file."""
+        return next(f["sha256"] for f in self.manifest["files"] if f["name"] == "model.safetensors")
+
     def load_model(self, device: torch.device, dtype: torch.dtype) -> GPT:
         """Build the model and fill it; raises DamagedError if the tensors don't fit the configuration."""
         model = GPT(GPTConfig(**self.manifest["model"]), dtype=dtype).to(device)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 # Reference point and laws. D = tokens of the full horizon; B = tokens a step.
@@ -24,6 +24,7 @@ WEIGHT_DECAY = 0.28  # at REF_TOKENS and REF_BATCH
 LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and below it (small: own trial, dev/LOG.md)
 WARMUP_TOKENS_FRAC, WARMDOWN_FRAC, FINAL_LR_FRAC = 0.01, 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
+SFT_WARMUP_FRAC, SFT_WARMDOWN_FRAC = 0.02, 0.8
 BUDGET_RATIO = 0.8  # tokens per scaling parameter that a wall-clock budget should at least allow
 BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
@@ -258,6 +259,29 @@ def resolve(
         momentum_ramp_steps=max(1, min(300, int(num_steps * MOMENTUM_RAMP_FRAC))),
         memory_bytes=int(params["total"] * (8 + 8 / world_size) + activations),
         overridden=tuple(name for name, value in asdict(over).items() if value is not None),
+    )
+
+
+def fine_tuning(
+    base: Recipe, *, total_batch_size: int, num_steps: int, budget_s: float | None, lr_frac: float
+) -> Recipe:
+    """Derive a fine-tuning recipe from the base model's: same shape, gentler learning rates, own length."""
+    return replace(
+        base,
+        total_batch_size=total_batch_size,
+        num_steps=num_steps,
+        train_tokens=num_steps * total_batch_size,
+        train_flops=float(base.flops_per_token) * num_steps * total_batch_size,
+        budget_s=budget_s,
+        embedding_lr=base.embedding_lr * lr_frac,
+        head_lr=base.head_lr * lr_frac,
+        scalar_lr=base.scalar_lr * lr_frac,
+        matrix_lr=base.matrix_lr * lr_frac,
+        weight_decay=0.0,
+        warmup_frac=SFT_WARMUP_FRAC,
+        warmdown_frac=SFT_WARMDOWN_FRAC,
+        final_lr_frac=0.0,
+        momentum_start=base.momentum_peak,
     )
 
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanozhchat import checkpoint, files, paths
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.log import NO_RUN, Metrics
 from nanozhchat.optim import Optimizer
 from nanozhchat.recipe import Recipe
-from nanozhchat.trainer import TrainState
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import Plan, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,31 @@ class Run:
         tensors = checkpoint.read_tensors(self.saved.folder / "model.safetensors")
         checkpoint.fill_model(model, tensors, self.saved.folder)
         optimizer.load_state_dict(self.saved.optimizer_tensors(), self.saved.state()["optimizer_steps"])
+
+    def loader_shape(self, recipe: Recipe) -> dict[str, Any]:
+        """Return what every loader of this run is made with."""
+        return {
+            "batch_rows": recipe.device_batch_size,
+            "sequence_len": recipe.sequence_len,
+            "rank": self.compute.rank,
+            "world_size": self.compute.world_size,
+            "device": self.compute.device,
+        }
+
+    def plan(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        tokenizer: Tokenizer,
+        *,
+        started: float,
+        save_every: int,
+    ) -> Plan:
+        """Return the training plan. started: `time.monotonic()` when the command began."""
+        token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(self.compute.device)
+        save = self.saver(model, optimizer, recipe)
+        return Plan(recipe=recipe, token_bytes=token_bytes, save=save, save_every=save_every, started=started)
 
     def saver(self, model: GPT, optimizer: Optimizer, recipe: Recipe) -> Callable[[TrainState], None]:
         """Return the function that commits a checkpoint."""

@@ -25,7 +25,7 @@ from nanozhchat.run import Run, gpt_config, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import Plan, TrainState, fit
+from nanozhchat.trainer import TrainState, fit
 
 log = logging.getLogger(__name__)
 SAMPLE_PROMPTS = ("从前，", "中国的首都是", "问：3加5等于几？\n答：", "春天来了，")
@@ -41,9 +41,7 @@ class BaseTrainArgs:
     val_data: tuple[str, ...] = cli.opt((), "held-out data; none = split off --data", group="data", neutral=True)
     text_field: str | None = cli.opt(None, "column or key of the text", group="data")
     tokenizer: str | None = cli.opt(None, "its name; none = trained on the data", group="data", neutral=True)
-    vocab_size: int | None = cli.opt(
-        None, "of a tokenizer yet to be trained; none = advised", group="data", neutral=True
-    )
+    vocab_size: int | None = cli.opt(None, "of a new tokenizer; none = advised", group="data", neutral=True)
     model_tag: str | None = cli.opt(None, "name of the model; none = d<depth>", group="run", neutral=True)
     run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
     resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
@@ -51,9 +49,7 @@ class BaseTrainArgs:
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
     dtype: str = cli.opt("auto", "float32 or bfloat16", group="machine", neutral=True)
     compile: bool | None = cli.opt(None, "torch.compile; none = on CUDA only", group="machine", neutral=True)
-    grad_checkpoint: bool = cli.opt(
-        False, "recompute activations: less memory, more time", group="machine", neutral=True
-    )
+    grad_checkpoint: bool = cli.opt(False, "recompute activations: saves memory", group="machine", neutral=True)
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
@@ -61,16 +57,10 @@ class BaseTrainArgs:
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
-    eval_every: int | None = cli.opt(
-        None, "steps between evaluations; none = a tenth of the run", group="hooks", neutral=True
-    )
+    eval_every: int | None = cli.opt(None, "steps between evaluations; none = a tenth", group="hooks", neutral=True)
     eval_tokens: int = cli.opt(65536, "tokens scored per evaluation", group="hooks", neutral=True)
-    save_every: int | None = cli.opt(
-        None, "steps between checkpoints; none = a tenth of the run", group="hooks", neutral=True
-    )
-    sample_every: int | None = cli.opt(
-        None, "steps between samples; none = as evaluations", group="hooks", neutral=True
-    )
+    save_every: int | None = cli.opt(None, "steps between checkpoints; none = a tenth", group="hooks", neutral=True)
+    sample_every: int | None = cli.opt(None, "steps between samples; none = as eval-every", group="hooks", neutral=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,18 +125,10 @@ def train_run(
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:
         run.restore(model, optimizer)
-    shape = {
-        "batch_rows": recipe.device_batch_size,
-        "sequence_len": recipe.sequence_len,
-        "bos_id": tokenizer.bos_id,
-        "rank": comp.rank,
-        "world_size": comp.world_size,
-        "device": comp.device,
-    }
+    shape = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
     loader = DocumentLoader(store, "train", seed=args.seed, **shape)
     if run.state.loader:
         loader.load_state_dict(run.state.loader)
-    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(comp.device)
     if args.compile or (args.compile is None and comp.device.type == "cuda"):
         model.compile_training()
     tenth = max(1, recipe.num_steps // 10)
@@ -154,17 +136,12 @@ def train_run(
     sample_every = eval_every if args.sample_every is None else args.sample_every
     batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens, **shape)
 
+    save_every = tenth if args.save_every is None else args.save_every
+    plan = run.plan(model, optimizer, recipe, tokenizer, started=started, save_every=save_every)
     actions = [
-        hooks.evaluation(eval_every, model, batches, token_bytes, comp),
+        hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp),
         hooks.sampling(sample_every, Engine(model, tokenizer), SAMPLE_PROMPTS, run.metrics, comp),
     ]
-    plan = Plan(
-        recipe=recipe,
-        token_bytes=token_bytes,
-        save=run.saver(model, optimizer, recipe),
-        started=started,
-        save_every=tenth if args.save_every is None else args.save_every,
-    )
     return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 
 

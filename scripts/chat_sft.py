@@ -7,11 +7,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
 from nanozhchat.compute import Compute
@@ -20,11 +19,11 @@ from nanozhchat.dataloader import ConversationLoader, conversation_eval_batches,
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.recipe import Recipe
+from nanozhchat.recipe import Recipe, fine_tuning
 from nanozhchat.run import Run, for_world, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import Plan, TrainState, fit
+from nanozhchat.trainer import TrainState, fit
 
 log = logging.getLogger(__name__)
 Rendered = list[tuple[list[int], list[int]]]
@@ -47,12 +46,8 @@ class ChatSFTArgs:
     total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
     dtype: str = cli.opt("auto", "float32 or bfloat16", group="machine", neutral=True)
-    eval_every: int | None = cli.opt(
-        None, "steps between evaluations; none = a fifth of it", group="hooks", neutral=True
-    )
-    save_every: int | None = cli.opt(
-        None, "steps between checkpoints; none = a fifth of it", group="hooks", neutral=True
-    )
+    eval_every: int | None = cli.opt(None, "steps between evaluations; none = a fifth", group="hooks", neutral=True)
+    save_every: int | None = cli.opt(None, "steps between checkpoints; none = a fifth", group="hooks", neutral=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +78,7 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
     flags = cli.result_flags(args)
     identity = {
         **flags,
-        "base_weights": weights_digest(base),
+        "base_weights": base.weights_sha256(),
         "data_hash": digest(sets["train"]),
         "tokenizer": base.manifest["identity"]["tokenizer"],
         "tokenizer_hash": tokenizer.hash,
@@ -99,11 +94,6 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
     log.info("done: %d steps in %.0f s, saved in %s", state.step, state.time_s, run.folder)
 
 
-def weights_digest(base: checkpoint.Saved) -> str:
-    """SHA-256 of the base model's weights, from its manifest."""
-    return next(f["sha256"] for f in base.manifest["files"] if f["name"] == "model.safetensors")
-
-
 def digest(rendered: Rendered) -> str:
     """Short hash of the token ids to train on."""
     hasher = hashlib.blake2b(digest_size=8)
@@ -113,21 +103,14 @@ def digest(rendered: Rendered) -> str:
 
 
 def sft_recipe(base: Recipe, args: ChatSFTArgs, rendered: Rendered, comp: Compute) -> Recipe:
-    """Derive the fine-tuning recipe from the base model's: same shape, gentler learning rates, own length."""
+    """Decide length and batch from the flags and the data."""
     total = args.total_batch_size or base.total_batch_size
     if total % base.sequence_len:
         raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {base.sequence_len} tokens")
     tokens = sum(len(ids) for ids, _ in rendered)
     steps = args.num_steps or max(1, round((args.epochs or 1.0) * tokens / total))
-    frac = args.lr_frac
-    recipe = replace(
-        base, total_batch_size=total, num_steps=steps, train_tokens=steps * total,
-        train_flops=float(base.flops_per_token) * steps * total,
-        budget_s=parse_duration(args.budget) if args.budget else None,
-        embedding_lr=base.embedding_lr * frac, head_lr=base.head_lr * frac, scalar_lr=base.scalar_lr * frac,
-        matrix_lr=base.matrix_lr * frac, weight_decay=0.0, warmup_frac=0.02, warmdown_frac=0.8, final_lr_frac=0.0,
-        momentum_start=base.momentum_peak,
-    )  # fmt: skip
+    seconds = parse_duration(args.budget) if args.budget else None
+    recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=args.lr_frac)
     return for_world(recipe, comp.world_size)
 
 
@@ -143,24 +126,17 @@ def train_run(
         optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])
     else:
         run.restore(model, optimizer)
-    shape = {"batch_rows": recipe.device_batch_size, "sequence_len": recipe.sequence_len, "pad_id": tokenizer.end_id,
-             "rank": comp.rank, "world_size": comp.world_size, "device": comp.device}  # fmt: skip
+    shape = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
     loader = ConversationLoader(sets["train"], seed=args.seed, **shape)
     if run.state.loader:
         loader.load_state_dict(run.state.loader)
-    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(comp.device)
 
     fifth = max(1, recipe.num_steps // 5)
     every = fifth if args.eval_every is None else args.eval_every
     held_out = partial(conversation_eval_batches, sets["val"], **shape)
-    plan = Plan(
-        recipe=recipe,
-        token_bytes=token_bytes,
-        save=run.saver(model, optimizer, recipe),
-        started=started,
-        save_every=fifth if args.save_every is None else args.save_every,
-    )
-    actions = [hooks.evaluation(every, model, held_out, token_bytes, comp)]
+    save_every = fifth if args.save_every is None else args.save_every
+    plan = run.plan(model, optimizer, recipe, tokenizer, started=started, save_every=save_every)
+    actions = [hooks.evaluation(every, model, held_out, plan.token_bytes, comp)]
     return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 
 
