@@ -1,0 +1,315 @@
+"""Data files of any supported kind -> records: JSON objects, or blocks of plain text, one at a time.
+
+Kinds: .txt, .jsonl and .json (lines or one array), each plain, .gz or .zst; .parquet. Reading streams: memory is
+bounded by the largest single record. What is broken raises DamagedError naming file and line, or is counted
+when the caller asked to skip it.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nanozhchat.errors import DamagedError
+
+MAX_DOCUMENT_BYTES = 32 << 20
+MAX_LINE_BYTES = 3 * MAX_DOCUMENT_BYTES  # a Han character takes 3 bytes, its JSON escape 6; plus the other fields
+BLOCK_CHARS = 1_000  # blank-line separated blocks of .txt are joined up to this size
+BLOCK_MAX_CHARS = 100_000  # a .txt without blank lines is cut at a line end about here
+READ_BYTES = 1 << 20
+KINDS = (".txt", ".jsonl", ".json", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+KINDS_TEXT = ".txt, .jsonl or .json (each plain, .gz or .zst), or .parquet"
+
+
+@dataclass
+class ReadStats:
+    """What was read and what was left out, by reason; filled while reading."""
+
+    documents: int = 0
+    n_bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: str) -> None:
+        """Count one skipped document, line or file."""
+        self.skipped[reason] += 1
+
+    def summary(self) -> str:
+        """Describe the skipped ones, such as "2 empty, 1 not UTF-8"; "" if there were none."""
+        return ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.skipped.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record and where it stands. value: a JSON object, or a string for plain text; number: line or row, from 1."""
+
+    value: Any
+    path: str
+    number: int
+
+    @property
+    def where(self) -> str:
+        """Name the place for an error message."""
+        return f"{self.path}:{self.number}"
+
+
+def kind_of(path: Path) -> str:
+    """Return ".txt", ".jsonl", ".json" or ".parquet"; "" when the name is of no supported kind."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        return suffixes[-1] if suffixes and suffixes[-1] in KINDS[:3] else ""
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""
+
+
+def expand(pattern: str) -> list[Path]:
+    """Return the supported files that a path, a directory or a glob (`**` allowed) names, sorted.
+
+    Raises ValueError when there are none. Hidden files and unsupported kinds inside directories are left out.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        if not kind_of(path):
+            raise ValueError(f"{pattern} is of no supported kind; rename or convert it to {KINDS_TEXT}")
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    elif glob.has_magic(str(path)):
+        found = [Path(p) for p in glob.iglob(str(path), recursive=True)]
+    else:
+        raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source")
+    files = sorted(p for p in found if kind_of(p) and p.is_file())
+    if not files:
+        raise ValueError(f"{pattern} matches no data file; expected {KINDS_TEXT}")
+    return files
+
+
+def read_file(
+    path: Path, *, stats: ReadStats, skip_bad: bool = False, columns: list[str] | None = None
+) -> Iterator[Record]:
+    """Read one file record by record. columns: the only ones needed of a parquet file (all when None).
+
+    Raises DamagedError for a torn or broken file or line; with `skip_bad` these are counted in `stats` instead.
+    """
+    readers = {".txt": _read_text, ".jsonl": _read_lines, ".json": _read_json}
+    try:
+        if kind_of(path) == ".parquet":
+            yield from _read_parquet(path, columns)
+            return
+        with open_bytes(path) as handle:
+            yield from readers[kind_of(path)](handle, path, stats, skip_bad)
+    except DamagedError:
+        if not skip_bad:
+            raise
+        stats.skip("damaged file")
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a plain, .gz or .zst file for reading its uncompressed bytes; damage raises DamagedError while reading."""
+    if path.suffix.lower() not in COMPRESSIONS:
+        return open(path, "rb")
+    raw = _Unpacked(path)
+    return io.BufferedReader(raw, READ_BYTES)  # type: ignore[return-value]
+
+
+class _Unpacked(io.RawIOBase):
+    """Uncompressed view of a .gz or .zst file that refuses truncated input (zstandard's own reader does not)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open(path, "rb")  # noqa: SIM115 - closed in close()
+        self.ready = b""
+        self.ended = False
+        self.frame: Any = None
+        self.inner = gzip.GzipFile(fileobj=self.file) if path.suffix.lower() == ".gz" else None
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            while not self.ready and not self.ended:
+                self.ready = self._more()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _damaged(self.path, None, f"not a whole {self.path.suffix} file: {error}") from error
+        n = min(len(buffer), len(self.ready))
+        buffer[:n] = self.ready[:n]
+        self.ready = self.ready[n:]
+        return n
+
+    def _more(self) -> bytes:
+        if self.inner is not None:
+            data = self.inner.read1(READ_BYTES)
+            self.ended = not data
+            return data
+        import zstandard
+
+        packed = self.file.read(READ_BYTES // 8)
+        if not packed:
+            self.ended = True
+            if self.frame is not None:
+                raise EOFError("it ends within a frame")
+            return b""
+        out = []
+        while packed:
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                out.append(self.frame.decompress(packed))
+            except zstandard.ZstdError as error:
+                raise zlib.error(str(error)) from error
+            packed = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame = None
+        return b"".join(out)
+
+
+def _damaged(path: Path, number: int | None, reason: str) -> DamagedError:
+    place = f"{path}:{number}" if number else str(path)
+    return DamagedError(f"{place} is damaged ({reason}); fetch the file again, or pass --skip-bad to go on without it")
+
+
+def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line without its ending); lines over the limit are skipped and counted."""
+    number = 0
+    while line := handle.readline(MAX_LINE_BYTES):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = handle.readline(READ_BYTES)
+            stats.skip("too long")
+            continue
+        yield number, line.rstrip(b"\r\n")
+
+
+def _read_text(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+    """Blocks between blank lines, joined up to BLOCK_CHARS: a novel's chapters, or pages of short paragraphs."""
+    parts: list[str] = []
+    size = first = 0
+    blank = False
+    for number, raw in _lines(handle, stats):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            stats.skip("not UTF-8")
+            continue
+        if not line.strip():
+            blank = True
+            if size >= BLOCK_CHARS:
+                yield Record("\n".join(parts), str(path), first)
+                parts, size = [], 0
+            continue
+        if size >= BLOCK_MAX_CHARS:
+            yield Record("\n".join(parts), str(path), first)
+            parts, size = [], 0
+        if blank and parts:
+            parts.append("")
+        blank = False
+        first = first if parts else number
+        parts.append(line)
+        size += len(line)
+    if parts:
+        yield Record("\n".join(parts), str(path), first)
+
+
+def _read_lines(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+    for number, line in _lines(handle, stats):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+        except UnicodeDecodeError:
+            stats.skip("not UTF-8")
+        except (ValueError, RecursionError) as error:
+            if not skip_bad:
+                raise _damaged(path, number, f"not a JSON object: {error}") from error
+            stats.skip("broken line")
+        else:
+            yield Record(value, str(path), number)
+
+
+def _read_json(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+    """Read lines, or one array of objects, told apart by the first character."""
+    start = handle.peek(READ_BYTES)[:READ_BYTES] if hasattr(handle, "peek") else b""
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+        yield from _read_lines(handle, path, stats, skip_bad)
+        return
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig")
+    number = 0
+    try:
+        for number, value in enumerate(_array_items(text), start=1):
+            if not isinstance(value, dict):
+                raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+            yield Record(value, str(path), number)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise _damaged(path, number + 1, f"in the array: {error}") from error
+
+
+def _array_items(text: io.TextIOBase) -> Iterator[Any]:
+    """Decode a JSON array item by item, so that a file of gigabytes needs the memory of one item."""
+    decoder = json.JSONDecoder()
+    between = re.compile(r"[ \t\r\n,]*")
+    buffer = text.read(READ_BYTES)
+    at = buffer.index("[") + 1
+    while True:
+        at = between.match(buffer, at).end()  # type: ignore[union-attr]
+        if buffer.startswith("]", at):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer, at)
+            if end == len(buffer):  # a number may go on in the next chunk
+                raise ValueError("it ends within the array")
+        except ValueError:
+            rest = buffer[at:]
+            more = text.read(max(READ_BYTES, len(rest)))  # doubling keeps a long item linear
+            if not more or len(rest) > MAX_LINE_BYTES:
+                raise
+            buffer, at = rest + more, 0
+            continue
+        yield value
+        at = end
+
+
+def _read_parquet(path: Path, columns: list[str] | None) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Record(value, str(path), number)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise _damaged(path, number + 1 if number else None, f"parquet: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, number + 1, "text that is not UTF-8") from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the top-level column names of a parquet file."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, None, f"parquet: {str(error).splitlines()[0]}") from error
