@@ -130,7 +130,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     config = given.pop("config")
     values = _read_config(config, cls) if config else {}
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    return cls(**values)
+    args = cls(**values)
+    if os.environ.get("NANOZHCHAT_CHECK_FLAGS"):  # dry runs of runs/*.sh: the flags are good, go no further
+        sys.exit(0)
+    return args
 
 
 def result_flags(args: Any) -> dict[str, Any]:

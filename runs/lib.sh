@@ -12,10 +12,15 @@ die() {
   exit 1
 }
 
-# Print a command and run it; with DRY_RUN=1 only print it, after checking its flags where it is one of our scripts.
+# Print a command and run it.
 run() {
   printf '+ %s\n' "$*" >&2
-  [ "$DRY_RUN" = 1 ] || "$@"
+  "$@"
+}
+
+# With DRY_RUN=1, from here on: every command is printed and checks its flags for real, and stops there.
+dry_run_checks_flags() {
+  [ "$DRY_RUN" = 0 ] || export NANOZHCHAT_CHECK_FLAGS=1
 }
 
 # step NAME COMMAND...: run with a heading and the time it took.
@@ -42,7 +47,10 @@ count_cores() {
 launch() {
   local module="$1"
   shift
-  if [ "${NPROC:-1}" -gt 1 ]; then
+  if [ -n "${NANOZHCHAT_CHECK_FLAGS:-}" ]; then
+    printf '+ torchrun --standalone --nproc_per_node=%s -m %s -- %s\n' "${NPROC:-1}" "$module" "$*" >&2
+    python -m "$module" "$@"
+  elif [ "${NPROC:-1}" -gt 1 ]; then
     run torchrun --standalone --nproc_per_node="$NPROC" -m "$module" -- "$@"
   else
     run python -m "$module" "$@"

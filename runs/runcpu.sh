@@ -12,7 +12,7 @@
 #   DRY_RUN=0       1 = print the commands without running them
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
-[ "$DRY_RUN" = 1 ] || source runs/setup.sh
+source runs/setup.sh
 
 MINUTES="${MINUTES:-10}"
 DEPTH="${DEPTH:-auto}"
@@ -49,7 +49,9 @@ set +f
 BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 
 require_free_gb 2
-step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size=4096 ${FORCE[@]+"${FORCE[@]}"}
+dry_run_checks_flags
+step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size=4096 --max-bytes=50000000 \
+  ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \
   --data "${SPECS[@]}" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN" --device-type=cpu "$RESUME"
 step "fine-tuning (${SFT_SECONDS} s)" launch scripts.chat_sft --budget="${SFT_SECONDS}s" --data "${SFT_SPECS[@]}" \
