@@ -1,0 +1,286 @@
+"""Text shards: any data specs -> `corpus/<name>/` of parquet files, split into train and val, and a manifest.
+
+The manifest is written last and removed first: a folder without one holds no corpus. The same specs over the same
+inputs are reused; anything else is built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nanozhchat import files, paths, sources
+from nanozhchat.errors import DamagedError
+from nanozhchat.records import ReadStats
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 64 << 20  # of text
+ROW_GROUP_BYTES = 4 << 20  # of text: what a reader holds at once
+BUILTIN_BYTES = 49_000_000  # how much endless text is made when no limit is given: 48 MB train, 1 MB val
+REPORT_BYTES = 50_000_000  # between two lines of progress
+MANIFEST = "manifest.json"
+COLUMN = "text"
+WRITE_OPTIONS = {"compression": "zstd", "compression_level": 3}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A finished corpus. hash: identity of its content, whatever it was made from."""
+
+    name: str
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the shards' own hashes."""
+        return self.manifest["hash"]
+
+    def n_bytes(self, split: str) -> int:
+        """UTF-8 bytes of text in a split."""
+        return self.manifest["totals"][split]["bytes"]
+
+    def n_documents(self, split: str) -> int:
+        """Documents in a split."""
+        return self.manifest["totals"][split]["rows"]
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Read a split back, in the order it was written."""
+        return documents(self, split)
+
+
+def build(
+    specs: Sequence[str],
+    name: str,
+    *,
+    max_bytes: int | None = None,
+    text_field: str | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    progress: Progress = print,
+) -> Corpus:
+    """Build, or reuse, the corpus `name`. max_bytes: limit on the text of both splits together.
+
+    Raises ValueError when there is nothing to split, DamagedError for a broken input, LockedError when another
+    process builds the same corpus.
+    """
+    specs = sources.resolve_specs(specs)
+    if max_bytes is not None and max_bytes <= 0:
+        raise ValueError(f"--max-bytes={max_bytes} must be above 0")
+    if max_bytes is None and sources.all_endless(specs):
+        max_bytes = BUILTIN_BYTES
+    settings = {
+        "format_version": FORMAT_VERSION, "specs": list(specs), "text_field": text_field, "max_bytes": max_bytes,
+        "seed": seed, "skip_bad": skip_bad, "inputs": sources.inputs(specs),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    directory = paths.corpus_dir(name)
+    with files.lock(directory):
+        reason = _why_build(directory, key, settings)
+        if not reason:
+            corpus = load(name)
+            progress(f"corpus {name}: reused, {_totals_text(corpus.manifest['totals'])}")
+            return corpus
+        progress(f"corpus {name}: {reason}")
+        _clear(directory)
+        stats = ReadStats()
+        stream = sources.tagged(specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad)
+        writer = _Writer(directory, progress)
+        for doc in _limited(stream, max_bytes):
+            writer.add(doc)
+        writer.close()
+        return _finish(name, directory, writer.shards, stats, {"key": key, **settings}, progress)
+
+
+def _limited(stream: Iterator[sources.Document], max_bytes: int | None) -> Iterator[sources.Document]:
+    total = 0
+    for doc in stream:
+        total += doc.n_bytes
+        if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
+            return
+        yield doc
+
+
+def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
+    """Return why the corpus must be built, "" if what stands there can be used."""
+    if not (directory / MANIFEST).exists():
+        return "building"
+    manifest = files.read_json(directory / MANIFEST)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        return "made by another version, building again"
+    if manifest.get("key") != key:
+        changed = [k for k, value in settings.items() if manifest.get(k) != value]
+        return f"{' and '.join(changed) or 'settings'} changed, building again"
+    for shard in manifest["shards"]:
+        path = directory / shard["name"]
+        if not path.exists() or path.stat().st_size != shard["size"]:
+            return f"{shard['name']} is missing or cut short, building again"
+    return ""
+
+
+def _clear(directory: Path) -> None:
+    (directory / MANIFEST).unlink(missing_ok=True)
+    files.remove_temporaries(directory)
+    for path in directory.glob("*.parquet"):
+        path.unlink()
+
+
+class _Writer:
+    """Collects documents and writes a shard of their split when enough have come."""
+
+    def __init__(self, directory: Path, progress: Progress) -> None:
+        self.directory = directory
+        self.progress = progress
+        self.shards: list[dict[str, Any]] = []
+        self.rows: dict[str, list[str]] = {split: [] for split in sources.SPLITS}
+        self.groups: dict[str, list[Any]] = {split: [] for split in sources.SPLITS}
+        self.group_bytes = dict.fromkeys(sources.SPLITS, 0)
+        self.shard_bytes = dict.fromkeys(sources.SPLITS, 0)
+        self.total_bytes = 0
+
+    def add(self, doc: sources.Document) -> None:
+        split = doc.split
+        self.rows[split].append(doc.text)
+        self.group_bytes[split] += doc.n_bytes
+        if self.group_bytes[split] >= ROW_GROUP_BYTES:
+            self._close_group(split)
+        if self.shard_bytes[split] >= SHARD_BYTES:
+            self._close_shard(split)
+        before = self.total_bytes
+        self.total_bytes += doc.n_bytes
+        if before // REPORT_BYTES != self.total_bytes // REPORT_BYTES:
+            self.progress(f"  {self.total_bytes / 1e6:,.0f} MB of text")
+
+    def close(self) -> None:
+        for split in sources.SPLITS:
+            self._close_group(split)
+            self._close_shard(split)
+
+    def _close_group(self, split: str) -> None:
+        """Move rows from Python strings to an Arrow batch, which is far smaller."""
+        import pyarrow as pa
+
+        if self.rows[split]:
+            self.groups[split].append(pa.table({COLUMN: pa.array(self.rows[split], pa.large_string())}))
+            self.shard_bytes[split] += self.group_bytes[split]
+            self.rows[split], self.group_bytes[split] = [], 0
+
+    def _close_shard(self, split: str) -> None:
+        import pyarrow.parquet as pq
+
+        groups = self.groups[split]
+        if not groups:
+            return
+        number = sum(shard["split"] == split for shard in self.shards)
+        path = self.directory / f"{split}-{number:05d}.parquet"
+
+        def write(handle: BinaryIO) -> None:
+            with pq.ParquetWriter(handle, groups[0].schema, **WRITE_OPTIONS) as out:
+                for group in groups:
+                    out.write_table(group)
+
+        files.atomic_write(path, write)
+        self.shards.append({
+            "name": path.name, "split": split, "rows": sum(g.num_rows for g in groups),
+            "bytes": self.shard_bytes[split], "size": path.stat().st_size, "sha256": files.sha256(path),
+        })  # fmt: skip
+        self.groups[split], self.shard_bytes[split] = [], 0
+
+
+def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: ReadStats, settings: dict[str, Any],
+            progress: Progress) -> Corpus:  # fmt: skip
+    totals = {
+        split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("rows", "bytes")}
+        for split in sources.SPLITS
+    }
+    if not all(total["rows"] for total in totals.values()):
+        _clear(directory)
+        raise ValueError(_too_few(settings["specs"], totals, stats))
+    shards = sorted(shards, key=lambda s: s["name"])
+    identity = hashlib.sha256("".join(s["name"] + s["sha256"] for s in shards).encode()).hexdigest()
+    manifest = {
+        **settings, "hash": identity, "column": COLUMN, "totals": totals, "skipped": dict(stats.skipped),
+        "shards": shards,
+    }  # fmt: skip
+    files.write_json(directory / MANIFEST, manifest)
+    skipped = f"; skipped {stats.summary()}" if stats.skipped else ""
+    progress(f"corpus {name}: {_totals_text(totals)}{skipped}")
+    return Corpus(name, directory, manifest)
+
+
+def _too_few(specs: list[str], totals: dict[str, dict[str, int]], stats: ReadStats) -> str:
+    n = sum(total["rows"] for total in totals.values())
+    distinct = "" if n < 2 else ", all the same"
+    skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
+    return (
+        f"the data has {n} document{'s' * (n != 1)}{distinct}{skipped}; at least 2 are needed, one to train on and one "
+        f"to validate with: give more text than --data {' '.join(specs)}"
+    )
+
+
+def _totals_text(totals: dict[str, dict[str, int]]) -> str:
+    train, val = totals["train"], totals["val"]
+    return (
+        f"{train['rows']:,} documents, {train['bytes'] / 1e6:,.1f} MB to train on; "
+        f"{val['rows']:,} documents, {val['bytes'] / 1e6:,.2f} MB to validate with"
+    )
+
+
+def load(name: str) -> Corpus:
+    """Open a corpus that was built before; raises ValueError if there is none, DamagedError for a bad manifest."""
+    directory = paths.corpus_dir(name)
+    if not (directory / MANIFEST).exists():
+        raise ValueError(f"no corpus {name!r} in {directory.parent}; make it: python -m scripts.data_fetch --name={name}")
+    manifest = files.read_json(directory / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise DamagedError(f"{directory / MANIFEST} is no corpus manifest of version {FORMAT_VERSION}; build it again")
+    return Corpus(name, directory, manifest)
+
+
+def documents(corpus: Corpus, split: str) -> Iterator[str]:
+    """Read one split of a corpus; raises DamagedError naming the shard that is missing or torn."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    for shard in corpus.manifest["shards"]:
+        if shard["split"] != split:
+            continue
+        path = corpus.directory / shard["name"]
+        rows = 0
+        try:
+            with pq.ParquetFile(path) as table:
+                for batch in table.iter_batches(batch_size=1024, columns=[COLUMN]):
+                    rows += batch.num_rows
+                    yield from batch.column(0).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DamagedError(f"{path} is damaged ({str(error).splitlines()[0]}); {_remedy(corpus.name)}") from error
+        if rows != shard["rows"]:
+            raise DamagedError(f"{path} has {rows:,} rows instead of {shard['rows']:,}; {_remedy(corpus.name)}")
+
+
+def _remedy(name: str) -> str:
+    return f"delete its folder and run python -m scripts.data_fetch --name={name} again"
+
+
+def verify(name: str) -> dict[str, Any]:
+    """Check every shard against the manifest: {"name", "ok", "hash", "shards", "problems"}."""
+    corpus = load(name)
+    problems = []
+    for shard in corpus.manifest["shards"]:
+        path = corpus.directory / shard["name"]
+        if not path.exists():
+            problems.append({"file": str(path), "problem": "missing"})
+        elif path.stat().st_size != shard["size"]:
+            problems.append({"file": str(path), "problem": f"{path.stat().st_size} bytes instead of {shard['size']}"})
+        elif files.sha256(path) != shard["sha256"]:
+            problems.append({"file": str(path), "problem": "its sha256 differs from the manifest's"})
+    return {
+        "name": name, "ok": not problems, "hash": corpus.hash, "shards": len(corpus.manifest["shards"]),
+        "totals": corpus.manifest["totals"], "problems": problems,
+    }  # fmt: skip
