@@ -1,0 +1,140 @@
+// Every text the page shows, in both languages. Elements name theirs with data-text, data-label (aria-label),
+// data-tip (tooltip) or data-hint (placeholder); scripts call t().
+
+const TABLE = {
+  "zh-CN": {
+    otherLanguage: "EN",
+    switchLanguage: "Switch to English",
+    toolbar: "工具栏",
+    newChat: "新对话",
+    settings: "设置",
+    conversation: "对话",
+    welcomeTitle: "说点什么吧",
+    welcomeText: "这是一个从零训练的中文小模型，在这台机器上运行。可以先试试：",
+    starter1: "讲一个关于小猫的故事",
+    starter2: "3加5等于几？",
+    starter3: "“高兴”的反义词是什么？",
+    starter4: "你是谁？",
+    inputLabel: "消息",
+    inputHint: "输入消息，Enter 发送，Shift+Enter 换行",
+    inputHintTouch: "输入消息",
+    send: "发送",
+    stop: "停止",
+    stopTip: "停止（Esc）",
+    jumpToEnd: "回到底部",
+    note: "回答由模型生成，可能有误。",
+    you: "你",
+    model: "模型",
+    thinking: "正在回答",
+    answered: "回答完毕",
+    stopped: "已停止",
+    cut: "达到长度上限",
+    failed: "未完成",
+    speed: "{n} 词元/秒",
+    firstToken: "首字 {n} 毫秒",
+    tokens: "{n} 词元",
+    source_base: "预训练",
+    source_sft: "对话微调",
+    source_rl: "强化学习",
+    modelTip: "{name}，{source}，第 {step} 步，上下文 {context} 词元",
+    temperature: "温度",
+    temperatureHelp: "越高越多变，0 为每次选最可能的词",
+    top_p: "Top-p",
+    top_pHelp: "只在累计概率达到此值的词里选",
+    max_tokens: "最大长度",
+    max_tokensHelp: "一次回答最多多少词元",
+    apiKey: "API 密钥",
+    apiKeyHelp: "启动服务时 --api-key 的值，关闭页面即忘记",
+    reset: "恢复默认",
+    done: "完成",
+    close: "关闭",
+    dismiss: "关闭提示",
+    retry: "重试",
+    retryIn: "{n} 秒后可重试",
+    openSettings: "填写密钥",
+    errorOffline: "连接不到服务。请确认它还在运行，再重试。",
+    errorBusy: "排队的人太多了，请稍后再试。",
+    errorKey: "这个服务需要 API 密钥。",
+    errorLong: "对话太长，超出了模型的上下文。请开始新对话，或缩短消息。",
+    errorCut: "回答中断了，已保留收到的部分。",
+    errorServer: "服务出错了（{status}）：{message}",
+  },
+  en: {
+    otherLanguage: "中",
+    switchLanguage: "切换到中文",
+    toolbar: "Toolbar",
+    newChat: "New chat",
+    settings: "Settings",
+    conversation: "Conversation",
+    welcomeTitle: "Say something",
+    welcomeText: "A small Chinese model, trained from nothing and running on this machine. Try:",
+    starter1: "讲一个关于小猫的故事",
+    starter2: "3加5等于几？",
+    starter3: "“高兴”的反义词是什么？",
+    starter4: "你是谁？",
+    inputLabel: "Message",
+    inputHint: "Message: Enter to send, Shift+Enter for a new line",
+    inputHintTouch: "Message",
+    send: "Send",
+    stop: "Stop",
+    stopTip: "Stop (Esc)",
+    jumpToEnd: "Jump to the end",
+    note: "Answers come from a model and can be wrong.",
+    you: "You",
+    model: "Model",
+    thinking: "Answering",
+    answered: "Answer complete",
+    stopped: "Stopped",
+    cut: "Length limit reached",
+    failed: "Incomplete",
+    speed: "{n} tokens/s",
+    firstToken: "first token {n} ms",
+    tokens: "{n} tokens",
+    source_base: "pretrained",
+    source_sft: "chat-tuned",
+    source_rl: "reinforced",
+    modelTip: "{name}, {source}, step {step}, context {context} tokens",
+    temperature: "Temperature",
+    temperatureHelp: "Higher is more varied; 0 always takes the likeliest token",
+    top_p: "Top-p",
+    top_pHelp: "Choose among the tokens that make up this much probability",
+    max_tokens: "Maximum length",
+    max_tokensHelp: "Most tokens in one answer",
+    apiKey: "API key",
+    apiKeyHelp: "The value of --api-key when the server was started; forgotten when the page is closed",
+    reset: "Reset",
+    done: "Done",
+    close: "Close",
+    dismiss: "Dismiss",
+    retry: "Retry",
+    retryIn: "Retry in {n} s",
+    openSettings: "Enter key",
+    errorOffline: "The server cannot be reached. Check that it is running, then retry.",
+    errorBusy: "Too many requests are waiting. Try again shortly.",
+    errorKey: "This server needs an API key.",
+    errorLong: "The conversation no longer fits the model's context. Start a new chat or shorten the message.",
+    errorCut: "The answer was interrupted; what arrived is kept.",
+    errorServer: "The server failed ({status}): {message}",
+  },
+};
+
+let language = "zh-CN";
+
+/** Return the text of `key` in the current language, {names} filled from `values`. */
+export function t(key, values = {}) {
+  return TABLE[language][key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+}
+
+export function currentLanguage() {
+  return language;
+}
+
+/** Switch to "zh-CN" or "en" and rewrite every marked element. */
+export function setLanguage(wanted) {
+  language = wanted in TABLE ? wanted : "zh-CN";
+  document.documentElement.lang = language;
+  for (const element of document.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
+  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
+  for (const element of document.querySelectorAll("[data-tip]")) element.title = t(element.dataset.tip);
+  for (const element of document.querySelectorAll("[data-hint]")) element.placeholder = t(element.dataset.hint);
+}

@@ -1,0 +1,147 @@
+"""Talk to a model on the terminal, or answer once with -p."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanozhchat import cli
+from nanozhchat.paths import STAGES
+
+if TYPE_CHECKING:
+    from nanozhchat.chat import Chat
+
+HELLO = {
+    "zh": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
+    "en": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
+}
+TEXTS = {
+    "you": {"zh": "你：", "en": "You: "},
+    "model": {"zh": "答：", "en": "Model: "},
+    "help": {"zh": "/new 新对话　/help 命令　/quit 退出", "en": "/new new chat   /help commands   /quit quit"},
+    "new": {"zh": "新对话。", "en": "New chat."},
+    "unknown": {"zh": "没有这个命令；/help 看有哪些", "en": "no such command; /help lists them"},
+    "stopped": {"zh": "（已停止）", "en": " (stopped)"},
+    "failed": {"zh": "没有回答：{error}", "en": "no answer: {error}"},
+    "bye": {"zh": "再见。", "en": "Bye."},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatCliArgs:
+    """Flags of this script."""
+
+    prompt: str | None = cli.opt(None, "answer this once, print only the answer", group="talk", flag="-p")
+    system: str | None = cli.opt(None, "system message", group="talk")
+    lang: str = cli.opt("zh", "language of the prompts", group="talk", choices=("zh", "en"))
+    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last", group="model")
+    source: str | None = cli.opt(None, "stage; none = the furthest; base continues text", group="model", choices=STAGES)
+    step: int | None = cli.opt(None, "checkpoint of that stage; none = the newest", group="model")
+    temperature: float = cli.opt(0.8, "0 = always the likeliest token", group="sampling")
+    top_k: int = cli.opt(0, "choose among this many tokens; 0 = all", group="sampling")
+    top_p: float = cli.opt(0.95, "choose among tokens of this much probability", group="sampling")
+    repetition_penalty: float = cli.opt(1.0, "above 1 = repeat less", group="sampling")
+    max_tokens: int = cli.opt(512, "most tokens in an answer", group="sampling")
+    seed: int | None = cli.opt(None, "same seed, same answer; none = a new one each time", group="sampling")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
+    dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine")
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("-p is empty; pass the question, or leave -p out to talk")
+        if self.step is not None and self.source is None:
+            raise ValueError("--step needs --source: each stage counts its own steps")
+        if self.system is not None and self.source == "base":
+            raise ValueError("--system does not go with --source=base, which continues plain text")
+
+
+def clean(text: str) -> str:
+    """Replace bytes that were not UTF-8 on the command line or terminal."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def prompt_for(chat: Chat, system: str | None, history: list[dict[str, str]], text: str) -> Any:
+    """Return what `Chat.stream` takes: plain text for a base model, else the conversation."""
+    if chat.source == "base":
+        return text
+    first = [{"role": "system", "content": clean(system)}] if system else []
+    return [*first, *history, {"role": "user", "content": text}]
+
+
+def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, bool]:
+    """Print an answer as it comes; return it and whether Ctrl-C stopped it."""
+    cancel = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    pieces = []
+    try:
+        for piece in chat.stream(prompt, cancel=cancel, **sampling):
+            pieces.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return "".join(pieces), cancel.is_set()
+
+
+def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
+    """Read questions and answer them until the input ends."""
+    texts = {key: languages[args.lang] for key, languages in TEXTS.items()}
+    history: list[dict[str, str]] = []
+    print(HELLO[args.lang].format(name=chat.name, source=chat.source, step=chat.step))
+    while True:
+        try:
+            text = clean(input(f"\n{texts['you']}")).strip()
+        except KeyboardInterrupt:  # nothing is being answered: a fresh line, as in a shell
+            continue
+        except EOFError:
+            break
+        if text.startswith(("/", "／")):
+            command = text[1:].lower()
+            if command == "quit":
+                break
+            if command == "new":
+                history.clear()
+            print(texts[command if command in ("new", "help") else "unknown"])
+            continue
+        if not text:
+            continue
+        sys.stdout.write(texts["model"])
+        try:
+            answer, stopped = say_answer(chat, prompt_for(chat, args.system, history, text), sampling)
+        except ValueError as error:
+            print(texts["failed"].format(error=error))
+            continue
+        print(texts["stopped"] if stopped else "")
+        history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    print(f"\n{texts['bye']}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the model, then answer -p or talk."""
+    args = cli.parse(ChatCliArgs, argv, __doc__)
+    from nanozhchat import chat as models
+    from nanozhchat.sampling import SamplingParams
+
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "max_tokens", "seed")
+    sampling = {name: getattr(args, name) for name in names}
+    SamplingParams(**sampling)  # a bad value shows before the model is loaded
+    where = {"device": args.device_type, "dtype": args.dtype}
+    chat = models.load(args.model_tag, source=args.source, step=args.step, **where)
+    if args.prompt is None:
+        talk(chat, args, sampling)
+        return
+    _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), sampling)
+    print()
+    if stopped:
+        raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    cli.run(main)
