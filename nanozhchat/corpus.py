@@ -236,7 +236,8 @@ def load(name: str) -> Corpus:
     """Open a corpus that was built before; raises ValueError if there is none, DamagedError for a bad manifest."""
     directory = paths.corpus_dir(name)
     if not (directory / MANIFEST).exists():
-        raise ValueError(f"no corpus {name!r} in {directory.parent}; make it: python -m scripts.data_fetch --name={name}")
+        remedy = f"make it: python -m scripts.data_fetch --data=... --name={name}"
+        raise ValueError(f"no corpus {name!r} in {directory.parent}; {remedy}")
     manifest = files.read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise DamagedError(f"{directory / MANIFEST} is no corpus manifest of version {FORMAT_VERSION}; build it again")

@@ -1,0 +1,288 @@
+"""Tokenized shards: token ids of a corpus, memory-mapped, with an index of where each document lies.
+
+`tokens/<corpus>-<tokenizer hash>/{train,val}-00000.bin` hold ids (little endian, uint16 if the vocabulary allows,
+else uint32), documents back to back without special tokens: loaders add those. `.idx` beside each is a NumPy array
+of n + 1 uint64 offsets. The manifest is written last.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nanozhchat import files, paths
+from nanozhchat.errors import DamagedError
+
+FORMAT_VERSION = 1
+SHARD_TOKENS = 1 << 27
+BATCH_CHARS = 1 << 20  # of text handed to the tokenizer at once
+REPORT_S = 5.0  # between two lines of progress
+SPLITS = ("train", "val")
+MANIFEST = "manifest.json"
+
+Array = npt.NDArray[Any]
+
+
+class CorpusLike(Protocol):
+    """What is needed of a corpus (see corpus.py)."""
+
+    name: str
+
+    @property
+    def hash(self) -> str:
+        """Identity of the content."""
+        ...
+
+    def n_bytes(self, split: str) -> int:
+        """UTF-8 bytes of a split."""
+        ...
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Read a split."""
+        ...
+
+
+class TokenizerLike(Protocol):
+    """What is needed of a tokenizer (see tokenizer.py)."""
+
+    @property
+    def hash(self) -> str:
+        """Identity of vocabulary and rules."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    def encode_batch_flat(self, texts: list[str]) -> tuple[Array, Array]:
+        """Encode texts without special tokens: all ids end to end, and the len(texts) + 1 offsets between texts."""
+        ...
+
+
+class TokenStore:
+    """Read access to a tokenized corpus. Documents are numbered from 0 in the order of the corpus."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        """Map the files that a manifest lists; use `TokenStore.open`."""
+        self.directory = directory
+        self.manifest = manifest
+        self._tokens: dict[str, list[Array]] = {}
+        self._offsets: dict[str, list[Array]] = {}
+        self._first_doc: dict[str, Array] = {}
+        for split in SPLITS:
+            shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+            pairs = [_map_shard(directory, shard, np.dtype(manifest["dtype"])) for shard in shards]
+            self._tokens[split] = [tokens for tokens, _ in pairs]
+            self._offsets[split] = [offsets for _, offsets in pairs]
+            self._first_doc[split] = np.cumsum([0] + [shard["docs"] for shard in shards])
+
+    @classmethod
+    def open(cls, directory: Path) -> TokenStore:
+        """Open a finished store; raises ValueError if there is none, DamagedError if files don't fit the manifest."""
+        path = Path(directory) / MANIFEST
+        if not path.exists():
+            raise ValueError(f"no tokenized corpus in {directory}; tokenize it first")
+        manifest = files.read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+            raise DamagedError(f"{path} is no manifest of version {FORMAT_VERSION}; {_remedy(Path(directory))}")
+        return cls(Path(directory), manifest)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 identity of the corpus this was made from."""
+        return self.manifest["corpus_hash"]
+
+    def n_docs(self, split: str) -> int:
+        """Documents in a split."""
+        return self.manifest["totals"][split]["docs"]
+
+    def n_tokens(self, split: str) -> int:
+        """Tokens in a split."""
+        return self.manifest["totals"][split]["tokens"]
+
+    def n_bytes(self, split: str) -> int:
+        """UTF-8 bytes of text that the tokens of a split stand for."""
+        return self.manifest["totals"][split]["bytes"]
+
+    def lengths(self, split: str) -> Array:
+        """(n_docs,) int64: tokens of each document."""
+        parts = [np.diff(offsets).astype(np.int64) for offsets in self._offsets[split]]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def doc(self, split: str, index: int) -> Array:
+        """Token ids of document `index`: a read-only view into the mapped file."""
+        if not 0 <= index < self.n_docs(split):
+            raise IndexError(f"document {index} of {self.n_docs(split)} in {split}")
+        shard = int(np.searchsorted(self._first_doc[split], index, side="right")) - 1
+        offsets = self._offsets[split][shard]
+        i = index - int(self._first_doc[split][shard])
+        return self._tokens[split][shard][int(offsets[i]) : int(offsets[i + 1])]
+
+    def verify(self) -> list[dict[str, str]]:
+        """Hash every file; returns the problems found, [] if there are none."""
+        problems = []
+        for shard in self.manifest["shards"]:
+            for name, digest in ((shard["name"], shard["sha256"]), (shard["index"], shard["index_sha256"])):
+                if files.sha256(self.directory / name) != digest:
+                    problems.append({"file": str(self.directory / name), "problem": "its sha256 differs"})
+        return problems
+
+
+def _remedy(directory: Path) -> str:
+    return f"delete {directory} and run the command again"
+
+
+def _map_shard(directory: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Map one shard and its index after checking that both have the length the manifest says."""
+    path, index_path = directory / shard["name"], directory / shard["index"]
+    try:
+        size = path.stat().st_size
+        if size != shard["tokens"] * dtype.itemsize:
+            raise DamagedError(
+                f"{path} has {size:,} bytes instead of {shard['tokens'] * dtype.itemsize:,}; {_remedy(directory)}"
+            )
+        # plain arrays over the mapping: slicing np.memmap itself is several times slower
+        tokens = np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)
+        offsets = np.asarray(np.load(index_path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"{index_path if path.exists() else path}: {error}; {_remedy(directory)}") from error
+    if offsets.shape != (shard["docs"] + 1,) or offsets.dtype != np.uint64 or int(offsets[-1]) != shard["tokens"]:
+        raise DamagedError(f"{index_path} does not fit {shard['name']}; {_remedy(directory)}")
+    return tokens, offsets
+
+
+def tokenize(corpus: CorpusLike, tokenizer: TokenizerLike, *, progress: Callable[[str], None] = print) -> TokenStore:
+    """Tokenize both splits of a corpus, or reuse what stands there for the same corpus and tokenizer."""
+    directory = paths.tokens_dir(corpus.name, tokenizer.hash)
+    key = {"format_version": FORMAT_VERSION, "corpus_hash": corpus.hash, "tokenizer_hash": tokenizer.hash}
+    with files.lock(directory):
+        store = _reusable(directory, key)
+        if store is not None:
+            progress(f"tokens {corpus.name}: reused, {store.n_tokens('train'):,} to train on")
+            return store
+        (directory / MANIFEST).unlink(missing_ok=True)
+        files.remove_temporaries(directory)
+        for pattern in ("*.bin", "*.idx"):
+            for path in directory.glob(pattern):
+                path.unlink()
+        dtype = np.dtype("<u2" if tokenizer.vocab_size < 2**16 else "<u4")
+        shards: list[dict[str, Any]] = []
+        for split in SPLITS:
+            shards += _write_split(directory, split, corpus, tokenizer, dtype, progress)
+        totals = {
+            split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("docs", "tokens")}
+            for split in SPLITS
+        }
+        for split in SPLITS:
+            totals[split]["bytes"] = corpus.n_bytes(split)
+        manifest = {**key, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "totals": totals, "shards": shards}
+        files.write_json(directory / MANIFEST, manifest)
+        return TokenStore.open(directory)
+
+
+def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
+    try:
+        store = TokenStore.open(directory)
+    except (ValueError, DamagedError):
+        return None
+    return store if all(store.manifest.get(name) == value for name, value in key.items()) else None
+
+
+def _write_split(
+    directory: Path,
+    split: str,
+    corpus: CorpusLike,
+    tokenizer: TokenizerLike,
+    dtype: np.dtype[Any],
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Write all shards of one split; returns their manifest entries."""
+    report = _Reporter(f"tokens {corpus.name} {split}", progress, corpus.n_bytes(split))
+    batches = _encoded(corpus.documents(split), tokenizer, report)
+    shards: list[dict[str, Any]] = []
+    for first in batches:  # each turn takes a shard's worth from the same iterator
+        path = directory / f"{split}-{len(shards):05d}.bin"
+        shards.append({"split": split, **_write_shard(path, itertools.chain([first], batches), dtype)})
+    return shards
+
+
+def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Write batches until the shard is full, then its index."""
+    ends: list[Array] = [np.zeros(1, np.uint64)]
+    total = 0
+
+    def fill(handle: BinaryIO) -> None:
+        nonlocal total
+        for ids, offsets in batches:
+            handle.write(ids.astype(dtype).tobytes())
+            ends.append(offsets[1:].astype(np.uint64) + np.uint64(total))
+            total += len(ids)
+            if total >= SHARD_TOKENS:
+                return
+
+    files.atomic_write(path, fill)
+    index = path.with_suffix(".idx")
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(ends).astype("<u8"), allow_pickle=False)
+    files.atomic_write(index, buffer.getvalue())
+    return {
+        "name": path.name, "index": index.name, "docs": sum(map(len, ends)) - 1, "tokens": total,
+        "sha256": files.sha256(path), "index_sha256": files.sha256(index),
+    }  # fmt: skip
+
+
+def _encoded(texts: Iterator[str], tokenizer: TokenizerLike, report: _Reporter) -> Iterator[tuple[Array, Array]]:
+    """Yield (ids of a batch of documents end to end, offsets between the documents)."""
+    for batch in _batched(texts):
+        ids, offsets = tokenizer.encode_batch_flat(batch)
+        if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+            raise ValueError(f"the tokenizer made id {int(ids.max())}, but its vocab_size is {tokenizer.vocab_size}")
+        report.add(batch, len(ids))
+        yield ids, offsets
+    report.done()
+
+
+def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Reporter:
+    """Prints a line of progress now and then, and one at the end."""
+
+    def __init__(self, what: str, progress: Callable[[str], None], n_bytes: int) -> None:
+        self.what, self.progress, self.n_bytes = what, progress, n_bytes
+        self.start = self.last = time.monotonic()
+        self.tokens = self.docs = 0
+
+    def add(self, batch: list[str], tokens: int) -> None:
+        self.tokens += tokens
+        self.docs += len(batch)
+        now = time.monotonic()
+        if now - self.last >= REPORT_S:
+            self.last = now
+            self.progress(f"  {self.what}: {self.docs:,} documents, {self.tokens:,} tokens so far")
+
+    def done(self) -> None:
+        elapsed_s = max(time.monotonic() - self.start, 1e-9)
+        per_token = self.n_bytes / max(1, self.tokens)
+        self.progress(
+            f"{self.what}: {self.docs:,} documents, {self.tokens:,} tokens, {per_token:.2f} bytes per token, "
+            f"{self.n_bytes / elapsed_s / 1e6:.1f} MB/s"
+        )
