@@ -13,6 +13,7 @@ the file and values of the wrong type are errors with exit code 2.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -103,21 +104,35 @@ def _read_config(path: str, cls: type) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config={path} must hold `flag: value` lines")
     hints = typing.get_type_hints(cls)
+    choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(cls)}
     clean: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in hints:
             raise ValueError(f"--config={path}: unknown key {key!r}; keys are the flags of --help without dashes")
         kind, many = _value_type(hints[name])
-        items = value if many and isinstance(value, list) else [value]
-        if value is not None and kind is float:
-            items = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in items]
-        elif value is not None and kind is str:
-            items = [str(v) for v in items]
-        if value is not None and not all(type(v) is kind for v in items):
+        if value is None and type(None) in typing.get_args(hints[name]):
+            clean[name] = None
+            continue
+        items = [_convert(v, kind) for v in (value if many and isinstance(value, list) else [value])]
+        if not all(type(v) is kind for v in items):
             raise ValueError(f"--config={path}: {key}: {value!r} is not of type {kind.__name__}")
-        clean[name] = value if value is None else tuple(items) if many else items[0]
+        if choices[name] and not set(items) <= set(choices[name]):
+            raise ValueError(
+                f"--config={path}: {key}: {value!r} is unknown; choose from {', '.join(map(str, choices[name]))}"
+            )
+        clean[name] = tuple(items) if many else items[0]
     return clean
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """Read what YAML takes for another type: 4 where text is wanted, 1 or 1e18 (text to YAML) for a float."""
+    if kind is str and type(value) in (int, float):
+        return str(value)
+    if kind is float and type(value) in (int, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str | None = None) -> T:
@@ -184,7 +199,7 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
         failure = disk_error(Path(error.filename or "."), error) if _is_disk_full(error) else error
         logging.getLogger(__name__).debug("failed", exc_info=error)
-        sys.stderr.write(f"error: {failure}\n")
+        sys.stderr.write(f"error: {' '.join(str(failure).split())}\n")
         sys.exit(getattr(failure, "exit_code", 2))
 
 
