@@ -104,17 +104,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not Path(path).exists():
         return []
     rows = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):  # U+2028 may stand in a row
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one object as a JSON line."""
+    """Append one object as a JSON line, on a line of its own even after a torn one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with open(path, "ab+") as handle:
+        torn = handle.seek(0, os.SEEK_END) > 0 and handle.seek(-1, os.SEEK_END) >= 0 and handle.read(1) != b"\n"
+        handle.write(("\n" * torn + json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def sha256(path: Path) -> str:
