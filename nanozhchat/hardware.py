@@ -44,7 +44,7 @@ def parse_hardware(spec: str) -> tuple[int, Device]:
     """Read "8xH100" or "4090" as (how many, which); raises ValueError listing the known names."""
     match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?(.+)", spec.strip(), re.IGNORECASE)
     name = match.group(2).upper() if match else ""
-    if not match or name not in DEVICES or match.group(1) == "0":
+    if not match or name not in DEVICES or int(match.group(1) or 1) == 0:
         raise ValueError(f"--hardware={spec!r} is unknown; use COUNTxNAME with one of: {', '.join(DEVICES)}")
     return int(match.group(1) or 1), DEVICES[name]
 
