@@ -7,6 +7,7 @@ inputs are reused; anything else is built again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,11 +89,14 @@ def build(
             progress(f"corpus {name}: reused, {_totals_text(corpus.manifest['totals'])}")
             return corpus
         progress(f"corpus {name}: {reason}")
-        _clear(directory)
         stats = ReadStats()
         stream = sources.tagged(specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad)
+        limited = _limited(stream, max_bytes)
+        first = next(limited, None)  # a source that gives nothing at all must not cost the corpus that stands there
+        if first is not None:
+            _clear(directory)
         writer = _Writer(directory, progress)
-        for doc in _limited(stream, max_bytes):
+        for doc in itertools.chain([first] if first else [], limited):
             writer.add(doc)
         writer.close()
         return _finish(name, directory, writer.shards, stats, {"key": key, **settings}, progress)
@@ -200,7 +204,8 @@ def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: Rea
         for split in sources.SPLITS
     }
     if not all(total["rows"] for total in totals.values()):
-        _clear(directory)
+        if shards:
+            _clear(directory)
         raise ValueError(_too_few(settings["specs"], totals, stats))
     shards = sorted(shards, key=lambda s: s["name"])
     identity = hashlib.sha256("".join(s["name"] + s["sha256"] for s in shards).encode()).hexdigest()

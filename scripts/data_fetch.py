@@ -1,0 +1,77 @@
+"""Fetch or generate text: any data source -> a corpus of checked shards with a validation split."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanozhchat import cli, corpus
+from nanozhchat.cli import opt
+from nanozhchat.errors import DamagedError
+from nanozhchat.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Flags of this script."""
+
+    data: tuple[str, ...] = opt(
+        (),
+        "sources, mixed by bytes with SPEC@WEIGHT: builtin, builtin:PART, a path or quoted glob, hf:DATASET, a preset; "
+        "without it $DATA_PATH, else builtin",
+    )
+    name: str = opt("default", "name of the corpus")
+    max_bytes: int | None = opt(None, "stop after this many bytes of text (builtin alone has a limit of its own)")
+    text_field: str | None = opt(None, "column that holds the text; by default text, else content")
+    seed: int = opt(0, "seed of generated text")
+    skip_bad: bool = opt(False, "count damaged lines and files instead of stopping")
+    list: bool = opt(False, "show the presets and exit", group="instead of fetching")
+    verify: bool = opt(False, "check the corpus NAME against its manifest and print JSON", group="instead of fetching")
+
+    def __post_init__(self) -> None:
+        """Refuse flags that exclude each other."""
+        if self.list and self.verify:
+            raise ValueError("--list and --verify exclude each other; give one of them")
+
+
+def print_presets() -> None:
+    """Print one block a preset: name, hub id, columns, size, licence."""
+    print("Presets (hub id, columns, size, licence). None was fetched by this project's tests: names may have changed.")
+    for preset in PRESETS.values():
+        where = ":".join(part for part in (preset.hub_id, preset.config, preset.files) if part)
+        use = "pretraining" if preset.kind == "text" else "fine-tuning"
+        print(f"\n{preset.name}  [{use}]\n  hub      {where}\n  columns  {', '.join(preset.columns)}")
+        print(f"  size     {preset.size}\n  licence  {preset.licence}")
+        if preset.note:
+            print(f"  note     {preset.note}")
+
+
+def verify(name: str) -> None:
+    """Print the result of checking a corpus as JSON; raises DamagedError (exit code 5) if anything is wrong."""
+    result = corpus.verify(name)
+    print(json.dumps(result, ensure_ascii=False, indent=1))
+    if not result["ok"]:
+        first = result["problems"][0]
+        raise DamagedError(f"{first['file']}: {first['problem']}; run scripts.data_fetch for this corpus again")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and do the one thing asked for."""
+    args = cli.parse(Args, argv, __doc__ or "", prog="python -m scripts.data_fetch")
+    if args.list:
+        print_presets()
+    elif args.verify:
+        verify(args.name)
+    else:
+        built = corpus.build(
+            args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,
+            skip_bad=args.skip_bad, progress=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        cli.write_config(built.directory / "config.yaml", args)
+        sys.stdout.write(f"{built.directory}\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
