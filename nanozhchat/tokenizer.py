@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 KINDS = ("bpe", "char")
-FILES = ("tokenizer.json", "ranks.tiktoken", "meta.json")
 
 Progress = Callable[[str, int, int], object]
 
@@ -99,7 +98,7 @@ class Tokenizer:
         return cls(bpe, kind, bpe.stats)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json (Hugging Face), ranks.tiktoken (tiktoken), and last meta.json, which vouches for them."""
+        """Write tokenizer.json (Hugging Face), ranks.tiktoken, and last meta.json, which vouches for them."""
         folder = Path(folder)
         atomic_write(folder / "tokenizer.json", self._tokenizer_json)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]

@@ -46,14 +46,14 @@ impl From<TrainError> for PyErr {
 }
 
 /// A byte-level BPE tokenizer without special tokens. Ids are ranks.
-#[pyclass(frozen, module = "rustbpe")]
-struct BPE {
+#[pyclass(frozen, name = "BPE", module = "rustbpe")]
+struct Bpe {
     encoder: Encoder,
     totals: Option<(Totals, usize)>,
 }
 
 #[pymethods]
-impl BPE {
+impl Bpe {
     /// Learn a vocabulary of exactly `vocab_size` tokens from an iterable of documents.
     ///
     /// pattern: "bpe", "char" or a regular expression. threads: 0 = one per core; the result does not depend on it.
@@ -191,7 +191,7 @@ impl BPE {
     }
 }
 
-impl BPE {
+impl Bpe {
     fn batch(&self, py: Python<'_>, texts: &[Bound<'_, PyString>], threads: usize) -> PyResult<(Vec<u32>, Vec<usize>)> {
         let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
         Ok(py.detach(|| self.encoder.encode_batch(&texts, thread_count(threads)))?)
@@ -214,7 +214,7 @@ fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
     let units: Vec<u8> = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?.extract()?;
     let units = units.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
     let clean: String = char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
-    Ok(PyString::new(text.py(), &clean).extract()?)
+    PyString::new(text.py(), &clean).extract()
 }
 
 /// Feeds the documents to the counting threads.
@@ -283,5 +283,5 @@ fn merge(counts: ChunkCounts, vocab_size: u32, progress: Option<&Py<PyAny>>) -> 
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BPE_PATTERN", crate::BPE_PATTERN)?;
     module.add("CHAR_PATTERN", crate::CHAR_PATTERN)?;
-    module.add_class::<BPE>()
+    module.add_class::<Bpe>()
 }

@@ -1,0 +1,99 @@
+"""Train a tokenizer on the training part of the data, and say how well it packs the held-out part."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanozhchat import cli, files, paths, sources
+from nanozhchat.log import setup_logging
+from nanozhchat.tokenizer import KINDS, Tokenizer
+
+HELD_OUT_BYTES = 2**22  # enough for three digits of bytes per token
+SETTINGS_FILE = "tok_train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokTrainArgs:
+    """Flags of this script."""
+
+    data: tuple[str, ...] = cli.opt((), "data; none = $DATA_PATH, else builtin")
+    text_field: str | None = cli.opt(None, "column or key of the text")
+    max_bytes: int = cli.opt(2**28, "bytes of text read at most")
+    vocab_size: int = cli.opt(8192, "tokens, the 256 bytes and the special tokens included")
+    kind: str = cli.opt("bpe", "bpe; or char, whose tokens never cross a character", choices=KINDS)
+    name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
+    threads: int = cli.opt(0, "threads; 0 = one per core")
+    force: bool = cli.opt(False, "train again even if it exists")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, train unless done, save, measure, print."""
+    args = cli.parse(TokTrainArgs, argv, __doc__ or "", "python -m scripts.tok_train")
+    setup_logging()
+    specs = sources.resolve_specs(args.data)
+    name = args.name or default_name(specs, args)
+    folder = paths.tokenizer_dir(name)
+    settings = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
+                "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
+    with files.lock(folder):
+        if not args.force and is_done(folder, settings):
+            print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
+            return
+        started = time.perf_counter()
+        documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
+        tokenizer = Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
+        tokenizer.save(folder)
+        files.write_json(folder / SETTINGS_FILE, settings)
+        cli.write_config(folder / "tok_train.yaml", args)
+    elapsed_s = time.perf_counter() - started
+    trained_on = tokenizer.trained_on
+    print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {trained_on['documents']} documents, "
+          f"{trained_on['bytes'] / 1e6:.1f} MB, in {elapsed_s:.1f} s")  # fmt: skip
+    held_out = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=HELD_OUT_BYTES))
+    n_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
+    n_tokens = sum(map(len, tokenizer.encode_batch(held_out)))
+    if n_tokens:
+        print(f"{n_bytes / n_tokens:.3f} bytes per token on {len(held_out)} held-out documents")
+    print(f"saved in {folder}")
+
+
+def default_name(specs: Sequence[str], args: TokTrainArgs) -> str:
+    """Return the name that base_train looks for on this data; a character tokenizer says so in its name."""
+    from nanozhchat.prepare import default_tokenizer_name  # brings in torch
+
+    return default_tokenizer_name(specs, args.vocab_size) + ("" if args.kind == "bpe" else f"-{args.kind}")
+
+
+def is_done(folder: Path, settings: dict[str, object]) -> bool:
+    """Whether the folder holds a tokenizer trained with these settings; raises ValueError if with others."""
+    if not (folder / "meta.json").exists():
+        return False
+    path = folder / SETTINGS_FILE
+    found = files.read_json(path) if path.exists() else {}
+    differ = [key for key in settings if found.get(key) != settings[key]]
+    if differ and found:
+        changes = ", ".join(f"{key} {json.dumps(found.get(key))} not {json.dumps(settings[key])}" for key in differ)
+        raise ValueError(f"tokenizer {folder.name} exists with {changes}; pass another --name or --force")
+    return not differ
+
+
+def progress() -> Callable[[str, int, int], None] | None:
+    """Return a callback that keeps one line of the terminal up to date; None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(stage: str, done: int, total: int) -> None:
+        text = f"read {done / 1e6:.0f} MB" if stage == "count" else f"merges {done}/{total}"
+        sys.stderr.write(f"\r{text:<40}" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+    return show
+
+
+if __name__ == "__main__":
+    cli.run(main)
