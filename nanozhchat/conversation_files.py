@@ -7,6 +7,7 @@ with the same or with ShareGPT's {"from", "value"}, {"prompt", "completion"}, {"
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -15,6 +16,8 @@ from nanozhchat import sources
 from nanozhchat.conversation import Conversation, make_conversation
 from nanozhchat.records import ReadStats, Record
 from nanozhchat.sources import SPLITS, Document, Source
+
+log = logging.getLogger(__name__)
 
 VAL_FRAC = 0.02  # of conversations, by hash
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # other names in use
@@ -55,6 +58,23 @@ def conversations(
     for conversation in islice(sources.mix(streams, _n_bytes), limit):
         stats.documents += 1
         yield conversation
+
+
+def load_conversations(
+    specs: Sequence[str], split: str, *, max_conversations: int, seed: int = 0, skip_bad: bool = False
+) -> list[Conversation]:
+    """Return at most `max_conversations` of one split; raises ValueError if there are none."""
+    stats = ReadStats()
+    found = list(conversations(specs, split, limit=max_conversations, seed=seed, stats=stats, skip_bad=skip_bad))
+    skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
+    if not found:
+        raise ValueError(
+            f"--data {' '.join(specs)} has no conversation for the {split} split{skipped}; "
+            "at least 2 different ones are needed, one to train on and one to validate with"
+        )
+    if skipped:
+        log.warning("%s: %d conversations%s", " ".join(specs), len(found), skipped)
+    return found
 
 
 def _n_bytes(conversation: Conversation) -> int:

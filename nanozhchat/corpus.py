@@ -82,12 +82,12 @@ def build(
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     directory = paths.corpus_dir(name)
+    reason = _why_build(directory, key, settings)
+    if not reason:  # without the lock: many processes may read at once
+        corpus = load(name)
+        progress(f"corpus {name}: reused, {_totals_text(corpus.manifest['totals'])}")
+        return corpus
     with files.lock(directory):
-        reason = _why_build(directory, key, settings)
-        if not reason:
-            corpus = load(name)
-            progress(f"corpus {name}: reused, {_totals_text(corpus.manifest['totals'])}")
-            return corpus
         progress(f"corpus {name}: {reason}")
         stats = ReadStats()
         stream = sources.tagged(specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad)

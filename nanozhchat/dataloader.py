@@ -8,26 +8,24 @@ permutation and the pieces waiting in the buffer, never tokens; it travels with 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from nanozhchat.packing import Array, Packer, Piece, shuffled
 
 log = logging.getLogger(__name__)
 
 IGNORE = -1  # target of a position that is not scored
 BUFFER_DOCS = 256
-SHUFFLE_ROUNDS = 4
 EVAL_BUFFER_DOCS = 64
 EVAL_SEED = 0
 
-Array = npt.NDArray[Any]
-Piece = tuple[int, int, int]  # (length, document, start): sorted by length
+Rendered = list[tuple[Array, Array]]  # (ids, mask) of conversations
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Batch:
     state: dict[str, Any]
 
 
+@runtime_checkable
 class Store(Protocol):
     """What is needed of a token store (see token_store.py)."""
 
@@ -57,117 +56,6 @@ class Store(Protocol):
     def doc(self, split: str, index: int) -> Array:
         """Token ids of one document."""
         ...
-
-
-def shuffled(n: int, seed: int, epoch: int, positions: Array) -> Array:
-    """Images of `positions` under a pseudo-random permutation of range(n), computed without storing it.
-
-    A Feistel network over the next power of four, walked until the image is below n: the same on every machine.
-    """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(SHUFFLE_ROUNDS, np.uint64)
-    x = positions.astype(np.uint64)
-    todo = np.ones(len(x), bool)
-    while todo.any():
-        left, right = x[todo] >> np.uint64(half), x[todo] & mask
-        for key in keys:
-            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)  # odd multiplier and shifts of a common mixer
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        x[todo] = (left << np.uint64(half)) | right
-        todo &= x >= n
-    return x.astype(np.int64)
-
-
-class Packer:
-    """Best-fit packing of documents into rows of `capacity` tokens, over lengths only.
-
-    Documents come in a permuted order of each epoch into a buffer; the longest one that fits goes into the row. With
-    `cut`, each piece costs one more token (the BOS before it), rows are always full, and when nothing fits the longest
-    is cut at the row's end, its rest going back to the buffer. Without `cut`, documents stay whole and the row ends
-    short. The buffer is emptied before the next epoch enters it: within an epoch each token comes once.
-    """
-
-    def __init__(self, lengths: Array, capacity: int, *, cut: bool, seed: int, buffer_docs: int, endless: bool = True,
-                 shuffle: bool = True) -> None:  # fmt: skip
-        """Start at the first row. lengths: (n_docs,) tokens of each document."""
-        self.lengths = lengths
-        self.capacity, self.cut, self.endless, self.shuffle = capacity, cut, endless, shuffle
-        self.seed, self.buffer_docs = seed, buffer_docs
-        self.epoch = self.position = self.rows = 0
-        self.buffer: list[Piece] = []
-        self._ahead: tuple[tuple[int, int], list[int]] = ((-1, -1), [])  # (epoch, block) and its documents in order
-
-    def _document_at(self, position: int) -> int:
-        """Return the document at a position of the epoch's order; a block of positions is computed at once."""
-        if not self.shuffle:
-            return position
-        block, offset = divmod(position, 4096)
-        if self._ahead[0] != (self.epoch, block):
-            n = len(self.lengths)
-            wanted = np.arange(block * 4096, min(n, block * 4096 + 4096))
-            self._ahead = ((self.epoch, block), shuffled(n, self.seed, self.epoch, wanted).tolist())
-        return self._ahead[1][offset]
-
-    def _refill(self) -> None:
-        n = len(self.lengths)
-        if self.position == n and not self.buffer and self.endless:
-            self.epoch += 1
-            self.position = 0
-        while len(self.buffer) < self.buffer_docs and self.position < n:
-            doc = self._document_at(self.position)
-            self.position += 1
-            if length := int(self.lengths[doc]):
-                insort(self.buffer, (length, doc, 0))
-
-    def next_row(self) -> list[Piece]:
-        """Return the pieces of the next global row, [] when a single pass is over."""
-        overhead = int(self.cut)
-        space = self.capacity
-        row: list[Piece] = []
-        self.rows += 1
-        self._refill()
-        while space > 0:
-            if not self.buffer:
-                self._refill()
-                if not self.buffer:
-                    break
-            fits = bisect_right(self.buffer, (space - overhead, len(self.lengths), 0))
-            if fits:
-                piece = self.buffer.pop(fits - 1)
-            elif not self.cut:
-                break
-            else:
-                length, doc, start = self.buffer.pop()
-                take = space - overhead  # 0 if only the BOS fits
-                insort(self.buffer, (length - take, doc, start + take))
-                piece = (take, doc, start)
-            row.append(piece)
-            space -= piece[0] + overhead
-        return row
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that `load_state_dict` needs, and what it must be used with, as plain types."""
-        return {
-            "epoch": self.epoch, "position": self.position, "rows": self.rows,
-            "buffer": [[doc, start] for _, doc, start in self.buffer], **self._identity(),
-        }  # fmt: skip
-
-    def _identity(self) -> dict[str, Any]:
-        sizes = {"capacity": self.capacity, "buffer_docs": self.buffer_docs, "docs": len(self.lengths)}
-        return {"seed": self.seed, **sizes}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; raises ValueError if data, seed or row length are not the same."""
-        for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"cannot resume the data order: {name} was {state.get(name)} and is {value}; "
-                    "use the same data and settings, or start a new run"
-                )
-        self.epoch, self.position, self.rows = state["epoch"], state["position"], state["rows"]
-        self.buffer = sorted((int(self.lengths[doc]) - start, doc, start) for doc, start in state["buffer"])
 
 
 class _Loader:
@@ -265,6 +153,25 @@ class DocumentLoader(_Loader):
         return tokens[:, :-1].copy(), tokens[:, 1:].copy()
 
 
+def eval_documents(source: Store | Sequence[Sequence[int]], split: str, max_tokens: int | None) -> tuple[Array, Array]:
+    """Choose the documents to evaluate on: (their numbers, how many tokens of each).
+
+    They come in a fixed pseudo-random order, so that a part stands for the whole, until there are `max_tokens`; the
+    last one is cut. None = all. Raises ValueError if there is no token.
+    """
+    lengths = source.lengths(split) if isinstance(source, Store) else np.array([len(doc) for doc in source], np.int64)
+    order = shuffled(len(lengths), EVAL_SEED, 0, np.arange(len(lengths)))
+    lengths = lengths[order]
+    if max_tokens is not None:
+        count = int(np.searchsorted(np.cumsum(lengths), max_tokens)) + 1
+        order, lengths = order[:count], lengths[:count]
+        if len(lengths):
+            lengths[-1] -= max(0, int(lengths.sum()) - max_tokens)
+    if lengths.sum() <= 0:
+        raise ValueError(f"the {split} data holds no tokens to evaluate on; give more text or --val-data")
+    return order, lengths
+
+
 def eval_batches(
     source: Store | Sequence[Sequence[int]],
     split: str = "val",
@@ -277,32 +184,20 @@ def eval_batches(
     world_size: int = 1,
     device: torch.device | str | None = None,
 ) -> Iterator[Batch]:
-    """Score each token of the chosen documents exactly once; all ranks get the same number of batches.
+    """Score each token of the documents that `eval_documents` chooses exactly once, in the same rows for any ranks.
 
-    source: a token store, or documents as lists of ids. max_tokens: documents are chosen in a fixed pseudo-random
-    order until there are so many tokens, the last one cut; None = all. A BOS is never a target. Rows that are not
-    full end in BOS inputs without targets.
+    source: a token store, or documents as lists of ids. A BOS is never a target. All ranks get the same number of
+    batches; rows that are not full end in BOS inputs without targets.
     """
-    is_store = hasattr(source, "lengths")
-    lengths = source.lengths(split) if is_store else np.fromiter(map(len, source), np.int64, len(source))  # type: ignore
-    order = shuffled(len(lengths), EVAL_SEED, 0, np.arange(len(lengths)))
-    if max_tokens is not None:
-        ends = np.cumsum(lengths[order])
-        order = order[: int(np.searchsorted(ends, max_tokens)) + 1]
-        lengths = lengths[order].copy()
-        lengths[-1] -= max(0, int(lengths.sum()) - max_tokens)
-    else:
-        lengths = lengths[order]
-    if not lengths.sum():
-        raise ValueError(f"the {split} data holds no tokens to evaluate on; give more text or --val-data")
+    order, lengths = eval_documents(source, split, max_tokens)
 
     def read(position: int) -> Array:
         doc = int(order[position])
-        return source.doc(split, doc) if is_store else np.asarray(source[doc])  # type: ignore
+        return source.doc(split, doc) if isinstance(source, Store) else np.asarray(source[doc])
 
     packer = Packer(lengths, sequence_len + 1, cut=True, seed=0, buffer_docs=EVAL_BUFFER_DOCS, endless=False,
                     shuffle=False)  # fmt: skip
-    while packer.buffer or packer.position < len(lengths):
+    while not packer.finished:
         rows = [packer.next_row() for _ in range(world_size * batch_rows)]
         tokens = _document_rows(rows[rank * batch_rows : (rank + 1) * batch_rows], read, sequence_len + 1, bos_id)
         targets = np.where(tokens[:, 1:] == bos_id, IGNORE, tokens[:, 1:])
@@ -320,7 +215,7 @@ class Renderer(Protocol):
 
 def prepare_conversations(
     conversations: Iterable[Any], tokenizer: Renderer, sequence_len: int
-) -> list[tuple[Array, Array]]:
+) -> Rendered:
     """Render conversations to (ids, mask), at most sequence_len + 1 tokens each; those without a target are dropped.
 
     The number of dropped ones is logged. Raises ValueError if nothing is left.
@@ -381,17 +276,46 @@ class ConversationLoader(_Loader):
         self.rendered, self.pad_id = rendered, pad_id
 
     def _fill(self, rows: list[list[Piece]]) -> tuple[Array, Array]:
-        T = self.sequence_len
-        inputs = np.full((len(rows), T + 1), self.pad_id, np.int64)
-        targets = np.full((len(rows), T + 1), IGNORE, np.int64)  # targets[i] stands at position i of the ids
-        for x, y, pieces in zip(inputs, targets, rows, strict=True):
-            at = 0
-            for length, doc, _ in pieces:
-                ids, mask = self.rendered[doc]
-                x[at : at + length] = ids
-                y[at : at + length] = np.where(np.asarray(mask, bool), ids, IGNORE)
-                y[at] = IGNORE  # the first token has no context of its own
-                at += length
-        inputs, targets = inputs[:, :-1].copy(), targets[:, 1:].copy()
+        inputs, targets = _conversation_rows(rows, self.rendered, self.sequence_len, self.pad_id)
         assert (targets >= 0).any(axis=1).all(), "a row without targets"  # would make the mean loss 0/0
         return inputs, targets
+
+
+def _conversation_rows(rows: list[list[Piece]], rendered: Sequence[Any], T: int, pad_id: int) -> tuple[Array, Array]:
+    """Gather ids and targets: (len(rows), T) each."""
+    inputs = np.full((len(rows), T + 1), pad_id, np.int64)
+    targets = np.full((len(rows), T + 1), IGNORE, np.int64)  # targets[i] stands at position i of the ids
+    for x, y, pieces in zip(inputs, targets, rows, strict=True):
+        at = 0
+        for length, doc, _ in pieces:
+            ids, mask = rendered[doc]
+            x[at : at + length] = ids
+            y[at : at + length] = np.where(np.asarray(mask, bool), ids, IGNORE)
+            y[at] = IGNORE  # the first token has no context of its own
+            at += length
+    return inputs[:, :-1].copy(), targets[:, 1:].copy()
+
+
+def conversation_eval_batches(
+    rendered: Sequence[tuple[Sequence[int] | Array, Sequence[int] | Array]],
+    *,
+    batch_rows: int,
+    sequence_len: int,
+    pad_id: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str | None = None,
+) -> Iterator[Batch]:
+    """Score each target of each conversation exactly once, in the given order; as many batches on every rank."""
+    lengths = np.array([len(ids) for ids, _ in rendered], np.int64)
+    packer = Packer(lengths, sequence_len + 1, cut=False, seed=0, buffer_docs=EVAL_BUFFER_DOCS, endless=False,
+                    shuffle=False)  # fmt: skip
+    if len(lengths) and lengths.max() > sequence_len + 1:
+        raise ValueError(
+            f"a conversation has {lengths.max()} ids, rows take {sequence_len + 1}: use prepare_conversations"
+        )
+    while not packer.finished:
+        rows = [packer.next_row() for _ in range(world_size * batch_rows)]
+        inputs, targets = _conversation_rows(rows[rank * batch_rows : (rank + 1) * batch_rows], rendered, sequence_len,
+                                             pad_id)  # fmt: skip
+        yield _batch(inputs, targets, 0, {}, torch.device(device or "cpu"))

@@ -163,11 +163,11 @@ def tokenize(corpus: CorpusLike, tokenizer: TokenizerLike, *, progress: Callable
     """Tokenize both splits of a corpus, or reuse what stands there for the same corpus and tokenizer."""
     directory = paths.tokens_dir(corpus.name, tokenizer.hash)
     key = {"format_version": FORMAT_VERSION, "corpus_hash": corpus.hash, "tokenizer_hash": tokenizer.hash}
+    store = _reusable(directory, key)
+    if store is not None:  # without the lock: many processes may read at once
+        progress(f"tokens {corpus.name}: reused, {store.n_tokens('train'):,} to train on")
+        return store
     with files.lock(directory):
-        store = _reusable(directory, key)
-        if store is not None:
-            progress(f"tokens {corpus.name}: reused, {store.n_tokens('train'):,} to train on")
-            return store
         (directory / MANIFEST).unlink(missing_ok=True)
         files.remove_temporaries(directory)
         for pattern in ("*.bin", "*.idx"):
