@@ -47,8 +47,8 @@ class Overrides:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, (int, float)) and value <= 0:
-                raise ValueError(f"{name}={value} must be positive")
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be positive and finite")
         horizon = [n for n in ("num_steps", "target_flops", "target_ratio") if getattr(self, n) is not None]
         if len(horizon) > 1:
             raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
@@ -210,6 +210,8 @@ def resolve(
     Raises ValueError naming the value and a value that works.
     """
     over = overrides
+    if world_size < 1:
+        raise ValueError(f"world_size={world_size} must be at least 1")
     if budget_s is not None and any(x is not None for x in (over.num_steps, over.target_flops, over.target_ratio)):
         raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
     sizes = model_sizes(depth, vocab_size, over)
