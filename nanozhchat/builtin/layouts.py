@@ -38,7 +38,7 @@ SKILL_WEIGHTS: dict[str, int] = {
     "unknown": 14,
     "story": 3,
     "chat": 3,
-    "repeat": 3,
+    "repeat": 8,
 }
 PART_SKILLS: dict[str, tuple[str, ...]] = {
     "facts": ("facts",),
