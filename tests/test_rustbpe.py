@@ -1,0 +1,259 @@
+"""The Rust trainer and encoder against slow twins, other libraries, and hostile text."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rustbpe
+from rustbpe import BPE, BPE_PATTERN, CHAR_PATTERN
+from tests.reference import bpe as reference
+
+CHINESE = [
+    "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。",
+    "寒来暑往，秋收冬藏。闰余成岁，律吕调阳。",
+    "他说：“我们明天去学校，好吗？”她说：“好！”",
+]
+MIXED = [
+    "GPT-4 在2026年的价格是 $3.50，don't worry!\n\n",
+    "  缩进    return x\r\n\tif a == b:\n",
+    "日本語のテキスト、한국어 텍스트",
+]
+HOSTILE = [
+    "",
+    "a",
+    "aaaaaaaaaaaaaaaa",
+    "\x00\x00\x00",
+    "é\u0301\u0301",
+    "👨‍👩‍👧‍👦❤️",
+    "abababababa",
+    "𠀀𠀁𠀀𠀁",
+    "'s'S'll'LL",
+    " " * 30,
+]
+ALPHABET = "的一是不了我，。：“” \t\n\r\u3000aAbsdlve'12½〇々é\u0301ーがᄒ한😀\u200d\ufe0f\x00\x85\xa0<|end|>"
+texts = st.one_of(st.text(alphabet=ALPHABET, max_size=60), st.text(max_size=40))
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPE:
+    return BPE.train((CHINESE + MIXED + HOSTILE) * 2, 400)
+
+
+@pytest.mark.parametrize("pattern", ["bpe", "char"])
+@pytest.mark.parametrize(
+    "docs", [CHINESE, MIXED, HOSTILE, CHINESE + MIXED + HOSTILE], ids=["zh", "mixed", "hostile", "all"]
+)
+def test_training_equals_the_reference(docs, pattern):
+    full = BPE_PATTERN if pattern == "bpe" else CHAR_PATTERN
+    want = reference.train(docs, 320, full)
+    assert BPE.train(docs, 256 + len(want), pattern).merges() == want
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="ab的一，\n", max_size=40), max_size=6))
+def test_training_equals_the_reference_on_small_alphabets(docs):
+    want = reference.train(docs, 300, BPE_PATTERN)
+    if any(docs):
+        assert BPE.train(docs, 256 + len(want)).merges() == want
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=texts)
+def test_encoding_equals_the_reference(bpe, text):
+    assert bpe.encode(text) == reference.encode(text, bpe.ranks(), bpe.pattern)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(alphabet=ALPHABET, max_size=80))
+def test_the_scanner_cuts_as_the_regex_does(bpe, text):
+    assert bpe.split(text) == regex.findall(BPE_PATTERN, text)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(max_size=80))
+@pytest.mark.parametrize("pattern", ["bpe", "char", r"\w+", "", r"(?=b)a|\s"])
+def test_no_pattern_loses_text(pattern, text):
+    tokenizer = BPE.from_ranks([bytes([byte]) for byte in range(256)], pattern)
+    assert "".join(tokenizer.split(text)) == text
+
+
+def test_a_gpt4_style_pattern_works_as_it_does_in_python():
+    pattern = (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+    tokenizer = BPE.train(CHINESE + MIXED, 300, pattern)
+    for text in CHINESE + MIXED:
+        assert tokenizer.split(text) == regex.findall(pattern, text)
+    assert tokenizer.merges() == reference.train(CHINESE + MIXED, 300, pattern)
+
+
+def test_a_pattern_that_gives_up_raises_instead_of_losing_text():
+    tokenizer = BPE.from_ranks([bytes([byte]) for byte in range(256)], r"(x+x+)+(?=\1z)y")
+    with pytest.raises(ValueError, match="split pattern failed"):
+        tokenizer.encode("x" * 64 + "yz")
+
+
+def test_han_runs_are_chunks_of_their_own_and_digits_stand_alone(bpe):
+    assert bpe.split("他说：我在abc，2026年") == ["他说", "：", "我在", "abc", "，", "2", "0", "2", "6", "年"]
+
+
+def test_the_number_of_threads_does_not_change_the_merges():
+    rng = random.Random(1)
+    docs = ["".join(rng.choices("的一是不了人我在，。ab ", k=200)) for _ in range(20_000)]
+    one = BPE.train(docs, 3000, threads=1)
+    assert BPE.train(docs, 3000, threads=2).merges() == one.merges()
+    assert BPE.train(reversed(docs), 3000, threads=3).merges() == one.merges()
+    flat = one.encode_batch_flat(docs, threads=1)
+    assert one.encode_batch_flat(docs, threads=3) == flat
+
+
+def test_batches_equal_single_texts(bpe):
+    docs = CHINESE + MIXED + HOSTILE
+    single = [bpe.encode(doc) for doc in docs]
+    assert bpe.encode_batch(docs) == single
+    ids, offsets = (
+        np.frombuffer(part, dtype) for part, dtype in zip(bpe.encode_batch_flat(docs), ("<u4", "<u8"), strict=True)
+    )
+    assert [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == single
+    assert bpe.encode_batch_flat([]) == (b"", bytes(8))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_survive_the_round_trip(bpe, data):
+    assert bpe.decode_bytes(bpe.encode_bytes(data)) == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts)
+def test_bytes_of_a_text_encode_as_the_text(bpe, text):
+    assert bpe.encode_bytes(text.encode()) == bpe.encode(text)
+
+
+def test_half_surrogate_pairs_become_the_replacement_character(bpe):
+    assert bpe.decode_bytes(bpe.encode("a\ud800b\udc00\ud83d\ude00")).decode() == "a\ufffdb\ufffd😀"
+    assert BPE.train(["\ud800\ud800"], 258).stats["bytes"] == 6
+
+
+@pytest.mark.parametrize("char", ["a", "的", " ", "\n", "。", "\u0301", "é", "😀"])
+def test_a_mebibyte_of_one_character_is_fast(bpe, char):
+    text = char * (2**20 // len(char.encode()))
+    started = time.perf_counter()
+    ids = bpe.encode(text)
+    assert time.perf_counter() - started < 2
+    assert bpe.decode_bytes(ids) == text.encode()
+
+
+def test_a_vocabulary_larger_than_the_text_says_what_the_text_can_give():
+    with pytest.raises(ValueError, match="at most 258 tokens; pass --vocab-size=258 or give more text") as caught:
+        BPE.train(["aaaa"], 300)
+    assert caught.value.reached == 258
+    assert BPE.train(["aaaa"], 258).vocab_size == 258
+
+
+@pytest.mark.parametrize("docs", [[], ["", ""]])
+def test_no_text_is_an_error(docs):
+    with pytest.raises(ValueError, match="no text"):
+        BPE.train(docs, 300)
+
+
+@pytest.mark.parametrize("size", [0, 255, 2**31 + 1, 2**40])
+def test_an_impossible_size_is_an_error(size):
+    with pytest.raises(ValueError, match=f"vocab_size={size}"):
+        BPE.train(["abc"], size)
+
+
+def test_a_document_that_is_no_text_is_an_error():
+    with pytest.raises(ValueError, match="document 1 is bytes, expected a str"):
+        BPE.train(["abc", b"abc"], 300)
+
+
+def test_what_the_documents_or_the_callback_raise_comes_through():
+    def broken():
+        yield "abc"
+        raise RuntimeError("disk gone")
+
+    with pytest.raises(RuntimeError, match="disk gone"):
+        BPE.train(broken(), 300)
+
+    def stop(stage, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        BPE.train(["abcabc"], 257, progress=stop)
+
+
+def test_progress_reports_bytes_then_merges():
+    seen = []
+    BPE.train(["abcabc", "天地"], 258, progress=lambda *step: seen.append(step))
+    assert seen == [("count", 12, 12), ("merge", 2, 2)]
+
+
+def test_other_threads_run_while_a_batch_is_encoded(bpe):
+    text = "的一是不了" * 200_000
+    done = threading.Event()
+    worker = threading.Thread(target=lambda: (bpe.encode_batch([text, text]), done.set()))
+    worker.start()
+    turns = 0
+    while not done.is_set():
+        turns += 1
+        time.sleep(0.001)
+    worker.join()
+    assert turns > 3
+
+
+@pytest.mark.parametrize("ids", [[-1], [400], [2**40]])
+def test_unknown_ids_are_errors(bpe, ids):
+    with pytest.raises(ValueError, match=f"id {ids[0]} is not|{ids[0]}"):
+        bpe.decode_bytes(ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda r: r[:-1], "byte 0xff"), (lambda r: [*r, b""], "no bytes"), (lambda r: [*r, b"a"], "same bytes")],
+)
+def test_damaged_ranks_are_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        BPE.from_ranks(change([bytes([byte]) for byte in range(256)]))
+
+
+def test_ranks_rebuild_the_same_tokenizer(bpe):
+    again = BPE.from_ranks(bpe.ranks(), bpe.pattern)
+    assert (again.merges(), again.pattern, again.ranks()) == (bpe.merges(), bpe.pattern, bpe.ranks())
+    assert len(set(bpe.ranks())) == bpe.vocab_size
+
+
+def test_a_broken_pattern_is_an_error():
+    with pytest.raises(ValueError, match="neither a known name"):
+        BPE.train(["abc"], 300, "(")
+
+
+def test_the_stub_file_matches_the_module():
+    stub = Path(__file__).parents[1] / "rustbpe" / "rustbpe.pyi"
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
+    names = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert names | {cls.name} == {name for name in vars(rustbpe) if not name.startswith("_") and name != "rustbpe"}
+    methods = {node.name: node for node in cls.body if isinstance(node, ast.FunctionDef)}
+    assert set(methods) == {name for name in vars(BPE) if not name.startswith("_")}
+    for name, node in methods.items():
+        built = getattr(BPE, name)
+        decorators = {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
+        assert ("property" in decorators) == inspect.isgetsetdescriptor(built), name
+        if callable(built):
+            parameters = [p for p in inspect.signature(built).parameters.values() if p.name != "self"]
+            arguments = [a for a in node.args.args if a.arg != "self"]
+            assert [p.name for p in parameters] == [a.arg for a in arguments], name
+            defaults = [p.default for p in parameters if p.default is not inspect.Parameter.empty]
+            assert defaults == [ast.literal_eval(d) for d in node.args.defaults], name

@@ -1,0 +1,292 @@
+"""The tokenizer: files, special tokens, conversations, streams; the same ids as tiktoken and Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFace
+
+from nanozhchat.builtin import documents
+from nanozhchat.conversation import SPECIAL_TOKENS, Message, make_conversation
+from nanozhchat.errors import DamagedError
+from nanozhchat.tokenizer import StreamDecoder, Tokenizer
+
+CHAT = [
+    {"role": "system", "content": "你是小助手。"},
+    {"role": "user", "content": "你好！"},
+    {"role": "assistant", "content": "你好，有什么事？"},
+    {"role": "user", "content": "今天星期几？"},
+    {"role": "assistant", "content": "我不知道。"},
+]
+BLOCKS = [  # code points that every library has long known
+    (0x00, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x391, 0x3A1), (0x410, 0x44F), (0x5D0, 0x5EA), (0x627, 0x64A),
+    (0x905, 0x939), (0xE01, 0xE3A), (0x2000, 0x206F), (0x2150, 0x218B), (0x2460, 0x24FF), (0x3000, 0x303F),
+    (0x3041, 0x3096), (0x30A1, 0x30FA), (0x3400, 0x4DB5), (0x4E00, 0x9FA5), (0xAC00, 0xD7A3), (0xE000, 0xE0FF),
+    (0xF900, 0xFA6D), (0xFE00, 0xFE0F), (0xFF01, 0xFF5E), (0x1F300, 0x1F5FF), (0x1F600, 0x1F64F), (0x20000, 0x2A6D6),
+]  # fmt: skip
+PIECES = [
+    "的", "中国人民", "，", "。", "：“", "！？", " ", "  ", "\n", "\r\n", "\t", "\u3000\u3000", "don't", " the", "'LL", "3.14",
+    "２０２６", "〇", "々", "❤️", "👨‍👩‍👧", "é", "e\u0301", "\u0301", "\x00", "\x7f", "\u200b", "\ufeff", "\ufffd", "<|end|>",
+    "http://a.b/c?d=e",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text() -> list[str]:
+    stream = documents(0, split="train")
+    return [next(stream) for _ in range(600)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text) -> Tokenizer:
+    return Tokenizer.train([*text, *varied_lines(500, seed=1)], 2000)
+
+
+@pytest.fixture(scope="module")
+def char_tokenizer(text) -> Tokenizer:
+    return Tokenizer.train(text, 800, "char")
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "t"
+    tokenizer.save(path)
+    return path
+
+
+def varied_lines(n: int, seed: int) -> list[str]:
+    """Lines of Chinese, other scripts, emoji, controls, combining marks and line ends, in any order."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(n):
+        parts = []
+        for _ in range(rng.randrange(24)):
+            first, last = rng.choice(BLOCKS)
+            parts.append(
+                rng.choice(PIECES) if rng.random() < 0.6 else chr(rng.randint(first, last)) * rng.choice([1, 1, 2, 5])
+            )
+        lines.append("".join(parts))
+    return lines
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_ids_equal_those_of_tiktoken_and_hugging_face_on_ten_thousand_lines(
+    kind, tokenizer, char_tokenizer, text, tmp_path
+):
+    ours = tokenizer if kind == "bpe" else char_tokenizer
+    ours.save(tmp_path)
+    lines = [line.replace("<|end|>", "<|End|>") for line in varied_lines(10_000, seed=2)] + text[:50]
+    ids = ours.encode_batch(lines)
+    encoding, hugging_face = ours.to_tiktoken(), HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
+    assert ids == [encoding.encode_ordinary(line) for line in lines]
+    assert ids == [found.ids for found in hugging_face.encode_batch(lines)]
+    for line, found in zip(lines[:500], ids[:500], strict=True):
+        assert ours.decode(found) == encoding.decode(found) == hugging_face.decode(found) == line
+
+
+def test_special_tokens_have_the_same_ids_elsewhere(tokenizer, folder):
+    hugging_face, encoding = HuggingFace.from_file(str(folder / "tokenizer.json")), tokenizer.to_tiktoken()
+    assert hugging_face.get_vocab_size() == encoding.n_vocab == tokenizer.vocab_size == 2000
+    for i, name in enumerate(SPECIAL_TOKENS):
+        want = tokenizer.vocab_size - len(SPECIAL_TOKENS) + i
+        assert tokenizer.special(name) == hugging_face.token_to_id(name) == encoding.encode_single_token(name) == want
+
+
+def test_the_saved_tokenizer_loads_in_transformers(tokenizer, folder):
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    for line in varied_lines(300, seed=3):
+        line = line.replace("<|end|>", "")
+        assert fast.encode(line, add_special_tokens=False) == tokenizer.encode(line)
+
+
+def test_loading_gives_back_what_was_saved(tokenizer, folder):
+    again = Tokenizer.load(folder)
+    assert (again.hash, again.kind, again.pattern) == (tokenizer.hash, tokenizer.kind, tokenizer.pattern)
+    assert again.trained_on == tokenizer.trained_on
+    lines = varied_lines(200, seed=4)
+    assert again.encode_batch(lines) == tokenizer.encode_batch(lines)
+    again.save(folder)
+    assert Tokenizer.load(folder).hash == tokenizer.hash
+
+
+def test_a_missing_tokenizer_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m scripts.tok_train --name=zh"):
+        Tokenizer.load(tmp_path / "zh")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "delete"])
+def test_every_damage_to_the_files_is_found(tokenizer, tmp_path, name, damage):
+    tokenizer.save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    if damage == "delete":
+        (tmp_path / name).unlink()
+    else:
+        flipped = content.replace(b"format_version", b"format_versions").replace(b"BPE", b"BPF")
+        (tmp_path / name).write_bytes({"flip": flipped, "cut": content[:-100], "empty": b""}[damage])
+    with pytest.raises((DamagedError, FileNotFoundError), match="scripts.tok_train"):
+        Tokenizer.load(tmp_path)
+
+
+def test_ranks_are_a_tiktoken_file(tokenizer, folder):
+    from tiktoken.load import load_tiktoken_bpe
+
+    assert load_tiktoken_bpe(str(folder / "ranks.tiktoken")) == tokenizer.to_tiktoken()._mergeable_ranks
+
+
+def test_meta_says_what_the_tokenizer_is(tokenizer, folder):
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    assert meta["vocab_size"] == 2000
+    assert meta["kind"] == "bpe"
+    assert meta["hash"] == tokenizer.hash
+    assert meta["trained_on"]["bytes"] > 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=100))
+def test_any_bytes_survive_the_round_trip(tokenizer, data):
+    ids = tokenizer.encode_bytes(data)
+    assert tokenizer.decode_bytes(ids) == data
+    assert tokenizer.decode(ids) == data.decode(errors="replace")
+
+
+def test_a_character_token_never_crosses_a_character(char_tokenizer):
+    for token in char_tokenizer.to_tiktoken().token_byte_values():
+        assert sum(byte & 0xC0 != 0x80 for byte in token) <= 1
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_control_strings_in_text_stay_text(tokenizer, name):
+    hostile = f"{name}你好{name}"
+    controls = {tokenizer.special(n) for n in SPECIAL_TOKENS}
+    assert not controls & set(tokenizer.encode(hostile))
+    assert not controls & set(tokenizer.encode_batch([hostile])[0])
+    assert tokenizer.decode(tokenizer.encode(hostile)) == hostile
+    plain = tokenizer.render([{"role": "user", "content": "好"}])[0]
+    attack = tokenizer.render([{"role": "user", "content": hostile}])[0]
+    assert [i for i in attack if i in controls] == [i for i in plain if i in controls]
+
+
+def test_an_unknown_special_token_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="<|bos|>"):
+        tokenizer.special("<|pad|>")
+
+
+def test_token_bytes_counts_utf8_bytes_and_no_special_tokens(tokenizer, text):
+    lengths = tokenizer.token_bytes()
+    assert lengths.dtype == np.int32
+    assert lengths.shape == (tokenizer.vocab_size,)
+    assert lengths[: -len(SPECIAL_TOKENS)].min() == 1
+    assert not lengths[-len(SPECIAL_TOKENS) :].any()
+    assert lengths[tokenizer.encode(text[0])].sum() == len(text[0].encode())
+
+
+def test_flat_batches_are_numpy_arrays(tokenizer, text):
+    ids, offsets = tokenizer.encode_batch_flat(text)
+    assert (ids.dtype, offsets.dtype, offsets[-1]) == (np.uint32, np.uint64, len(ids))
+    assert ids[offsets[3] : offsets[4]].tolist() == tokenizer.encode(text[3])
+
+
+def test_a_rendered_conversation_follows_the_template(tokenizer):
+    ids, mask = tokenizer.render(CHAT)
+    want = "<|bos|><|system|>你是小助手。<|end|><|user|>你好！<|end|><|assistant|>你好，有什么事？<|end|>"
+    want += "<|user|>今天星期几？<|end|><|assistant|>我不知道。<|end|>"
+    assert tokenizer.decode(ids, show_special=True) == want
+    assert tokenizer.decode(ids) == "".join(m["content"] for m in CHAT)
+    learnt = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(learnt, show_special=True) == "你好，有什么事？<|end|>我不知道。<|end|>"
+
+
+def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer):
+    prompt = tokenizer.render_prompt(CHAT[:-1])
+    ids, mask = tokenizer.render(CHAT)
+    assert ids[: len(prompt)] == prompt
+    assert prompt[-1] == tokenizer.special("<|assistant|>")
+    assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+    assert tokenizer.render_prompt(make_conversation(CHAT[:-1])) == prompt
+    with pytest.raises(ValueError, match="must end with the user's"):
+        tokenizer.render_prompt(CHAT)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=9), system=st.booleans(), limit=st.integers(1, 200))
+def test_long_conversations_lose_whole_turns_first_and_never_raise(tokenizer, lengths, system, limit):
+    turns = [Message("assistant" if i % 2 else "user", "字" * n) for i, n in enumerate(lengths)]
+    messages = [Message("system", "规则")] * system + turns
+    ids, mask = tokenizer.render(messages, max_tokens=limit)
+    assert len(ids) == len(mask) <= limit
+    kept = next(
+        (turns[drop:] for drop in range(0, len(turns), 2) if fits(tokenizer, messages[:system] + turns[drop:], limit)),
+        None,
+    )
+    if kept is None:
+        last_pair = turns[(len(turns) - 1) // 2 * 2 :] if len(turns) > 2 else turns
+        assert ids == tokenizer.render(messages[:system] + last_pair)[0][:limit]
+    else:
+        assert (ids, mask) == tokenizer.render([*messages[:system], *kept])
+
+
+def fits(tokenizer, messages, limit) -> bool:
+    return len(tokenizer.render(messages)[0]) <= limit
+
+
+def test_a_long_prompt_keeps_the_question_and_the_system_message(tokenizer):
+    turns = CHAT[:1] + CHAT[1:3] * 50 + CHAT[3:4]
+    ids = tokenizer.render_prompt(turns, max_tokens=100)
+    shown = tokenizer.decode(ids, show_special=True)
+    assert len(ids) <= 100
+    assert shown.startswith("<|bos|><|system|>你是小助手。<|end|><|user|>你好！")
+    assert shown.endswith("<|user|>今天星期几？<|end|><|assistant|>")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)), seed=st.integers(0, 9))
+def test_streamed_pieces_put_together_are_the_decoded_text(tokenizer, data, seed):
+    ids = tokenizer.encode_bytes(data) if seed % 2 else list(data)
+    random.Random(seed).shuffle(ids) if seed > 6 else None
+    decoder = StreamDecoder(tokenizer)
+    pieces = [decoder.push(i) for i in ids]
+    assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids)
+    for n in range(len(ids) + 1):
+        waiting = len(tokenizer.decode(ids[:n])) - len("".join(pieces[:n]))
+        assert 0 <= waiting <= 3  # bytes, each of which may yet turn out to be U+FFFD
+
+
+def test_a_stream_shows_only_complete_characters(tokenizer):
+    decoder = StreamDecoder(tokenizer)
+    assert [decoder.push(byte) for byte in "好".encode()] == ["", "", "好"]
+    assert decoder.push(0xFF) == "\ufffd"
+    assert [decoder.push(0xE5), decoder.push(ord("a"))] == ["", "\ufffda"]
+    assert decoder.push(tokenizer.end_id) == ""
+    assert [decoder.push(0xF0), decoder.flush(), decoder.push(ord("b"))] == ["", "\ufffd", "b"]
+
+
+def test_an_id_outside_the_vocabulary_is_an_error(tokenizer):
+    for i in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=f"id {i} is not in this vocabulary"):
+            tokenizer.decode([i])
+
+
+def test_a_vocabulary_larger_than_the_text_says_what_to_pass():
+    with pytest.raises(ValueError, match="at most 265 tokens; pass --vocab-size=265"):
+        Tokenizer.train(["aaaa"], 1000)
+    assert Tokenizer.train(["aaaa"], 265).vocab_size == 265
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "message"), [(262, "bpe", "--vocab-size=263"), (300, "word", "kinds are bpe, char")]
+)
+def test_impossible_settings_are_errors(size, kind, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.train(["天地"], size, kind)
+
+
+def test_training_twice_gives_the_same_tokenizer(text, tokenizer):
+    docs = [*text, *varied_lines(500, seed=1)]
+    assert Tokenizer.train(docs, 2000, threads=1).hash == tokenizer.hash
