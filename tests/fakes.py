@@ -14,6 +14,7 @@ import uvicorn
 from nanozhchat.conversation import make_conversation
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.server.app import Settings, create_app
+from nanozhchat.server.serve import DeadlineProtocol
 
 STORY = "从前有一只小猫😺,名叫花花。它住在山脚下,每天早上都去河边看鱼。👨‍👩‍👧 一家人都很喜欢它。"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script><a href='https://example.com/x'>点我</a>"
@@ -98,7 +99,9 @@ class LiveServer:
         self.socket.bind(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(self.app, log_level="error", ws="none", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            self.app, http=DeadlineProtocol, log_level="error", ws="none", timeout_graceful_shutdown=2
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
 

@@ -135,10 +135,7 @@ async def _answer(request: Request, body: bytes, chat: ChatLike, scheduler: Sche
     answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.name)
     if wanted.stream:
         return EventStream(job, answer, wanted, settings)
-    try:
-        whole = await _until_disconnect(request.receive, _collect(job, answer))
-    finally:
-        job.cancel.set()
+    whole = await _until_disconnect(request.receive, job, _collect(job, answer))
     return _json(whole) if whole is not None else Response(status_code=499)  # nobody is there to read it
 
 
@@ -158,7 +155,7 @@ async def _collect(job: Job, answer: Answer) -> dict[str, Any]:
 
 
 class EventStream(Response):
-    """Server-sent events of one answer. However it ends, the job is cancelled, so the slot never stays taken."""
+    """Server-sent events of one answer. However it ends, the slot is given back."""
 
     media_type = "text/event-stream"
 
@@ -171,19 +168,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the answer ends or the client is gone."""
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _until_disconnect(receive, self._write(send))
-        finally:
-            self.job.cancel.set()
+        await _until_disconnect(receive, self.job, self._write(send))
 
     async def _write(self, send: Send) -> None:
-        limit_s = self.settings.limits.stalled_reader_s
-        with contextlib.suppress(asyncio.TimeoutError):
-            async for event in self._events():
-                message = {"type": "http.response.body", "body": event, "more_body": True}
-                await asyncio.wait_for(send(message), limit_s)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for event in self._events():
+            stalled = loop.call_later(self.settings.limits.stalled_reader_s, task.cancel)
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            stalled.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncIterator[bytes]:
         extra = {"usage": None} if self.wanted.include_usage else {}
@@ -210,8 +205,8 @@ class EventStream(Response):
         yield b"data: [DONE]\n\n"
 
 
-async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await `work`; when the client leaves first, cancel it and return None."""
+async def _until_disconnect(receive: Receive, job: Job, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await `work`; when the client leaves first, return None. Either way the job's slot is given back."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -220,8 +215,9 @@ async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T
     task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        return task.result() if task.done() and not task.cancelled() else None
     finally:
+        job.cancel.set()
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)

@@ -101,11 +101,16 @@ class Job:
 
         Stop after the delta that has a finish_reason. To give up earlier, set `cancel`.
         """
-        while not self._items:
+        if not self._items:
             self._ready.clear()
+            # Not asyncio.wait_for: before Python 3.12 it can swallow a cancellation that races with a delta.
+            timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._ready.set)
             try:
-                await asyncio.wait_for(self._ready.wait(), timeout_s)
-            except asyncio.TimeoutError:
+                await self._ready.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if not self._items:
                 return None
         item = self._items.popleft()
         if isinstance(item, ApiError):
@@ -183,7 +188,7 @@ class Scheduler:
             if self._draining:
                 raise ApiError(503, "the server is stopping", code="server_stopping", retry_after_s=5)
             self._waiting = collections.deque(j for j in self._waiting if not j.cancel.is_set())
-            if len(self._waiting) >= self.limits.waiting:
+            if len(self._waiting) >= self.limits.waiting + (self._running is None):  # one goes to the free slot
                 message = f"{len(self._waiting)} requests are waiting already; try again shortly"
                 raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=2)
             self._waiting.append(job)
