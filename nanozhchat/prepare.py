@@ -34,7 +34,8 @@ def prepare(
     name = corpus_name(specs)
 
     def build() -> TokenStore:
-        return token_store.tokenize(corpus.build(specs, name, text_field=text_field), tokenizer)
+        made = corpus.build(specs, name, text_field=text_field, progress=log.info)
+        return token_store.tokenize(made, tokenizer, progress=log.info)
 
     return main_first(build, compute)
 
