@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_TEMPERATURE = 1e-6  # keeps logits finite when divided; below it only the likeliest is drawn anyway
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -53,9 +55,10 @@ class SamplingParams:
 
 def filtered_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """Return the (V,) probabilities to draw from. logits: (V,) float32; params.temperature > 0."""
-    logits = logits / params.temperature
+    logits = logits / max(params.temperature, MIN_TEMPERATURE)
     if 0 < params.top_k < logits.numel():
-        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], -torch.inf)
+        values, ids = logits.topk(params.top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter(0, ids, values)
     probabilities = logits.softmax(-1)
     if params.min_p > 0:
         probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
