@@ -92,7 +92,7 @@ class FakeChat:
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat: FakeChat, settings: Settings | None = None, app: Any = None) -> None:
+    def __init__(self, chat: Any, settings: Settings | None = None, app: Any = None) -> None:
         self.chat = chat
         self.app = app or create_app(chat, settings)
         self.socket = socket.socket()

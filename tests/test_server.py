@@ -15,10 +15,15 @@ import httpx
 import openai
 import pytest
 
+from nanozhchat.chat import Chat
+from nanozhchat.engine import Engine
+from nanozhchat.sampling import SamplingParams
 from nanozhchat.server import serve
 from nanozhchat.server.app import Settings, create_app
 from nanozhchat.server.guard import is_loopback
 from nanozhchat.server.scheduler import Limits
+from nanozhchat.tokenizer import Tokenizer
+from tests.conftest import make_config, make_model
 from tests.fakes import STORY, Delta, FakeChat, FakeEngine, LiveServer, until
 
 CHAT = "/v1/chat/completions"
@@ -480,6 +485,44 @@ def test_slow_body_gives_408():
         assert b" 408 " in raw.recv(4096)
 
 
+# --- the real engine -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[LiveServer]:
+    """A random model with the real engine and tokenizer behind the server."""
+    tokenizer = Tokenizer.train(["只有字节"], 263)
+    config = make_config(vocab_size=tokenizer.vocab_size, sequence_len=96)
+    engine = Engine(make_model(config, seed=3, perturb=True).eval(), tokenizer)
+    with LiveServer(Chat(engine, tokenizer, name="d4", source="sft", step=7)) as server:
+        yield server
+
+
+def test_real_engine_gives_the_same_text_streamed_and_whole_for_one_seed(real):
+    body = ask(seed=5, temperature=1.5, stream_options={"include_usage": True}, stream=True)
+    *chunks, _ = events(httpx.post(real.url + CHAT, json=body).text)
+    del body["stream"], body["stream_options"]
+    whole = httpx.post(real.url + CHAT, json=body).json()
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    assert text == whole["choices"][0]["message"]["content"] != ""
+    assert chunks[-1]["usage"] == whole["usage"]
+
+
+def test_usage_of_the_real_engine_equals_the_tokenizers_counts(real):
+    chat = real.chat
+    answer = httpx.post(real.url + CHAT, json=ask(seed=5, temperature=1.5, max_tokens=20)).json()
+    ids = chat.prompt_ids(ASK["messages"])
+    made = list(chat.engine.tokens(ids, SamplingParams(seed=5, temperature=1.5, max_tokens=20)))
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (len(ids), len(made))
+
+
+def test_real_context_bounds_prompt_and_answer_together(real):
+    answer = httpx.post(real.url + CHAT, json=ask(max_tokens=10**6)).json()
+    assert answer["usage"]["total_tokens"] <= 96
+    refused = httpx.post(real.url + CHAT, json=turn("字" * 31))
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
 # --- process life ----------------------------------------------------------------------------------------------------
 
 
@@ -538,6 +581,28 @@ def test_loopback_is_recognised():
         *[True] * 3,
         *[False] * 3,
     ]
+
+
+def test_chat_web_prints_its_address_answers_there_and_stops_on_a_signal(monkeypatch, capsys):
+    from scripts import chat_web
+
+    with serve.bind("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
+    answers: list[str] = []
+
+    def visit() -> None:
+        assert until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200, 5)
+        answers.append(httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=ASK).text)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def load(*_args: Any, **_where: Any) -> FakeChat:
+        threading.Thread(target=visit).start()  # the port listens already: this waits until the model is there
+        return FakeChat()
+
+    monkeypatch.setattr("nanozhchat.chat.load", load)
+    chat_web.main([f"--port={port}"])
+    assert f"http://127.0.0.1:{port} " in capsys.readouterr().out
+    assert STORY in answers[0]
 
 
 def test_binding_beyond_loopback_needs_a_key(monkeypatch):
