@@ -1,0 +1,31 @@
+"""Write a model's report: curves, scores, samples, recipe, as Markdown and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanozhchat import cli
+from nanozhchat.log import setup_logging
+from nanozhchat.report import write_report
+from nanozhchat.report_data import latest_tag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Flags of this script."""
+
+    model_tag: str | None = cli.opt(None, "name of the model; none = the most recently trained")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, write, say where."""
+    args = cli.parse(ReportArgs, argv, __doc__ or "", "python -m scripts.report")
+    setup_logging()
+    folder = write_report(args.model_tag or latest_tag())
+    print(f"report: {folder / 'report.html'}")
+    print(f"        {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
