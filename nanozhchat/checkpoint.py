@@ -9,6 +9,7 @@ a valid manifest does not exist for any reader.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -101,7 +102,7 @@ def save(
     state: plain JSON types. identity: what must be equal to resume (stored in the manifest).
     """
     final = folder / f"step_{step:08d}"
-    if final.exists() and _manifest(final) is not None:
+    if compute.broadcast([float(not problems(final))])[0]:
         return final
     expected = sum(p.numel() * 4 for p in model.parameters()) * 3
     free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
@@ -113,7 +114,7 @@ def save(
     work = folder / f"step_{step:08d}.tmp-{int(compute.broadcast([float(os.getpid())])[0])}"
     if compute.is_main:
         shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)  # a folder without a valid manifest
+        shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
         work.mkdir(parents=True)
     compute.barrier()
     written = {}
@@ -129,16 +130,21 @@ def save(
     entries = {name: digest for part in compute.gather(written) for name, digest in part.items()}  # type: ignore[attr-defined]
     if compute.is_main:
         _commit(folder, work, final, step, entries, {"model": model.config.to_dict(), "identity": identity})
-        prune(folder, keep_last)
+        prune(folder, keep_last, verify=False)  # the newest was written just now
     compute.barrier()
     return final
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
-    with open(path, "rb+") as handle:
-        os.fsync(handle.fileno())
-    return files.sha256(path)
+    with files.disk_errors(path):
+        try:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
+        except SafetensorError as error:
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        with open(path, "rb+") as handle:
+            os.fsync(handle.fileno())
+        return files.sha256(path)
 
 
 def _commit(folder: Path, work: Path, final: Path, step: int, entries: dict[str, str], about: dict[str, Any]) -> None:
@@ -148,8 +154,9 @@ def _commit(folder: Path, work: Path, final: Path, step: int, entries: dict[str,
     ]
     manifest = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": step, **about, "files": listed}
     files.write_json(work / "manifest.json", manifest)
-    files.backend.replace(work, final)
-    files.backend.fsync_dir(folder)
+    with files.disk_errors(final):
+        files.backend.replace(work, final)
+        files.backend.fsync_dir(folder)
     digest = files.sha256(final / "manifest.json")
     files.write_json(folder / "latest.json", {"step": step, "manifest_sha256": digest})
 
@@ -210,9 +217,18 @@ def find(folder: Path, step: int | None = None) -> Saved | None:
     return None
 
 
-def prune(folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree) -> list[int]:
-    """Delete all but the newest `keep_last` checkpoints (at least one); returns the deleted steps."""
-    doomed = list_steps(folder)[: -max(1, keep_last)]
+def prune(
+    folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree, *, verify: bool = True
+) -> list[int]:
+    """Delete all but the newest `keep_last` checkpoints (at least one); returns the deleted steps.
+
+    With `verify`, the newest whole one stays even if newer ones are damaged.
+    """
+    steps = list_steps(folder)
+    doomed = steps[: -max(1, keep_last)]
+    if verify and doomed:
+        whole = next((step for step in reversed(steps) if not problems(folder / f"step_{step:08d}")), None)
+        doomed = [step for step in doomed if step != whole]
     for step in doomed:
         try:
             remove(folder / f"step_{step:08d}")

@@ -85,6 +85,15 @@ def disk_error(path: Path, error: OSError) -> DiskError:
     return DiskError(f"cannot write {path}: {error.strerror or error} ({free:.1f} GiB free); {remedy}")
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn any failure of the operating system inside into a DiskError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, UTF-8, indented, one trailing newline."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
