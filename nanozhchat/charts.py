@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WIDTH_IN, HEIGHT_IN, DPI = 6.4, 3.5, 170
+WIDTH_IN, HEIGHT_IN, DPI = 5.4, 3.1, 190
 SMOOTH_SHARE, START_SHARE = 0.02, 0.1  # memory of the smoothed line: of all points, and of those so far
 CJK_FONTS = (
     "Noto Sans CJK SC",
@@ -140,7 +140,7 @@ def draw_curve(curve: Curve, theme: Theme = LIGHT) -> bytes:
 
 def draw_scores(bars: Sequence[Bar], theme: Theme = LIGHT) -> bytes:
     """Draw one horizontal bar a skill, the interval as a whisker, chance as an upright mark."""
-    figure, axes = _canvas(theme, 0.9 + 0.31 * len(bars))
+    figure, axes = _canvas(theme, 0.85 + 0.27 * len(bars))
     rows = range(len(bars))
     axes.barh(rows, [b.score for b in bars], height=0.62, color=theme.blue, alpha=0.85)
     axes.hlines(rows, [b.low for b in bars], [b.high for b in bars], color=theme.ink, linewidth=1.1)

@@ -36,8 +36,7 @@ class Stage:
 
     def points(self, key: str, against: str) -> tuple[list[float], list[float]]:
         """Return (x, y) of the rows that have a finite value of both."""
-        pairs = [(row.get(against), row.get(key)) for row in self.rows]
-        kept = [(x, y) for x, y in pairs if is_number(x) and is_number(y)]
+        kept = [(x, y) for row in self.rows if is_number(x := row.get(against)) and is_number(y := row.get(key))]
         return [x for x, _ in kept], [y for _, y in kept]
 
     def last(self, key: str) -> float | None:

@@ -170,7 +170,7 @@ code{font:.875em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background
 padding:.1em .3em;overflow-wrap:anywhere}
 pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:.8rem 1rem;overflow-x:auto}
 pre code{background:none;padding:0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.75rem;margin:1.5rem 0;padding:0;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.75rem;margin:1.5rem 0;padding:0;
 list-style:none}
 .tiles li{background:var(--soft);border:1px solid var(--line);border-radius:10px;padding:.8rem 1rem}
 .tiles b{display:block;font-size:1.4rem;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}
@@ -181,13 +181,13 @@ th,td{text-align:left;vertical-align:top;padding:.4rem .75rem .4rem 0;border-bot
 th{color:var(--faint);font-weight:500;white-space:nowrap}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 th.n:not(:last-child),td.n:not(:last-child){padding-right:1.5rem}
-td:first-child code{white-space:nowrap}
+td:first-child,td:first-child code{white-space:nowrap}
 details{border:1px solid var(--line);border-radius:8px;padding:.6rem 1rem;margin:.9rem 0}
 summary{cursor:pointer;font-weight:500}
 summary:focus-visible,.scroll:focus-visible,pre:focus-visible{outline:2px solid var(--blue);outline-offset:2px}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.25rem;margin:1rem 0}
 figure{margin:0}
-figure:first-child:nth-last-child(odd){grid-column:1/-1}
+figure:first-child:nth-last-child(odd){grid-column:1/-1;max-width:46rem}
 img{display:block;width:100%;height:auto}
 .cards{display:grid;gap:.9rem;margin:1rem 0}
 .cards.pair{grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
@@ -219,7 +219,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
 
 
 def _span(span: Span) -> str:
-    text = html.escape(span)
+    text = html.escape(span).replace(" %", "\u00a0%")  # a number and its sign stay on one line
     return f"<code>{text}</code>" if isinstance(span, Code) else text
 
 

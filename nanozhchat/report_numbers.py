@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 COMPRESSORS = ("gzip", "xz")
 UNITS = (" h", " min", " s", " ")  # hours, minutes, seconds, and what stands between
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -33,7 +33,7 @@ def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
 
 def percent(share: object) -> str:
     """Write a share of one as a percentage; "-" if there is none."""
-    return f"{100 * share:.1f} %" if isinstance(share, (int, float)) and is_number(share) else "-"
+    return f"{100 * share:.1f} %" if is_number(share) else "-"
 
 
 def number(value: float | None, form: str = "{:.4f}") -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -271,8 +274,6 @@ def test_nothing_trained_says_how_to_begin() -> None:
 
 @pytest.mark.usefixtures("no_charts")
 def test_the_script_reports_the_latest_run_and_prints_where(base_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import os
-
     old = make_run(base_dir, tag="old")
     os.utime(old / "metrics.jsonl", (1, 1))
     make_run(base_dir, tag="new")
@@ -286,6 +287,11 @@ def test_chinese_task_names_never_become_boxes(
     monkeypatch.setattr(charts, "CJK_FONTS", ())
     assert charts.draw_scores([charts.Bar("算术", 0.5, 0.4, 0.6, 0.1)]).startswith(PNG)
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
+
+
+def test_importing_the_report_brings_in_neither_torch_nor_matplotlib() -> None:
+    code = "import sys, nanozhchat.report; print({'torch', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant() -> None:
