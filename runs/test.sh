@@ -18,7 +18,7 @@ find_chromium() {
 
 if [ -z "${CHROMIUM:-$(find_chromium)}" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    step "chromium for the browser tests" apt_install chromium
+    step "chromium for the browser tests" apt_install chromium fonts-noto-cjk
   else
     die "the browser tests need Chromium; run: sudo apt-get install chromium (macOS: brew install --cask google-chrome), or set CHROMIUM=/path/to/it"
   fi
