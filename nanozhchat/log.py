@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,10 @@ class Metrics:
                 atomic_write(path, text.encode())
 
     def write(self, values: dict[str, Any]) -> None:
-        """Record one flat row; `step` is among the keys."""
+        """Record one flat row; `step` is among the keys. JSON knows no nan: such numbers become null."""
         if self.enabled:
-            append_jsonl(self.folder / "metrics.jsonl", values)
+            odd = {k: None for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+            append_jsonl(self.folder / "metrics.jsonl", {**values, **odd})
             if self.wandb is not None:
                 self.wandb.log(values, step=values["step"])
 
@@ -65,7 +68,8 @@ class Metrics:
     def event(self, kind: str, **values: Any) -> None:
         """Record something that happened: start, save, resume, skip, stop, done."""
         if self.enabled:
-            append_jsonl(self.folder / "events.jsonl", {"event": kind, **values})
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            append_jsonl(self.folder / "events.jsonl", {"time": now, "event": kind, **values})
 
     def close(self) -> None:
         """Flush what is buffered."""
