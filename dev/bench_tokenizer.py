@@ -17,23 +17,26 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+Seconds = tuple[float, float]  # wall clock, processor time
 
 # Runs in the other interpreter, so it may use nothing of ours.
 PEER = """
 import json, sys, time
 import rustbpe
 docs, pattern, size, repeat = json.load(open(sys.argv[1], encoding="utf-8"))
-best = 1e9
-for _ in range(repeat):
-    peer = rustbpe.Tokenizer()
-    started = time.perf_counter()
-    peer.train_from_iterator(iter(docs), size, pattern=pattern)
-    best = min(best, time.perf_counter() - started)
-started = time.perf_counter()
-for doc in docs:
-    peer.encode(doc)
-print(json.dumps([best, time.perf_counter() - started]))
+peer = rustbpe.Tokenizer()
+def best_of(run):
+    times = []
+    for _ in range(repeat):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(w for w, _ in times), min(c for _, c in times)
+train = best_of(lambda: peer.train_from_iterator(iter(docs), size, pattern=pattern))
+print(json.dumps({"train": train, "encode": best_of(lambda: [peer.encode(doc) for doc in docs])}))
 """
 
 
@@ -51,14 +54,14 @@ def read(names: list[str], max_bytes: int) -> list[str]:
     return docs
 
 
-def best_of(repeat: int, run: Callable[[], object]) -> float:
-    """Return the shortest of several times, in seconds."""
+def best_of(repeat: int, run: Callable[[], object]) -> Seconds:
+    """Return the shortest wall clock of several runs, and the least processor time of all threads."""
     times = []
     for _ in range(repeat):
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - started)
-    return min(times)
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(w for w, _ in times), min(c for _, c in times)
 
 
 def hugging_face_trainer(docs: list[str], pattern: str, vocab_size: int) -> Callable[[], object] | None:
@@ -80,21 +83,18 @@ def hugging_face_trainer(docs: list[str], pattern: str, vocab_size: int) -> Call
     return run
 
 
-def peer_times(python: str, docs: list[str], pattern: str, vocab_size: int, repeat: int) -> tuple[float, float]:
-    """Time PyPI's rustbpe in its own interpreter: (training, encoding) seconds."""
+def peer_times(python: str, docs: list[str], pattern: str, vocab_size: int, repeat: int) -> dict[str, Seconds]:
+    """Time PyPI's rustbpe in its own interpreter: training and encoding."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "docs.json"
         path.write_text(json.dumps([docs, pattern, vocab_size, repeat]), encoding="utf-8")
         command = [python, "-c", PEER, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
-    train_s, encode_s = json.loads(done.stdout)
-    return train_s, encode_s
+    return {what: (wall, cpu) for what, (wall, cpu) in json.loads(done.stdout).items()}
 
 
 def main() -> None:
     """Measure and print."""
-    from nanozhchat.tokenizer import SPECIAL_TOKENS, Tokenizer
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="JSON lines with key text, plain or .gz")
     parser.add_argument("--peer-python", help="interpreter that has PyPI's rustbpe")
@@ -104,34 +104,49 @@ def main() -> None:
     args = parser.parse_args()
     docs = read(args.files, args.max_bytes)
     n_bytes = sum(len(doc.encode()) for doc in docs)
-    print(f"{len(docs)} documents, {n_bytes / 1e6:.1f} MB, {os.cpu_count()} cores")
+    print(f"{len(docs)} documents, {n_bytes / 1e6:.1f} MB, {os.cpu_count()} cores", flush=True)
     for size in args.vocab_size:
-        ours_s = best_of(args.repeat, lambda size=size: Tokenizer.train(docs, size + len(SPECIAL_TOKENS)))
-        print(f"train {size:>6}: ours {ours_s:.2f} s", end="")
-        pattern = Tokenizer.train(docs[:50], 300).pattern
-        if run := hugging_face_trainer(docs, pattern, size):
-            other_s = best_of(args.repeat, run)
-            print(f" | tokenizers {other_s:.2f} s = {other_s / ours_s:.1f} x", end="")
-        peer_encode_s = None
-        if args.peer_python:
-            other_s, peer_encode_s = peer_times(args.peer_python, docs, pattern, size, args.repeat)
-            print(f" | PyPI rustbpe {other_s:.2f} s = {other_s / ours_s:.1f} x", end="")
-        print()
-        tokenizer = Tokenizer.train(docs, size + len(SPECIAL_TOKENS))
-        encoding = tokenizer.to_tiktoken()
-        ours_s = best_of(args.repeat, lambda t=tokenizer: [t.encode(doc) for doc in docs])
-        flat_s = best_of(args.repeat, lambda t=tokenizer: t.encode_batch_flat(docs))
-        other_s = best_of(args.repeat, lambda e=encoding: [e.encode_ordinary(doc) for doc in docs])
-        batch_s = best_of(
-            args.repeat, lambda e=encoding: e.encode_ordinary_batch(docs, num_threads=os.cpu_count() or 1)
-        )
-        tokens = len(tokenizer.encode_batch_flat(docs)[0])
-        print(f"encode {size:>5}: {n_bytes / tokens:.3f} bytes/token; one thread, lists: ours {n_bytes / ours_s / 1e6:.1f} "
-              f"MB/s | tiktoken {n_bytes / other_s / 1e6:.1f} MB/s = {other_s / ours_s:.1f} x", end="")  # fmt: skip
-        if peer_encode_s:
-            print(f" | PyPI rustbpe {n_bytes / peer_encode_s / 1e6:.1f} MB/s = {peer_encode_s / ours_s:.1f} x", end="")
-        print(f"; batch, all cores: ours {n_bytes / flat_s / 1e6:.1f} MB/s | tiktoken {n_bytes / batch_s / 1e6:.1f} MB/s "
-              f"= {batch_s / flat_s:.1f} x")  # fmt: skip
+        compare(docs, n_bytes, size, args.repeat, args.peer_python)
+
+
+def compare(docs: list[str], n_bytes: int, vocab_size: int, repeat: int, peer_python: str | None) -> None:
+    """Print the figures for one vocabulary size."""
+    from nanozhchat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+    full_size = vocab_size + len(SPECIAL_TOKENS)
+    tokenizer = Tokenizer.train(docs, full_size)
+    report(f"train {vocab_size}", "ours", best_of(repeat, lambda: Tokenizer.train(docs, full_size)))
+    peer: dict[str, Seconds] = {}
+    if peer_python:
+        peer = peer_times(peer_python, docs, tokenizer.pattern, vocab_size, repeat)
+        report(f"train {vocab_size}", "PyPI rustbpe", peer["train"])
+    if run := hugging_face_trainer(docs, tokenizer.pattern, vocab_size):
+        report(f"train {vocab_size}", "tokenizers", best_of(repeat, run))
+    encoding, threads = tokenizer.to_tiktoken(), os.cpu_count() or 1
+    one, all_cores = "encode, one thread, lists", "encode, all cores"
+    report(one, "ours", best_of(repeat, lambda: [tokenizer.encode(doc) for doc in docs]), n_bytes)
+    report(one, "tiktoken", best_of(repeat, lambda: [encoding.encode_ordinary(doc) for doc in docs]), n_bytes)
+    if peer:
+        report(one, "PyPI rustbpe", peer["encode"], n_bytes)
+    report(all_cores, "ours", best_of(repeat, lambda: tokenizer.encode_batch_flat(docs)), n_bytes)
+    run = partial(encoding.encode_ordinary_batch, docs, num_threads=threads)
+    report(all_cores, "tiktoken", best_of(repeat, run), n_bytes)
+
+
+def report(what: str, who: str, seconds: Seconds, n_bytes: int | None = None) -> None:
+    """Print one line. The ratio is to the last line of ours; processor time counts on a busy machine."""
+    if who == "ours":
+        report.ours = seconds  # type: ignore[attr-defined]
+    wall, cpu = (theirs / ours for theirs, ours in zip(seconds, report.ours, strict=True))  # type: ignore[attr-defined]
+    speed = f"{n_bytes / 1e6 / seconds[0]:8.1f} MB/s" if n_bytes else ""
+    print(
+        f"{what:<26} {who:<14} {seconds[0]:8.2f} s ({cpu_text(seconds)}){speed}  {wall:.1f} x ({cpu:.1f} x)", flush=True
+    )
+
+
+def cpu_text(seconds: Seconds) -> str:
+    """Show the processor time."""
+    return f"{seconds[1]:.2f} s of processors"
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ BLOCKS = [  # code points that every library has long known
     (0xF900, 0xFA6D), (0xFE00, 0xFE0F), (0xFF01, 0xFF5E), (0x1F300, 0x1F5FF), (0x1F600, 0x1F64F), (0x20000, 0x2A6D6),
 ]  # fmt: skip
 PIECES = [
-    "的", "中国人民", "，", "。", "：“", "！？", " ", "  ", "\n", "\r\n", "\t", "\u3000\u3000", "don't", " the", "'LL", "3.14",
-    "２０２６", "〇", "々", "❤️", "👨‍👩‍👧", "é", "e\u0301", "\u0301", "\x00", "\x7f", "\u200b", "\ufeff", "\ufffd", "<|end|>",
-    "http://a.b/c?d=e",
+    "的", "中国人民", "，", "。", "：“", "！？", " ", "  ", "\n", "\r\n", "\t", "\u3000\u3000", "don't", " the", "'LL",
+    "3.14", "２０２６", "〇", "々", "❤️", "👨‍👩‍👧", "é", "e\u0301", "\u0301", "\x00", "\x7f", "\u200b", "\ufeff",
+    "\ufffd", "<|end|>", "http://a.b/c?d=e",
 ]  # fmt: skip
 
 
