@@ -90,25 +90,17 @@ def build(
     with files.lock(directory):
         progress(f"corpus {name}: {reason}")
         stats = ReadStats()
-        stream = sources.tagged(specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad)
-        limited = _limited(stream, max_bytes)
-        first = next(limited, None)  # a source that gives nothing at all must not cost the corpus that stands there
+        stream = sources.tagged(
+            specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, max_bytes=max_bytes
+        )
+        first = next(stream, None)  # a source that gives nothing at all must not cost the corpus that stands there
         if first is not None:
             _clear(directory)
         writer = _Writer(directory, progress)
-        for doc in itertools.chain([first] if first else [], limited):
+        for doc in itertools.chain([first] if first else [], stream):
             writer.add(doc)
         writer.close()
         return _finish(name, directory, writer.shards, stats, {"key": key, **settings}, progress)
-
-
-def _limited(stream: Iterator[sources.Document], max_bytes: int | None) -> Iterator[sources.Document]:
-    total = 0
-    for doc in stream:
-        total += doc.n_bytes
-        if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
-            return
-        yield doc
 
 
 def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:

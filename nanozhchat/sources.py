@@ -294,8 +294,12 @@ def tagged(
     seed: int = 0,
     skip_bad: bool = False,
     builtin_split: str | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[Document]:
-    """Read all documents of the specs, each with its split: what a corpus is built from."""
+    """Read all documents of the specs, each with its split: what a corpus is built from.
+
+    max_bytes: limit on both splits together; it comes before `balance`, so that a limited reading has both splits.
+    """
     stats = stats if stats is not None else ReadStats()
     streams = []
     for source in map(parse, resolve_specs(specs)):
@@ -308,6 +312,16 @@ def tagged(
     for doc in merged if builtin_split is not None else balance(merged):
         stats.documents += 1
         stats.n_bytes += doc.n_bytes
+        yield doc
+
+
+def _limited(docs: Iterator[Document], max_bytes: int | None) -> Iterator[Document]:
+    """Stop before the document that would exceed the limit, but never before the first."""
+    total = 0
+    for doc in docs:
+        total += doc.n_bytes
+        if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
+            return
         yield doc
 
 
@@ -325,13 +339,9 @@ def documents(specs: Sequence[str], split: str, *, text_field: str | None = None
         raise ValueError(f"split {split!r} is unknown; splits are train and val")
     resolved = resolve_specs(specs)
     only = split if all(parse(spec).kind == "builtin" for spec in resolved) else None
-    total = 0
-    for doc in tagged(resolved, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, builtin_split=only):
-        if doc.split == split:
-            if max_bytes is not None and total and total + doc.n_bytes > max_bytes:
-                return
-            total += doc.n_bytes
-            yield doc.text
+    docs = tagged(resolved, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, builtin_split=only)
+    for doc in _limited((doc for doc in docs if doc.split == split), max_bytes):
+        yield doc.text
 
 
 def all_endless(specs: Sequence[str]) -> bool:
