@@ -45,6 +45,7 @@ class TrainState:
     flops: float = 0.0
     skipped: int = 0
     best_val: float | None = None
+    reserve_s: float = 0.0  # of a wall-clock budget, kept for the work after the last step
     finished: bool = False
     loader: dict[str, Any] = field(default_factory=dict)
 
@@ -87,9 +88,8 @@ class _Clock:
     """Time spent on this run, earlier processes included, and the progress that schedules follow."""
 
     def __init__(self, plan: Plan, state: TrainState, compute: Compute) -> None:
-        self.plan, self.compute = plan, compute
+        self.plan, self.state, self.compute = plan, state, compute
         self.origin = plan.started - state.time_s
-        self.reserve = 0.0  # seconds that the work after the last step will take
 
     def elapsed(self) -> float:
         return time.monotonic() - self.origin
@@ -99,7 +99,7 @@ class _Clock:
         recipe = self.plan.recipe
         if recipe.budget_s is None:
             return step / recipe.num_steps
-        left = self.elapsed() / max(1e-3, recipe.budget_s - self.reserve)
+        left = self.elapsed() / max(1e-3, recipe.budget_s - self.state.reserve_s)
         return min(1.0, self.compute.broadcast([left])[0])
 
 
@@ -143,7 +143,7 @@ def fit(
     if state.step == 0:
         before = time.monotonic()
         _run_hooks(hooks, state, timer, metrics, last=True)
-        timer.reserve = 1.5 * (time.monotonic() - before)
+        state.reserve_s = 1.5 * (time.monotonic() - before)
     skips: deque[int] = deque(maxlen=MAX_SKIPS + 1)
     line = _Line(plan, compute)
     model.train()
