@@ -213,9 +213,7 @@ class Renderer(Protocol):
         ...
 
 
-def prepare_conversations(
-    conversations: Iterable[Any], tokenizer: Renderer, sequence_len: int
-) -> Rendered:
+def prepare_conversations(conversations: Iterable[Any], tokenizer: Renderer, sequence_len: int) -> Rendered:
     """Render conversations to (ids, mask), at most sequence_len + 1 tokens each; those without a target are dropped.
 
     The number of dropped ones is logged. Raises ValueError if nothing is left.

@@ -33,7 +33,10 @@ Array = npt.NDArray[Any]
 class CorpusLike(Protocol):
     """What is needed of a corpus (see corpus.py)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the folder of its tokens is called after."""
+        ...
 
     @property
     def hash(self) -> str:

@@ -1,0 +1,1 @@
+"""Entry points, one per step: `python -m scripts.<name> --help`."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -125,7 +126,7 @@ def train_run(
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:
         run.restore(model, optimizer)
-    shape = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
+    shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
     loader = DocumentLoader(store, "train", seed=args.seed, **shape)
     if run.state.loader:
         loader.load_state_dict(run.state.loader)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.conversation_files import load_conversations
-from nanozhchat.dataloader import ConversationLoader, conversation_eval_batches, prepare_conversations
+from nanozhchat.dataloader import ConversationLoader, Rendered, conversation_eval_batches, prepare_conversations
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
@@ -26,7 +27,6 @@ from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import TrainState, fit
 
 log = logging.getLogger(__name__)
-Rendered = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def train_run(
         optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])
     else:
         run.restore(model, optimizer)
-    shape = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
+    shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
     loader = ConversationLoader(sets["train"], seed=args.seed, **shape)
     if run.state.loader:
         loader.load_state_dict(run.state.loader)

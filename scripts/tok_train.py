@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     specs = sources.resolve_specs(args.data)
     name = args.name or default_name(specs, args)
     folder = paths.tokenizer_dir(name)
-    settings = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
+    settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
     with files.lock(folder):
         if not args.force and is_done(folder, settings):

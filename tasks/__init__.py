@@ -1,0 +1,1 @@
+"""What chat_eval asks, one data set a file."""

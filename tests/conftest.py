@@ -69,7 +69,8 @@ def make_recipe(**changes: Any) -> Recipe:
     from nanozhchat.recipe import Overrides, resolve
 
     over = Overrides(max_seq_len=16, total_batch_size=64, device_batch_size=2, num_steps=20)
-    return replace(resolve(2, vocab_size=100, overrides=over), value_embeddings=True, **changes)
+    shape = {"n_layer": 2, "value_embeddings": True}
+    return replace(resolve(1, vocab_size=100, overrides=over), **{**shape, **changes})
 
 
 def run_ranks(module: str, *args: str, nproc: int, timeout_s: float = 120) -> str:

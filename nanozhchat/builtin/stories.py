@@ -37,7 +37,7 @@ def plots() -> tuple[Plot, ...]:
         if line.startswith("= "):
             aim, why, blocks = line[2:], "", []
         elif line.startswith("> "):
-            found += [Plot(aim, why, *block, line[2:]) for block in blocks]
+            found += [Plot(aim, why, block[0], block[1], block[2], line[2:]) for block in blocks]
         elif not why:
             why = line
         else:
