@@ -77,6 +77,7 @@ class _Loader:
         return self
 
     def __next__(self) -> Batch:
+        self.packer.refill()  # so that the first batch of an epoch counts as its own
         epoch = self.packer.epoch
         rows = self._own_rows()
         inputs, targets = self._fill(rows)

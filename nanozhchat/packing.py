@@ -70,7 +70,8 @@ class Packer:
             self._ahead = ((self.epoch, block), shuffled(n, self.seed, self.epoch, wanted).tolist())
         return self._ahead[1][offset]
 
-    def _refill(self) -> None:
+    def refill(self) -> None:
+        """Fill the buffer, starting the next epoch if this one is used up; `next_row` does so by itself."""
         n = len(self.lengths)
         if self.position == n and not self.buffer and self.endless:
             self.epoch += 1
@@ -92,10 +93,10 @@ class Packer:
         space = self.capacity
         row: list[Piece] = []
         self.rows += 1
-        self._refill()
+        self.refill()
         while space > 0:
             if not self.buffer:
-                self._refill()
+                self.refill()
                 if not self.buffer:
                     break
             fits = bisect_right(self.buffer, (space - overhead, len(self.lengths), 0))

@@ -307,7 +307,7 @@ def tagged(
             streams.append((source, _builtin(source, seed, builtin_split)))
         else:
             streams.append((source, _checked(_texts(source, text_field, stats, skip_bad), stats)))
-    merged = mix(streams, lambda d: d.n_bytes)
+    merged = _limited(mix(streams, lambda d: d.n_bytes), max_bytes)
     # With one split of built-in text alone there is no other split to wait for.
     for doc in merged if builtin_split is not None else balance(merged):
         stats.documents += 1

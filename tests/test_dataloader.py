@@ -165,10 +165,8 @@ def test_a_state_of_other_data_or_settings_is_refused_with_the_difference(change
 
 def test_the_epoch_counts_finished_passes() -> None:
     load = loader(Docs([15] * 8), T=15, rows=4)
-    assert [next(load).epoch for _ in range(6)] == [0, 0, 0, 1, 1, 2] or True
-    epochs = [next(load).epoch for _ in range(20)]
-    assert epochs == sorted(epochs)
-    assert epochs[-1] > epochs[0]
+    # 8 documents of one row each, 4 rows a batch: an epoch is two batches
+    assert [next(load).epoch for _ in range(7)] == [0, 0, 1, 1, 2, 2, 3]
 
 
 def test_an_empty_split_is_a_clear_error() -> None:
@@ -287,14 +285,10 @@ def test_no_row_is_without_a_target_whatever_the_conversations(masks: list[list[
         assert (next(load).targets >= 0).any(dim=1).all()
 
 
-@given(st.lists(st.sampled_from(PATHOLOGICAL), min_size=1, max_size=6), st.integers(4, 40))
+@given(st.lists(st.sampled_from(PATHOLOGICAL), min_size=1, max_size=6), st.integers(5, 40))
 @settings(deadline=None, max_examples=30)
 def test_no_row_is_without_a_target_when_rendered_conversations_are_cut(conversations: Any, T: int) -> None:
-    try:
-        rendered = prepare_conversations(conversations, ByteRenderer(), T)
-    except ValueError as error:
-        assert "assistant text within" in str(error)
-        return
+    rendered = prepare_conversations([exchange("", "答"), *conversations], ByteRenderer(), T)  # the first always fits
     load = conversation_loader(rendered, T)
     for _ in range(10):
         assert (next(load).targets >= 0).any(dim=1).all()
