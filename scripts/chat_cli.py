@@ -122,7 +122,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the model, then answer -p or talk."""
-    args = cli.parse(ChatCliArgs, argv, __doc__)
+    args = cli.parse(ChatCliArgs, argv, __doc__, "python -m scripts.chat_cli")
     from nanozhchat import chat as models
     from nanozhchat.sampling import SamplingParams
 

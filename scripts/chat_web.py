@@ -76,7 +76,7 @@ def url_of(host: str, port: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Take the port, load the model, serve until stopped."""
-    args = cli.parse(ChatWebArgs, argv, __doc__)
+    args = cli.parse(ChatWebArgs, argv, __doc__, "python -m scripts.chat_web")
     from nanozhchat.server.serve import bind, serve
 
     key = resolve_key(args)
