@@ -1,0 +1,233 @@
+"""The map of the code, kept true: who may import whom, how long things may be, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# A module imports only from layers above its own line.
+LAYERS: tuple[tuple[str, str], ...] = (
+    ("leaves, standard library only", "__init__ errors paths schedule hardware conversation presets"),
+    ("pure rules and texts on the leaves", "recipe builtin files packing report_html report_numbers"),
+    ("command line, log, raw data, charts", "cli log records charts report_data"),
+    ("data and tokens, one external library each", "sources token_store tokenizer"),
+    ("made of them, still no torch", "corpus conversation_files report_sections"),
+    ("torch, one idea each", "compute attention cross_entropy kv_cache sampling report"),
+    ("the model and its batches", "gpt dataloader prepare server"),
+    ("parts that need a model", "optim objectives checkpoint engine loss_eval budget"),
+    ("the loop, and the model as a partner to talk to", "trainer chat"),
+    ("whole activities", "run hooks task_eval"),
+)
+NO_TORCH = "made of them, still no torch"  # up to here
+TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here
+LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
+
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 12_000
+SHIPPED = ("nanozhchat", "scripts", "tasks")
+PACKAGE = ROOT / "nanozhchat"
+
+
+def layer_called(title: str) -> int:
+    return [name for name, _ in LAYERS].index(title)
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything a file imports, inside functions too; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def unit(path: Path) -> str:
+    """Name a file's module of the map: a sub-package counts as one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def optional_imports(path: Path) -> set[str]:
+    """Top names whose absence a file handles: imported in a `try` with an `except ImportError`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Try) and any(h.type and "ImportError" in ast.unparse(h.type) for h in node.handlers):
+            for inner in (n for statement in node.body for n in ast.walk(statement)):
+                if isinstance(inner, ast.ImportFrom):
+                    found.add(str(inner.module).split(".")[0])
+                elif isinstance(inner, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in inner.names}
+    return found
+
+
+def package_imports(path: Path) -> set[str]:
+    """Modules of the map that a file imports."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "nanozhchat":
+            found.add(parts[1] if len(parts) > 1 and parts[1] in LAYER else "__init__")
+    return found
+
+
+def test_every_module_has_its_place_on_the_map() -> None:
+    assert {unit(p) for p in sources("nanozhchat")} == set(LAYER)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sources("nanozhchat") if p != PACKAGE / "__init__.py"],  # that one: the next test
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_a_module_imports_only_lower_layers(path: Path) -> None:
+    name = unit(path)
+    for dep in package_imports(path) - {name}:
+        assert LAYER[dep] < LAYER[name], (
+            f"{name} (layer {LAYER[name]}) imports {dep} (layer {LAYER[dep]}): move code down"
+        )
+
+
+def test_the_package_itself_imports_nothing_of_its_own_until_asked() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    modules = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
+    assert modules == {"typing"}
+    assert not [n for n in tree.body if isinstance(n, ast.Import)]
+
+
+@pytest.mark.parametrize("package", ["builtin", "server"])
+def test_files_of_a_sub_package_do_not_import_in_a_circle(package: str) -> None:
+    graph = {}
+    for path in (PACKAGE / package).glob("*.py"):
+        prefix = f"nanozhchat.{package}."
+        graph[path.stem] = {n.removeprefix(prefix).split(".")[0] for n in imports(path) if n.startswith(prefix)}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert len(order) > 1
+
+
+def test_nothing_below_imports_what_is_above_the_package() -> None:
+    for path in sources("nanozhchat"):
+        assert not {n.split(".")[0] for n in imports(path)} & {"tasks", "scripts", "tests"}, path
+    for path in sources("tasks"):
+        assert not {n.split(".")[0] for n in imports(path)} & {"scripts", "tests"}, path
+        for dep in package_imports(path):
+            assert LAYER[dep] <= layer_called(TASKS_MAY_USE), f"{path} imports {dep}"
+    for path in sources("scripts"):
+        assert not {n.split(".")[0] for n in imports(path)} & {"scripts", "tests"}, path
+
+
+def modules(folder: str) -> list[str]:
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources(folder)]
+    return [n.removesuffix(".__init__") for n in names]
+
+
+PROBE = """
+import importlib, json, os, sys
+before = dict(os.environ)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+changed = sorted(k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k))
+sys.stderr.write(json.dumps({"torch": "torch" in sys.modules, "environment": changed}))
+"""
+
+
+def import_in_fresh_process(names: list[str], folder: Path) -> tuple[dict[str, object], str, str]:
+    """Import modules where every place to write is an empty folder; returns findings, stdout and other stderr."""
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NANOZHCHAT_BASE_DIR"), str(folder))
+    env = {**os.environ, **places, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *names], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    said, brace, found = done.stderr.rpartition("{")
+    return json.loads(brace + found), done.stdout, said
+
+
+def test_importing_every_module_and_script_writes_prints_and_sets_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    found, out, said = import_in_fresh_process([n for f in SHIPPED for n in modules(f)], folder)
+    assert (out, said) == ("", "")
+    assert list(folder.rglob("*")) == []
+    assert [k for k in found["environment"] if k.startswith(("NANOZHCHAT", "OMP", "CUDA", "PYTORCH", "HF_"))] == []  # type: ignore[union-attr]
+
+
+def test_the_lower_half_of_the_map_needs_no_torch(tmp_path: Path) -> None:
+    names = [f"nanozhchat.{name}" for name, layer in LAYER.items() if layer <= layer_called(NO_TORCH)]
+    found, _, _ = import_in_fresh_process([n for n in names if n != "nanozhchat.__init__"], tmp_path)
+    assert found["torch"] is False
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_module_is_longer_than_its_budget() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n
+        for f in ("nanozhchat", "tasks")
+        for p in sources(f)
+        if (n := length(p)) > MODULE_LINES
+    }
+    assert long == {}
+
+
+def test_no_script_is_longer_than_its_budget() -> None:
+    assert {p.name: n for p in sources("scripts") if (n := length(p)) > SCRIPT_LINES} == {}
+
+
+def test_no_function_is_longer_than_its_budget() -> None:
+    long = {}
+    for path in (p for f in SHIPPED for p in sources(f)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES:
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_all_python_that_users_install_stays_small() -> None:
+    assert sum(length(p) for f in SHIPPED for p in sources(f)) < TOTAL_LINES
+
+
+def distribution_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\s<>=!~;\[]", r, maxsplit=1)[0].lower().replace("_", "-") for r in requirements}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    core = distribution_names(project["project"]["dependencies"])
+    extras = {
+        n for group in project["project"].get("optional-dependencies", {}).values() for n in distribution_names(group)
+    }
+    dev = {n for group in project["dependency-groups"].values() for n in distribution_names(group)}
+    known = packages_distributions()
+    own = {*SHIPPED, "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
+    missing = {}
+    for folder, declared in [(f, core | extras) for f in SHIPPED] + [("tests", core | extras | dev)]:
+        for path in sources(folder):
+            for top in {n.split(".")[0] for n in imports(path)} - set(sys.stdlib_module_names) - own:
+                names = {d.lower().replace("_", "-") for d in known.get(top, [top])}
+                if not names & (declared | dev if top in optional_imports(path) else declared):
+                    missing.setdefault(top, []).append(str(path.relative_to(ROOT)))
+    assert missing == {}

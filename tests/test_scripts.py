@@ -1,0 +1,97 @@
+"""Entry points: each has main(), explains itself, refuses what it doesn't know, and does nothing when imported."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanozhchat import cli
+from tests.conftest import ROOT
+
+SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
+
+
+def run(name: str, *argv: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run a script as `python -m scripts.<name>` would; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *argv])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(importlib.import_module(f"scripts.{name}").main)
+    return stop.value.code
+
+
+def test_the_documented_entry_points_are_there() -> None:
+    assert {"recipe", "base_train", "base_eval", "chat_sft", "chat_eval", "ckpt"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_exits_with_0_and_shows_every_flag_with_its_default(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_dir: Path
+) -> None:
+    assert run(name, "--help", monkeypatch=monkeypatch) in (0, None)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("usage: ")
+    assert f"scripts.{name}" in out
+    flags, common = out.split("\ncommon:")
+    entries = re.split(r"\n  (?=-)", flags)[1:]
+    assert entries
+    assert [e for e in entries if "(default:" not in " ".join(e.split())] == []
+    assert "--config" in common
+    assert "--debug" in common
+    assert not base_dir.exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_flag_exits_with_2_and_one_line_besides_the_usage(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_dir: Path
+) -> None:
+    assert run(name, "--bogus=1", monkeypatch=monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    message = err[err.index("error: ") :]
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not base_dir.exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_key_in_a_config_file_exits_with_2(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("bogus: 1\n")
+    command = ["list"] if name == "ckpt" else []
+    assert run(name, *command, f"--config={tmp_path / 'c.yaml'}", monkeypatch=monkeypatch) == 2
+    assert "unknown key 'bogus'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_defines_main_and_runs_it_only_when_started(name: str) -> None:
+    tree = ast.parse((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    mains = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+    assert len(mains) == 1
+    assert ast.unparse(mains[0].args) == "argv: Sequence[str] | None=None"
+    assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    cli.run(main)"
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    others = [ast.unparse(n) for n in tree.body[1:-1] if not isinstance(n, allowed)]
+    assert [text for text in others if not text.startswith("if TYPE_CHECKING:")] == []
+
+
+def test_started_as_a_module_a_script_ends_with_the_exit_code() -> None:
+    def start(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "scripts.recipe", *argv]
+        return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=60)
+
+    good, bad, wrong = start("--depth=4"), start("--bogus"), start("--depth=4", "--num-steps=1", "--target-ratio=1")
+    assert (good.returncode, bad.returncode, wrong.returncode) == (0, 2, 2)
+    assert re.search(r"^num_steps +768 ", good.stdout, re.MULTILINE)
+    assert wrong.stderr.splitlines() == [
+        "error: num_steps and target_ratio both set the length of the run; give only one"
+    ]
