@@ -114,6 +114,7 @@ def test_a_build_that_fails_at_any_write_leaves_no_corpus_and_the_next_one_succe
     monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", 1500)
     monkeypatch.setattr(corpus, "SHARD_BYTES", 3000)
     whole = build(source, name="whole")
+    build(source, max_bytes=9000)  # what stands there is another corpus
     with monkeypatch.context() as patch:
         patch.setattr(files, "backend", FailingDisk(k))
         with pytest.raises(DiskError, match="GiB free"):
