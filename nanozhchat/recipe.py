@@ -25,7 +25,7 @@ LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and b
 WARMUP_TOKENS_FRAC, WARMDOWN_FRAC, FINAL_LR_FRAC = 0.01, 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
 SFT_WARMUP_FRAC, SFT_WARMDOWN_FRAC = 0.02, 0.8
-BUDGET_RATIO = 0.8  # tokens per scaling parameter that a wall-clock budget should at least allow
+BUDGET_RATIO = 0.4  # tokens per scaling parameter that a wall-clock budget should at least allow
 BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
 VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary
@@ -193,6 +193,20 @@ def _device_batch(total: int, sequence_len: int, world_size: int, limit_tokens: 
     return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
 
 
+def _rates(total: int, full: float, n_embd: int) -> dict[str, float]:
+    """Learning rates and weight decay for a batch of `total` tokens, a horizon of `full` tokens and a width."""
+    exponent = LR_EXPONENT_SMALL if total < REF_BATCH else LR_EXPONENT_LARGE
+    lr_scale = (total / REF_BATCH) ** exponent
+    adamw_scale = lr_scale * (n_embd / WIDTH_REF) ** -0.5
+    return {
+        "embedding_lr": EMBEDDING_LR * adamw_scale,
+        "head_lr": HEAD_LR * adamw_scale,
+        "scalar_lr": SCALAR_LR * lr_scale,
+        "matrix_lr": MATRIX_LR * lr_scale,
+        "weight_decay": WEIGHT_DECAY * (total / REF_BATCH) * (REF_TOKENS / full) / lr_scale,
+    }
+
+
 def resolve(
     depth: int,
     *,
@@ -223,16 +237,13 @@ def resolve(
     limit = (over.device_batch_size or 0) * sequence_len or micro_batch_tokens
     device_batch = _device_batch(total, sequence_len, world_size, limit)
     if over.device_batch_size and device_batch != over.device_batch_size:
+        unit = over.device_batch_size * sequence_len * world_size
         raise ValueError(
-            f"total_batch_size={total} is not a multiple of {over.device_batch_size * sequence_len * world_size} = "
-            f"device_batch_size * max_seq_len * world size tokens; pass --device-batch-size={device_batch} or "
-            f"--total-batch-size={over.device_batch_size * sequence_len * world_size}"
+            f"total_batch_size={total} is not a multiple of {unit} = device_batch_size * max_seq_len * world size "
+            f"tokens; pass --device-batch-size={device_batch} or --total-batch-size={unit}"
         )
     num_steps = over.num_steps or max(1, int(tokens // total))
     per_flop = flops_per_token(sizes)
-    small = total < REF_BATCH
-    lr_scale = (total / REF_BATCH) ** (LR_EXPONENT_SMALL if small else LR_EXPONENT_LARGE)
-    width_scale = (sizes["n_embd"] / WIDTH_REF) ** -0.5
     device_tokens = device_batch * sequence_len
     activations = device_tokens * sizes["n_layer"] * sizes["n_embd"] * ACTIVATION_FACTOR * 4
     return Recipe(
@@ -248,11 +259,7 @@ def resolve(
         num_steps=num_steps,
         train_flops=float(per_flop) * num_steps * total,
         budget_s=budget_s,
-        embedding_lr=EMBEDDING_LR * width_scale * lr_scale,
-        head_lr=HEAD_LR * width_scale * lr_scale,
-        scalar_lr=SCALAR_LR * lr_scale,
-        matrix_lr=MATRIX_LR * lr_scale,
-        weight_decay=WEIGHT_DECAY * (total / REF_BATCH) * (REF_TOKENS / full) / lr_scale,
+        **_rates(total, full, sizes["n_embd"]),
         warmup_frac=WARMUP_TOKENS_FRAC,
         warmdown_frac=WARMDOWN_FRAC,
         final_lr_frac=FINAL_LR_FRAC,

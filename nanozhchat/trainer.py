@@ -179,21 +179,13 @@ def fit(
     return state
 
 
-def _step(
-    model: GPT,
-    optimizer: Optimizer,
-    batches: Iterator[Batch],
-    objective: Callable[[GPT, Batch], Loss],
-    plan: Plan,
-    state: TrainState,
-    compute: Compute,
-    progress: float,
-    signals: int,
-) -> dict[str, Any]:
-    """Do one optimizer step over `grad_accum_steps` micro-batches on every rank; returns the numbers of the step."""
-    recipe = plan.recipe
-    nats = torch.zeros((), device=compute.device)
-    counts = torch.zeros(2, dtype=torch.long, device=compute.device)  # scored tokens, their bytes
+def _accumulate(
+    model: GPT, batches: Iterator[Batch], objective: Callable[[GPT, Batch], Loss], plan: Plan, state: TrainState
+) -> list[float]:
+    """Add up the gradients of this rank's micro-batches; returns summed nats, scored tokens and their bytes."""
+    recipe, device = plan.recipe, plan.token_bytes.device
+    nats = torch.zeros((), device=device)
+    counts = torch.zeros(2, dtype=torch.long, device=device)
     try:
         for _ in range(recipe.grad_accum_steps):
             batch = next(batches)
@@ -209,8 +201,24 @@ def _step(
             f"a micro-batch of {recipe.device_batch_size} x {recipe.sequence_len} tokens does not fit; pass "
             f"--device-batch-size={max(1, recipe.device_batch_size // 2)} (same result, less memory)"
         ) from error
-    sums = [float(nats), float(counts[0]), float(counts[1]), float(signals)]
-    total, count, n_bytes, stopping = compute.sum(sums)
+    return [float(nats), float(counts[0]), float(counts[1])]
+
+
+def _step(
+    model: GPT,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    objective: Callable[[GPT, Batch], Loss],
+    plan: Plan,
+    state: TrainState,
+    compute: Compute,
+    progress: float,
+    signals: int,
+) -> dict[str, Any]:
+    """Do one optimizer step over `grad_accum_steps` micro-batches on every rank; returns the numbers of the step."""
+    recipe = plan.recipe
+    sums = _accumulate(model, batches, objective, plan, state)
+    total, count, n_bytes, stopping = compute.sum([*sums, float(signals)])
     scale = 1.0 / max(1.0, count)
     norm = optimizer.reduce(scale)
     lr = lr_multiplier(progress, recipe.warmup_frac, recipe.warmdown_frac, recipe.final_lr_frac)
@@ -219,24 +227,20 @@ def _step(
         optimizer.discard()
         state.skipped += 1
     else:
-        optimizer.apply(
-            scale,
-            lr_multiplier=lr,
-            momentum=muon_momentum(state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps),
-            decay_multiplier=decay_multiplier(progress),
-        )
+        momentum = muon_momentum(state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps)
+        decay = decay_multiplier(progress)
+        optimizer.apply(scale, lr_multiplier=lr, momentum=momentum, decay_multiplier=decay)
     state.step += 1
     state.tokens += recipe.total_batch_size
     state.bytes += int(n_bytes)
     state.flops += float(recipe.flops_per_token) * recipe.total_batch_size
-    loss_per_token = total * scale
     return {
         "step": state.step,
         "time_s": 0.0,
         "tokens": state.tokens,
         "bytes": state.bytes,
         "flops": state.flops,
-        "train/loss": loss_per_token,
+        "train/loss": total * scale,
         "train/bpb": total / math.log(2) / n_bytes if n_bytes else float("nan"),
         "lr": recipe.matrix_lr * lr,
         "grad_norm": norm,

@@ -11,7 +11,7 @@ import torch
 
 from nanozhchat import chat, cli, compute, files, paths, sources
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import eval_batches
+from nanozhchat.dataloader import eval_batches, eval_documents
 from nanozhchat.log import setup_logging
 from nanozhchat.loss_eval import compressor_bpb, evaluate
 from nanozhchat.prepare import prepare
@@ -66,14 +66,9 @@ def score(model: chat.Chat, store: TokenStore, comp: Compute, args: BaseEvalArgs
     batches = eval_batches(store, "val", max_tokens=args.eval_tokens, rank=comp.rank, world_size=comp.world_size,
                            device=comp.device, **shape)  # fmt: skip
     result = evaluate(model.engine.model, batches, token_bytes, comp)
-    text, tokens = b"", 0
-    for i in range(store.n_docs("val")):
-        ids = store.doc("val", i)[: args.eval_tokens - tokens]
-        tokens += len(ids)
-        text += tokenizer.decode_bytes(ids.tolist()) + b"\n"
-        if tokens >= args.eval_tokens:
-            break
-    baselines = compressor_bpb(text)
+    order, counts = eval_documents(store, "val", args.eval_tokens)
+    scored = (store.doc("val", int(i))[:n].tolist() for i, n in zip(order, counts, strict=True))
+    baselines = compressor_bpb(b"".join(map(tokenizer.decode_bytes, scored)))
     if comp.is_main:
         print(f"held-out: {result.bytes:,} bytes, {result.tokens:,} tokens")
         print(f"  {model.name} ({model.source}, step {model.step}): {result.bpb:.4f} bits per byte, "
