@@ -393,6 +393,23 @@ def test_a_budget_counts_the_time_before_an_interruption(clock: FakeTime) -> Non
     assert 95.0 <= spent <= 105.0
 
 
+def test_every_step_follows_the_schedules_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, given = Optimizer.apply, []
+
+    def apply(self: Optimizer, scale: float, **schedules: float) -> None:
+        given.append(schedules)
+        real(self, scale, **schedules)
+
+    monkeypatch.setattr(Optimizer, "apply", apply)
+    recipe = make_recipe(warmup_frac=0.1, warmdown_frac=0.5, momentum_ramp_steps=10)
+    _, _, folder = train("d2", recipe=recipe)
+    lr = [1e-3, 0.5, *[1.0] * 9, *[1 - 0.95 * i / 10 for i in range(1, 10)]]  # up in 2 steps, down to 5 % in 10
+    assert [s["lr_multiplier"] for s in given] == pytest.approx(lr)
+    assert [s["momentum"] for s in given] == pytest.approx([0.85 + 0.01 * min(step, 10) for step in range(20)])
+    assert [s["decay_multiplier"] for s in given] == pytest.approx([1 - step / 20 for step in range(20)])
+    assert [r["lr"] for r in metrics(folder)] == pytest.approx([recipe.matrix_lr * m for m in lr])
+
+
 STABLE = {
     "step", "time_s", "tokens", "bytes", "flops", "train/loss", "train/bpb", "lr", "grad_norm", "tok_per_sec", "mfu",
     "mem_bytes", "eta_s",
