@@ -7,6 +7,8 @@ from functools import cache
 from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, names, places, things
 
 LIMIT = 100  # no operand or result is larger
+SMALL = 20  # sums up to here are what people ask first: they get a share of their own, and may be asked with 几
+SMALL_SHARE = 0.35
 
 
 @cache
@@ -17,6 +19,15 @@ def pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
     else:
         pool = [(a, b) for a in range(2, LIMIT) for b in range(1, a)]
     return tuple((a, b) for a, b in pool if is_held_out(f"{op}:{a},{b}") is held)
+
+
+@cache
+def _small_pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
+    return tuple((a, b) for a, b in pairs(op, held) if max(a, b, a + b if op == "add" else a) <= SMALL)
+
+
+def _pair(rng: Rng, op: str, held: bool) -> tuple[int, int]:
+    return rng.pick(_small_pairs(op, held) if rng.random() < SMALL_SHARE else pairs(op, held))
 
 
 @cache
@@ -61,7 +72,7 @@ def draw_sum(rng: Rng, held: bool) -> Item:
         ask = lines("arithmetic", "mul")[phrasing].format(a=a, b=b)
         return _item(ask, f"{a}乘{b}等于{a * b}。", a * b, f"mul:{a},{b},{phrasing}")
     name = "add" if op < 2 else "sub"
-    a, b = rng.pick(pairs(name, held))
+    a, b = _pair(rng, name, held)
     ask = rng.pick(lines("arithmetic", name)).format(a=a, b=b)
     steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
     return _item(ask, steps + "。", result, f"{name}:{a},{b}")
@@ -79,11 +90,13 @@ def draw_problem(rng: Rng, held: bool) -> Item:
         steps, result, key = f"{a}乘{b}等于{a * b}", a * b, f"mul:{a},{b},s{phrasing}"
     else:
         name = "add" if op < 2 else "sub"
-        a, b = rng.pick(pairs(name, held))
+        a, b = _pair(rng, name, held)
         shape = rng.pick(lines("arithmetic", name + "_story"))
         steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
         key = f"{name}:{a},{b}"
     ask = shape.format(n=n, k=k, a=a, b=b, m=measure, t=noun, p=place)
+    if result <= SMALL and rng.random() < 0.5:
+        ask = ask.replace("多少" + measure, "几" + measure).replace("多少元", "几元")
     unit = "元" if "元" in shape else measure + noun
     return _item(ask, f"{steps}，答案是{result}{unit}。", result, key)
 

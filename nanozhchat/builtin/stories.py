@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, places, sections, words
 
 STORY_CHARS_MIN = 60
+OPEN_SHARE = 0.25  # of the stories in training: asked without name and aim, as people do first
 SWIM, SWIMMERS = "学会游泳", ("小鸭子", "小青蛙", "小乌龟", "小企鹅", "小海豚")  # who need not learn it
 HUMAN_KINDS = ("小男孩", "小女孩", "年轻人", "学生", "姑娘", "孩子")
 HUMAN_PRONOUN = {"小男孩": "他", "小女孩": "她", "姑娘": "她"}
@@ -103,6 +104,7 @@ def draw(rng: Rng, held: bool) -> Item:
     shape = "".join(
         [rng.pick(section[part]) for part in ("open", "want", "block", "help", "try", "result", "end", "moral")]
     )
-    ask = rng.pick(lines("plots", "ask")).format(**slots)
+    open_ask = not held and rng.random() < OPEN_SHARE  # without name and aim there is nothing to judge
+    ask = rng.pick(lines("plots", "ask_open" if open_ask else "ask")).format(**slots, c=kind)
     key = f"story:{kind}|{plot.aim}"
     return Item("story", "", ask, shape.format(**slots), key, "story", (name, plot.aim))
