@@ -30,6 +30,7 @@ POLAR_EXPRESS = (
 )
 POLAR_SAFETY = 1.02  # keeps the largest singular value below one in low precision
 SHARD_MIN_ELEMENTS = 4096  # smaller tensors are updated on every rank
+EPS = 1e-8  # far below real gradients, far above rounding noise, which it must not turn into full steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class _AdamW:
                 owned.append(shard)
             options = {"lr": group.lr, "betas": group.betas, "weight_decay": group.weight_decay}
             torch_groups.append({"params": owned, **options})
-        self.inner = torch.optim.AdamW(torch_groups, eps=1e-10, fused=True)
+        self.inner = torch.optim.AdamW(torch_groups, eps=EPS, fused=True)
 
     def _rows(self, p: Tensor) -> tuple[int, int]:
         world = self.compute.world_size

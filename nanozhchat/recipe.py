@@ -13,16 +13,18 @@ from typing import Any
 REF_BATCH = 2**19  # tokens/step that suit REF_TOKENS; nanochat's sweep at depth 12
 REF_TOKENS = 1.32e9  # target_ratio * scaling_params at depth 12 with 32K tokens
 BATCH_EXPONENT = 0.383  # B grows with D^0.383 (arXiv 2505.13738)
-MIN_STEPS = 1000  # a short run takes smaller batches rather than fewer steps (own trial at depth 4, dev/LOG.md)
+MIN_STEPS = 1000  # about: a short run takes smaller batches rather than fewer steps
 MIN_BATCH = 2048  # below this the optimizer costs more than it teaches
 TARGET_RATIO = 12.0  # tokens per scaling parameter; nanochat's fit
 ASPECT = 64  # channels per layer
 WIDTH_REF = 768  # width at which the AdamW learning rates below were found
-EMBEDDING_LR, HEAD_LR, SCALAR_LR = 0.3, 0.008, 0.5
+EMBEDDING_LR, HEAD_LR = 0.3, 0.008
+SCALAR_LR = 0.05  # ten times as much made early steps explode (own trial, dev/LOG.md)
 MATRIX_LR = 0.02
 WEIGHT_DECAY = 0.28  # at REF_TOKENS and REF_BATCH
 LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and below it (small: own trial, dev/LOG.md)
-WARMUP_TOKENS_FRAC, WARMDOWN_FRAC, FINAL_LR_FRAC = 0.01, 0.65, 0.05
+WARMUP_STEPS, WARMUP_FRAC_MAX = 40, 0.2
+WARMDOWN_FRAC, FINAL_LR_FRAC = 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
 SFT_WARMUP_FRAC, SFT_WARMDOWN_FRAC = 0.02, 0.8
 BUDGET_RATIO = 0.4  # tokens per scaling parameter that a wall-clock budget should at least allow
@@ -173,7 +175,7 @@ def _horizon(sizes: dict[str, Any], scaling: int, over: Overrides, budget_tokens
 
 
 def _total_batch(tokens: float, sequence_len: int) -> int:
-    """Law of the reference point, but never so large that a run has fewer than MIN_STEPS steps."""
+    """Law of the reference point, but never so large that a run has (before rounding) fewer than MIN_STEPS steps."""
     law = REF_BATCH * (tokens / REF_TOKENS) ** BATCH_EXPONENT
     batch = max(MIN_BATCH, sequence_len, min(law, tokens / MIN_STEPS))
     return 2 ** round(math.log2(batch))
@@ -260,7 +262,7 @@ def resolve(
         train_flops=float(per_flop) * num_steps * total,
         budget_s=budget_s,
         **_rates(total, full, sizes["n_embd"]),
-        warmup_frac=WARMUP_TOKENS_FRAC,
+        warmup_frac=min(WARMUP_FRAC_MAX, WARMUP_STEPS / num_steps),
         warmdown_frac=WARMDOWN_FRAC,
         final_lr_frac=FINAL_LR_FRAC,
         momentum_start=MOMENTUM_START,
@@ -333,7 +335,7 @@ FORMULAS = {
     "scalar_lr": f"{SCALAR_LR} * lr_scale",
     "matrix_lr": f"{MATRIX_LR} * lr_scale; lr_scale = (B / {REF_BATCH})^{LR_EXPONENT_SMALL} below it, ^0.5 above",
     "weight_decay": f"{WEIGHT_DECAY} * (B / {REF_BATCH}) * ({REF_TOKENS:.3g} / D) / lr_scale (arXiv 2405.13698)",
-    "warmup_frac": "share of the run",
+    "warmup_frac": f"{WARMUP_STEPS} / num_steps, at most {WARMUP_FRAC_MAX:g}",
     "warmdown_frac": "share of the run",
     "final_lr_frac": "of the peak learning rate",
     "momentum_start": "Muon momentum at the first step",
