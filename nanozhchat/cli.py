@@ -24,7 +24,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from nanozhchat.errors import RunError
 from nanozhchat.files import atomic_write, disk_error, write_json
@@ -64,9 +64,16 @@ def _flag(field: dataclasses.Field[Any]) -> str:
     return field.metadata["flag"] or "--" + field.name.replace("_", "-")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers bad flags in one line instead of repeating the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser(cls: type, description: str, prog: str | None = None) -> argparse.ArgumentParser:
     """Make the argument parser of a configuration dataclass."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, add_help=False)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=False)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
