@@ -1,20 +1,15 @@
 """Fixtures for all tests: an own base directory, one thread, and models small enough to train in milliseconds."""
 
-from __future__ import annotations
-
+import gzip
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from nanozhchat.gpt import GPT, GPTConfig
-    from nanozhchat.recipe import Recipe
+import zstandard
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = (
@@ -23,7 +18,7 @@ OUTSIDE = (
 
 
 @pytest.fixture(autouse=True)
-def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def base_dir(tmp_path, monkeypatch):
     """Give every test an empty base directory, and no settings from the shell that runs it."""
     folder = tmp_path / "base"
     monkeypatch.setenv("NANOZHCHAT_BASE_DIR", str(folder))
@@ -33,14 +28,14 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def one_thread():
     """Keep torch on one thread: small tensors gain nothing from more, and sums keep their order."""
     import torch
 
     torch.set_num_threads(1)
 
 
-def make_config(**changes: Any) -> GPTConfig:
+def make_config(**changes):
     """A model of four layers with everything in it: grouped heads, windows, value embeddings, padded vocabulary."""
     from nanozhchat.gpt import GPTConfig
 
@@ -48,7 +43,7 @@ def make_config(**changes: Any) -> GPTConfig:
     return GPTConfig(**{**sizes, "window_pattern": "SSSL", **changes})
 
 
-def make_model(config: GPTConfig | None = None, *, seed: int = 0, perturb: bool = False, **options: Any) -> GPT:
+def make_model(config=None, *, seed=0, perturb=False, **options):
     """Initialise a model. perturb: add noise to every weight, so that what starts at zero takes part."""
     import torch
 
@@ -64,7 +59,7 @@ def make_model(config: GPTConfig | None = None, *, seed: int = 0, perturb: bool 
     return model
 
 
-def make_recipe(**changes: Any) -> Recipe:
+def make_recipe(**changes):
     """A run of 20 steps on a two-layer model: 4 rows of 16 tokens a step, two rows at a time."""
     from nanozhchat.recipe import Overrides, resolve
 
@@ -73,38 +68,45 @@ def make_recipe(**changes: Any) -> Recipe:
     return replace(resolve(1, vocab_size=100, overrides=over), **{**shape, **changes})
 
 
-def run_ranks(module: str, *args: str, nproc: int, timeout_s: float = 120) -> str:
+def run_ranks(module, *args, nproc, timeout_s=120):
     """Run `python -m module args` on several ranks under torchrun; returns what they printed."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [*launcher, "-m", module, *args],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+        [*launcher, "-m", module, *args], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
-def _python_path() -> list[str]:
-    return [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+def write_jsonl(path, rows):
+    """Write rows, or texts as rows with a `text`, one a line, packed as the name says; returns the path."""
+    rows = [{"text": row} if isinstance(row, str) else row for row in rows]
+    return pack(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-@pytest.fixture
-def tiny_config() -> Callable[..., GPTConfig]:
-    """Factory of tiny model configurations."""
-    return make_config
+def pack(path, data):
+    """Write text or bytes, packed as the name says; returns the path."""
+    data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(data))
+    return path
 
 
-@pytest.fixture
-def tiny_model() -> Callable[..., GPT]:
-    """Factory of tiny initialised models."""
-    return make_model
+def flip(path):
+    """Flip one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
 
 
-@pytest.fixture
-def tiny_recipe() -> Callable[..., Recipe]:
-    """Factory of tiny recipes."""
-    return make_recipe
+def cut(path, n):
+    """Take the last n bytes off a file."""
+    path.write_bytes(path.read_bytes()[:-n])
+
+
+# Factories, for tests that ask for them by name.
+tiny_config = pytest.fixture(lambda: make_config, name="tiny_config")
+tiny_model = pytest.fixture(lambda: make_model, name="tiny_model")
+tiny_recipe = pytest.fixture(lambda: make_recipe, name="tiny_recipe")

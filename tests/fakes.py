@@ -1,19 +1,15 @@
 """A stand-in for a loaded model: the same shape as `nanozhchat.chat.Chat`, instant, deterministic, no training."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import uvicorn
 
 from nanozhchat.conversation import make_conversation
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.server.app import Settings, create_app
+from nanozhchat.server.app import create_app
 from nanozhchat.server.serve import DeadlineProtocol
 
 STORY = "从前有一只小猫😺,名叫花花。它住在山脚下,每天早上都去河边看鱼。👨‍👩‍👧 一家人都很喜欢它。"
@@ -32,14 +28,12 @@ class Delta:
 class FakeEngine:
     """One token a character. delay_s: time per token. answer: text that is repeated up to max_tokens."""
 
-    def __init__(self, answer: str = STORY, *, context: int = 1024, delay_s: float = 0.0, repeat: int = 1) -> None:
+    def __init__(self, answer=STORY, *, context=1024, delay_s=0.0, repeat=1):
         self.answer, self.context, self.delay_s = answer * repeat, context, delay_s
-        self.gate: threading.Event | None = None  # when set, generation waits for it
+        self.gate = None  # when set, generation waits for it
         self.active = 0
 
-    def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, cancel: threading.Event | None = None
-    ) -> Iterator[Delta]:
+    def stream(self, prompt_ids, params, *, cancel=None):
         if len(prompt_ids) + 1 > self.context:
             raise ValueError("prompt too long")
         self.active += 1
@@ -48,7 +42,7 @@ class FakeEngine:
         finally:
             self.active -= 1
 
-    def _generate(self, params: SamplingParams, cancel: threading.Event) -> Iterator[Delta]:
+    def _generate(self, params, cancel):
         text = self.answer
         ends = [place for s in params.stop if (place := text.find(s)) >= 0]
         text = text[: min(ends)] if ends else text
@@ -68,31 +62,31 @@ class FakeEngine:
 class FakeChat:
     """Fakes `Chat`: a token per character of the prompt plus one per turn."""
 
-    def __init__(self, engine: FakeEngine | None = None, *, name: str = "d4", source: str = "sft") -> None:
+    def __init__(self, engine=None, *, name="d4", source="sft"):
         self.engine = engine or FakeEngine()
         self.name, self.source, self.step = name, source, 1200
-        self.prompts: list[Any] = []
+        self.prompts = []
 
-    def prompt_ids(self, prompt: Any) -> list[int]:
+    def prompt_ids(self, prompt):
         self.prompts.append(prompt)
         if isinstance(prompt, str):
             return [0, *map(ord, prompt)]
         return [i for m in make_conversation(prompt) for i in (0, *map(ord, m.content))]
 
-    def stream(self, prompt: Any, *, cancel: threading.Event | None = None, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt, *, cancel=None, **sampling):
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and self.source != "base" else prompt
         for delta in self.engine.stream(self.prompt_ids(asked), SamplingParams(**sampling), cancel=cancel):
             if delta.text:
                 yield delta.text
 
-    def __call__(self, prompt: Any, **sampling: Any) -> str:
+    def __call__(self, prompt, **sampling):
         return "".join(self.stream(prompt, **sampling))
 
 
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat: Any, settings: Settings | None = None, app: Any = None) -> None:
+    def __init__(self, chat, settings=None, app=None):
         self.chat = chat
         self.app = app or create_app(chat, settings)
         self.socket = socket.socket()
@@ -105,17 +99,17 @@ class LiveServer:
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
 
-    def __enter__(self) -> LiveServer:
+    def __enter__(self):
         self.thread.start()
         assert until(lambda: self.server.started, 10)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(10)
 
 
-def until(condition: Any, timeout_s: float) -> bool:
+def until(condition, timeout_s):
     """Wait for a condition; tell whether it came true in time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
