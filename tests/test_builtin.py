@@ -1,7 +1,5 @@
 """The built-in Chinese: deterministic, split by content, fluent in form, judged by checkers that can say no."""
 
-from __future__ import annotations
-
 import re
 import time
 from itertools import islice
@@ -23,7 +21,7 @@ FLOOR_MB_PER_S = 1.0  # far below what is measured, so that a busy machine does 
 SENTENCE_ENDS = ("。", "！", "？", "”")
 
 
-def train_text(n: int, seed: int = 0) -> str:
+def train_text(n, seed=0):
     return "\n".join(islice(documents(seed), n))
 
 
@@ -73,7 +71,7 @@ def test_pools_are_large_and_their_halves_disjoint(pool):
 
 def test_every_fact_is_trained_in_most_of_its_phrasings():
     rng = Rng(0)
-    seen: dict[str, set[str]] = {}
+    seen = {}
     for _ in range(150_000):
         fact, phrasing = layouts.DRAWS["facts"](rng, False).key.split("|")
         seen.setdefault(fact, set()).add(phrasing)

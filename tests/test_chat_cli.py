@@ -1,12 +1,8 @@
 """scripts.chat_cli with a fake model: one answer, talking, commands, Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 
@@ -15,20 +11,20 @@ from tests.fakes import STORY, FakeChat, FakeEngine
 
 
 @pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch) -> FakeChat:
+def chat(monkeypatch):
     fake = FakeChat()
     monkeypatch.setattr("nanozhchat.chat.load", lambda *_args, **_kwargs: fake)
     return fake
 
 
 @pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def talk(monkeypatch, capsys):
     """Return a function that types lines (an exception is raised instead of typed) and gives back what was printed."""
 
-    def run(lines: Sequence[str | type[BaseException]], *flags: str) -> str:
+    def run(lines, *flags):
         typed = iter([*lines, EOFError])
 
-        def read(prompt: str = "") -> str:
+        def read(prompt=""):
             print(prompt, end="")
             line = next(typed)
             if isinstance(line, str):
@@ -55,7 +51,7 @@ def test_p_with_a_base_model_continues_the_text(chat, capsys):
 
 
 def test_flags_reach_the_model(monkeypatch, chat):
-    seen: dict[str, Any] = {}
+    seen = {}
     monkeypatch.setattr("nanozhchat.chat.load", lambda tag, **where: seen.update(tag=tag, **where) or chat)
     monkeypatch.setattr(chat, "stream", lambda _prompt, *, cancel, **sampling: seen.update(sampling) or iter(()))
     flags = "-p x --model-tag t --source rl --temperature 0.1 --top-k 3 --top-p 0.5 --repetition-penalty 1.2"
@@ -123,9 +119,9 @@ def test_too_long_question_is_reported_and_left_out_of_the_history(chat, talk):
 
 
 def test_answer_is_written_piece_by_piece(chat, monkeypatch, capsys):
-    shown: list[str] = []
+    shown = []
 
-    def stream(_prompt: Any, *, cancel: threading.Event, **_sampling: Any) -> Iterator[str]:
+    def stream(_prompt, *, cancel, **_sampling):
         for piece in ("一", "二"):
             yield piece
             shown.append(capsys.readouterr().out)

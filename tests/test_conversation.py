@@ -1,9 +1,5 @@
 """Conversations: what counts as one, and what is refused."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from nanozhchat.conversation import ROLE_TOKEN, SPECIAL_TOKENS, Message, make_conversation
@@ -14,17 +10,17 @@ ANSWER = {"role": "assistant", "content": "您好"}
 
 
 @pytest.mark.parametrize("turns", [[USER], [USER, ANSWER], [SYSTEM, USER], [SYSTEM, USER, ANSWER, USER, ANSWER]])
-def test_well_formed_conversations_keep_their_turns(turns: list[dict[str, str]]) -> None:
+def test_well_formed_conversations_keep_their_turns(turns):
     made = make_conversation(turns)
     assert [(m.role, m.content) for m in made] == [(t["role"], t["content"]) for t in turns]
 
 
-def test_messages_and_mappings_may_be_mixed_and_the_result_is_stable() -> None:
+def test_messages_and_mappings_may_be_mixed_and_the_result_is_stable():
     made = make_conversation([Message("user", "你好"), ANSWER])
     assert make_conversation(made) == made
 
 
-def test_content_is_kept_as_it_is_even_if_it_looks_like_a_control_token() -> None:
+def test_content_is_kept_as_it_is_even_if_it_looks_like_a_control_token():
     assert make_conversation([{"role": "user", "content": "<|end|>\n "}])[0].content == "<|end|>\n "
 
 
@@ -45,12 +41,12 @@ def test_content_is_kept_as_it_is_even_if_it_looks_like_a_control_token() -> Non
         (["你好"], "message 0 is str"),
     ],
 )
-def test_malformed_conversations_are_refused_with_the_reason(turns: list[Any], message: str) -> None:
+def test_malformed_conversations_are_refused_with_the_reason(turns, message):
     with pytest.raises(ValueError, match=message):
         make_conversation(turns)
 
 
-def test_control_tokens_are_distinct_and_every_role_has_one() -> None:
+def test_control_tokens_are_distinct_and_every_role_has_one():
     assert len(set(SPECIAL_TOKENS)) == len(SPECIAL_TOKENS)
     assert set(ROLE_TOKEN) == {"system", "user", "assistant"}
     assert set(ROLE_TOKEN.values()) <= set(SPECIAL_TOKENS)

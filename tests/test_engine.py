@@ -1,14 +1,9 @@
 """Generation: the cache changes nothing but the speed, rows don't disturb each other, answers end as they should."""
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from nanozhchat import engine as engine_module
 from nanozhchat.engine import Delta, Engine
@@ -19,7 +14,7 @@ from nanozhchat.tokenizer import Tokenizer
 from tests.conftest import make_config, make_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES = {
     "everything": {},
     "full_attention": {"window_pattern": "L"},
     "all_windows": {"window_pattern": "S", "n_layer": 3},
@@ -30,29 +25,29 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bytes_tokenizer() -> Tokenizer:
+def bytes_tokenizer():
     """Bytes and control tokens only, so that every Chinese character takes three tokens."""
     return Tokenizer.train(["只有字节"], 263)
 
 
 @pytest.fixture
-def engine(bytes_tokenizer: Tokenizer) -> Engine:
+def engine(bytes_tokenizer):
     return random_engine(bytes_tokenizer)
 
 
-def random_engine(tokenizer: Tokenizer, seed: int = 3, **changes: Any) -> Engine:
+def random_engine(tokenizer, seed=3, **changes):
     config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 48, **changes})
     return Engine(make_model(config, seed=seed, perturb=True).eval(), tokenizer)
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
+def prompt(length, seed=0):
     return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @torch.inference_mode()
-def from_scratch(engine: Engine, ids: list[int], max_tokens: int) -> list[int]:
+def from_scratch(engine, ids, max_tokens):
     """Greedy decoding that runs the whole sequence again, without a cache, for every token."""
-    answer: list[int] = []
+    answer = []
     while len(answer) < max_tokens and len(ids) + len(answer) < engine.context:
         hidden = engine.model.hidden(torch.tensor([ids + answer]))
         token = int(engine.model.logits(hidden[:, -1])[0].argmax())
@@ -64,9 +59,7 @@ def from_scratch(engine: Engine, ids: list[int], max_tokens: int) -> list[int]:
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("length", [1, 9, 30])
-def test_decoding_with_the_cache_equals_recomputing_token_for_token(
-    bytes_tokenizer: Tokenizer, changes: dict[str, Any], length: int
-) -> None:
+def test_decoding_with_the_cache_equals_recomputing_token_for_token(bytes_tokenizer, changes, length):
     lengths = []
     for seed in range(3):
         engine = random_engine(bytes_tokenizer, seed, **changes)
@@ -77,9 +70,7 @@ def test_decoding_with_the_cache_equals_recomputing_token_for_token(
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_hidden_states_do_not_depend_on_how_a_sequence_is_fed_to_the_cache(
-    bytes_tokenizer: Tokenizer, changes: dict[str, Any]
-) -> None:
+def test_hidden_states_do_not_depend_on_how_a_sequence_is_fed_to_the_cache(bytes_tokenizer, changes):
     engine = random_engine(bytes_tokenizer, **changes)
     ids = torch.tensor([prompt(30, 1), prompt(30, 2)])
     with torch.inference_mode():
@@ -91,9 +82,7 @@ def test_hidden_states_do_not_depend_on_how_a_sequence_is_fed_to_the_cache(
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_a_batch_of_different_lengths_equals_one_at_a_time(
-    bytes_tokenizer: Tokenizer, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_of_different_lengths_equals_one_at_a_time(bytes_tokenizer, changes, monkeypatch):
     monkeypatch.setattr(engine_module, "MAX_BATCH", 4)
     engine = random_engine(bytes_tokenizer, **changes)
     prompts = [prompt(n, n) for n in (5, 1, 20, 13, 2, 31, 9)]
@@ -102,19 +91,19 @@ def test_a_batch_of_different_lengths_equals_one_at_a_time(
     assert engine.batch(prompts, GREEDY) == single
 
 
-def test_no_prompts_give_no_answers(engine: Engine) -> None:
+def test_no_prompts_give_no_answers(engine):
     assert engine.batch([], GREEDY) == []
 
 
-def test_a_seed_repeats_an_answer_and_another_seed_gives_another(engine: Engine) -> None:
-    def answer(seed: int) -> list[int]:
+def test_a_seed_repeats_an_answer_and_another_seed_gives_another(engine):
+    def answer(seed):
         return list(engine.tokens(prompt(4), SamplingParams(temperature=2.0, top_p=1.0, max_tokens=20, seed=seed)))
 
     assert answer(1) == answer(1)
     assert len({tuple(answer(seed)) for seed in range(4)}) == 4
 
 
-def test_a_rows_draws_depend_on_its_place_and_seed_not_on_its_neighbours(engine: Engine) -> None:
+def test_a_rows_draws_depend_on_its_place_and_seed_not_on_its_neighbours(engine):
     params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=20, seed=5)
     mine = prompt(6)
     with_short = engine.batch([prompt(1, 8), mine, prompt(2, 9)], params)[1]
@@ -127,28 +116,28 @@ def test_a_rows_draws_depend_on_its_place_and_seed_not_on_its_neighbours(engine:
 class Scripted(GPT):
     """Says the same thing whatever it is asked."""
 
-    script: Sequence[int] = ()
+    script = ()
     said = 0
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden):
         out = torch.full((len(hidden), self.config.vocab_size), -10.0)
         out[:, self.script[self.said]] = 10.0
         self.said += 1
         return out
 
 
-def scripted(tokenizer: Tokenizer, ids: Sequence[int], context: int = 256) -> Engine:
+def scripted(tokenizer, ids, context=256):
     model = Scripted(make_config(vocab_size=tokenizer.vocab_size, sequence_len=context, n_layer=1))
     model.init_weights(torch.Generator().manual_seed(0))
     model.script = ids
     return Engine(model.eval(), tokenizer)
 
 
-def stream(engine: Engine, *, ids: Sequence[int] = (1, 2, 3), **sampling: Any) -> list[Delta]:
+def stream(engine, *, ids=(1, 2, 3), **sampling):
     return list(engine.stream(ids, SamplingParams(temperature=0.0, **sampling)))
 
 
-def check_protocol(deltas: list[Delta]) -> str:
+def check_protocol(deltas):
     """Only the last piece says why it ended; tokens are counted upwards. Returns the text."""
     assert [d.finish_reason is not None for d in deltas] == [False] * (len(deltas) - 1) + [True]
     counts = [d.n_tokens for d in deltas]
@@ -172,9 +161,7 @@ def check_protocol(deltas: list[Delta]) -> str:
         ("半个世", ("世界",), None),
     ],
 )
-def test_stop_strings_end_the_answer_wherever_tokens_are_cut(
-    bytes_tokenizer: Tokenizer, answer: str, stop: tuple[str, ...], shown: str | None
-) -> None:
+def test_stop_strings_end_the_answer_wherever_tokens_are_cut(bytes_tokenizer, answer, stop, shown):
     ids = [*bytes_tokenizer.encode(answer), bytes_tokenizer.end_id]
     deltas = stream(scripted(bytes_tokenizer, ids), stop=stop, max_tokens=200)
     assert check_protocol(deltas) == (answer if shown is None else shown)
@@ -183,14 +170,14 @@ def test_stop_strings_end_the_answer_wherever_tokens_are_cut(
     assert whole == [answer if shown is None else shown]
 
 
-def test_text_that_cannot_begin_a_stop_string_is_not_held_back(bytes_tokenizer: Tokenizer) -> None:
+def test_text_that_cannot_begin_a_stop_string_is_not_held_back(bytes_tokenizer):
     ids = [*bytes_tokenizer.encode("一二三"), bytes_tokenizer.end_id]
     deltas = stream(scripted(bytes_tokenizer, ids), stop=("四五六",))
     assert [(d.text, d.n_tokens) for d in deltas] == [("一", 3), ("二", 6), ("三", 9), ("", 9)]
 
 
 @pytest.mark.parametrize("name", ["<|end|>", "<|bos|>", "<|user|>", "<|system|>", "<|assistant|>"])
-def test_any_turn_token_ends_the_answer_and_is_not_part_of_it(bytes_tokenizer: Tokenizer, name: str) -> None:
+def test_any_turn_token_ends_the_answer_and_is_not_part_of_it(bytes_tokenizer, name):
     ids = [*b"ab", bytes_tokenizer.special(name), *b"cd"]
     assert list(scripted(bytes_tokenizer, ids).tokens([1], GREEDY)) == list(b"ab")
     deltas = stream(scripted(bytes_tokenizer, ids))
@@ -198,26 +185,26 @@ def test_any_turn_token_ends_the_answer_and_is_not_part_of_it(bytes_tokenizer: T
 
 
 @pytest.mark.parametrize("name", ["<|tool_call|>", "<|tool_result|>"])
-def test_other_control_tokens_are_never_shown(bytes_tokenizer: Tokenizer, name: str) -> None:
+def test_other_control_tokens_are_never_shown(bytes_tokenizer, name):
     ids = [*b"a", bytes_tokenizer.special(name), *b"b", bytes_tokenizer.end_id]
     assert check_protocol(stream(scripted(bytes_tokenizer, ids))) == "ab"
 
 
-def test_the_pieces_of_a_stream_are_the_decoded_answer_even_if_it_is_not_utf8(engine: Engine) -> None:
+def test_the_pieces_of_a_stream_are_the_decoded_answer_even_if_it_is_not_utf8(engine):
     params = SamplingParams(temperature=2.0, top_p=1.0, max_tokens=40, seed=1)
     text = check_protocol(list(engine.stream(prompt(3), params)))
     assert text == engine.tokenizer.decode(engine.tokens(prompt(3), params))
     assert "\ufffd" in text
 
 
-def test_an_answer_cut_by_length_says_so_and_has_exactly_that_length(bytes_tokenizer: Tokenizer) -> None:
+def test_an_answer_cut_by_length_says_so_and_has_exactly_that_length(bytes_tokenizer):
     ids = list("好".encode() * 20)
     deltas = stream(scripted(bytes_tokenizer, ids), max_tokens=7)
     assert check_protocol(deltas) == "好好\ufffd"
     assert (deltas[-1].finish_reason, deltas[-1].n_tokens) == ("length", 7)
 
 
-def test_the_context_limits_the_answer(bytes_tokenizer: Tokenizer) -> None:
+def test_the_context_limits_the_answer(bytes_tokenizer):
     for length, room in ((15, 1), (10, 6)):
         engine = scripted(bytes_tokenizer, list(b"x" * 20), context=16)
         deltas = stream(engine, ids=prompt(length), max_tokens=100)
@@ -225,7 +212,7 @@ def test_the_context_limits_the_answer(bytes_tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("length", [16, 17, 1000])
-def test_a_prompt_that_leaves_no_room_is_an_error_that_says_what_to_do(bytes_tokenizer: Tokenizer, length: int) -> None:
+def test_a_prompt_that_leaves_no_room_is_an_error_that_says_what_to_do(bytes_tokenizer, length):
     engine = scripted(bytes_tokenizer, [], context=16)
     message = f"the prompt has {length} tokens, but the model's context is 16 .* shorten the prompt"
     for ask in (engine.tokens, engine.stream):
@@ -235,12 +222,12 @@ def test_a_prompt_that_leaves_no_room_is_an_error_that_says_what_to_do(bytes_tok
         engine.batch([[1], prompt(length)], GREEDY)
 
 
-def test_an_empty_prompt_is_an_error(engine: Engine) -> None:
+def test_an_empty_prompt_is_an_error(engine):
     with pytest.raises(ValueError, match="the prompt is empty"):
         list(engine.tokens([], GREEDY))
 
 
-def test_cancelling_ends_the_answer_at_the_next_token(bytes_tokenizer: Tokenizer) -> None:
+def test_cancelling_ends_the_answer_at_the_next_token(bytes_tokenizer):
     engine, cancel = scripted(bytes_tokenizer, list(b"x" * 200)), threading.Event()
     deltas = []
     for delta in engine.stream([1], SamplingParams(temperature=0, max_tokens=200), cancel=cancel):
@@ -251,14 +238,14 @@ def test_cancelling_ends_the_answer_at_the_next_token(bytes_tokenizer: Tokenizer
     assert (deltas[-1].finish_reason, deltas[-1].n_tokens) == ("cancelled", 3)
 
 
-def test_cancelling_before_the_start_does_no_work(bytes_tokenizer: Tokenizer) -> None:
+def test_cancelling_before_the_start_does_no_work(bytes_tokenizer):
     engine, cancel = scripted(bytes_tokenizer, list(b"x" * 200)), threading.Event()
     cancel.set()
     assert list(engine.stream([1], GREEDY, cancel=cancel)) == [Delta("", 0, "cancelled")]
-    assert engine.model.said == 0  # type: ignore[union-attr]
+    assert engine.model.said == 0
 
 
-def test_a_broken_model_raises_instead_of_talking(engine: Engine) -> None:
+def test_a_broken_model_raises_instead_of_talking(engine):
     with torch.no_grad():
         engine.model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError):
@@ -267,13 +254,13 @@ def test_a_broken_model_raises_instead_of_talking(engine: Engine) -> None:
         engine.batch([prompt(3)], GREEDY)
 
 
-def test_generating_builds_no_autograd_graph(engine: Engine) -> None:
+def test_generating_builds_no_autograd_graph(engine):
     next(iter(engine.tokens(prompt(3), GREEDY)))
     assert all(p.grad is None for p in engine.model.parameters())
     assert torch.is_grad_enabled()
 
 
-def test_a_cache_that_is_too_small_says_so() -> None:
+def test_a_cache_that_is_too_small_says_so():
     cache = KVCache(1, 1, 2, batch_size=1, max_len=4, device=torch.device("cpu"), dtype=torch.float32)
     k = torch.zeros(1, 1, 5, 2)
     with pytest.raises(ValueError, match="5 tokens do not fit the cache of 4"):

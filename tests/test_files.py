@@ -1,15 +1,10 @@
 """Durable files: whole or absent whatever fails, one process at a time, torn lines dropped."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO
 
 import pytest
 
@@ -23,28 +18,28 @@ OPERATIONS = ("open", "write", "fsync", "replace", "fsync_dir")  # in the order 
 class Faulty(files.Backend):
     """Fails operation number `fail_at` (0-based), after tearing what it was about to do."""
 
-    def __init__(self, fail_at: int, error: BaseException) -> None:
+    def __init__(self, fail_at, error):
         self.fail_at, self.error = fail_at, error
-        self.done: list[str] = []
+        self.done = []
 
-    def _tick(self, name: str) -> None:
+    def _tick(self, name):
         self.done.append(name)
         if len(self.done) - 1 == self.fail_at:
             raise self.error
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path):
         self._tick("open")
-        return _Torn(super().open(path), self)  # type: ignore[return-value]
+        return _Torn(super().open(path), self)
 
-    def fsync(self, handle: BinaryIO) -> None:
+    def fsync(self, handle):
         self._tick("fsync")
         super().fsync(handle)
 
-    def replace(self, source: Path, target: Path) -> None:
+    def replace(self, source, target):
         self._tick("replace")
         super().replace(source, target)
 
-    def fsync_dir(self, path: Path) -> None:
+    def fsync_dir(self, path):
         self._tick("fsync_dir")
         super().fsync_dir(path)
 
@@ -52,10 +47,10 @@ class Faulty(files.Backend):
 class _Torn:
     """A file whose failing write leaves half of the bytes."""
 
-    def __init__(self, handle: BinaryIO, backend: Faulty) -> None:
+    def __init__(self, handle, backend):
         self._handle, self._backend = handle, backend
 
-    def write(self, data: bytes) -> int:
+    def write(self, data):
         try:
             self._backend._tick("write")
         except BaseException:
@@ -63,25 +58,25 @@ class _Torn:
             raise
         return self._handle.write(data)
 
-    def __enter__(self) -> _Torn:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self._handle.close()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(self._handle, name)
 
 
-def full_disk() -> OSError:
+def full_disk():
     return OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("k", range(len(OPERATIONS)), ids=OPERATIONS)
 @pytest.mark.parametrize("make_error", [full_disk, KeyboardInterrupt], ids=["full_disk", "interrupt"])
 def test_a_failure_at_any_operation_leaves_the_old_or_the_new_content_and_no_temporary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int, make_error: Callable[[], BaseException]
-) -> None:
+    tmp_path, monkeypatch, k, make_error
+):
     target = tmp_path / "state.json"
     files.atomic_write(target, b"old content")
     monkeypatch.setattr(files, "backend", Faulty(k, make_error()))
@@ -96,9 +91,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_content_and_no_tem
         assert "NANOZHCHAT_BASE_DIR" in str(error.value)
 
 
-def test_a_write_syncs_the_file_before_the_rename_and_the_directory_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_syncs_the_file_before_the_rename_and_the_directory_after(tmp_path, monkeypatch):
     backend = Faulty(-1, full_disk())
     monkeypatch.setattr(files, "backend", backend)
     files.atomic_write(tmp_path / "deep" / "er" / "f", b"x")
@@ -106,8 +99,8 @@ def test_a_write_syncs_the_file_before_the_rename_and_the_directory_after(
     assert (tmp_path / "deep" / "er" / "f").read_bytes() == b"x"
 
 
-def test_a_writing_function_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def writer(handle: BinaryIO) -> None:
+def test_a_writing_function_that_fails_leaves_nothing(tmp_path):
+    def writer(handle):
         handle.write(b"half")
         raise RuntimeError("cut")
 
@@ -117,34 +110,34 @@ def test_a_writing_function_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_json_round_trips_as_readable_utf8(tmp_path: Path) -> None:
+def test_json_round_trips_as_readable_utf8(tmp_path):
     value = {"名": "小猫", "n": [1, 2.5, None, True]}
     files.write_json(tmp_path / "a.json", value)
     assert files.read_json(tmp_path / "a.json") == value
     assert "小猫" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
-def test_json_that_other_programs_cannot_read_is_refused(tmp_path: Path) -> None:
+def test_json_that_other_programs_cannot_read_is_refused(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"no"])
-def test_a_torn_json_file_is_reported_as_damaged_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_torn_json_file_is_reported_as_damaged_by_name(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DamagedError, match="a.json"):
         files.read_json(tmp_path / "a.json")
 
 
-def test_json_lines_round_trip_with_any_text(tmp_path: Path) -> None:
+def test_json_lines_round_trip_with_any_text(tmp_path):
     rows = [{"text": "两\u2028行\u2029与\x85和\x0c\x1e\n"}, {"text": "第二行"}]
     for row in rows:
         files.append_jsonl(tmp_path / "a.jsonl", row)
     assert files.read_jsonl(tmp_path / "a.jsonl") == rows
 
 
-def test_a_torn_last_line_is_dropped_and_costs_no_later_row(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_dropped_and_costs_no_later_row(tmp_path):
     path = tmp_path / "a.jsonl"
     files.append_jsonl(path, {"step": 1})
     with open(path, "ab") as handle:
@@ -154,16 +147,16 @@ def test_a_torn_last_line_is_dropped_and_costs_no_later_row(tmp_path: Path) -> N
     assert files.read_jsonl(path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_missing_json_lines_file_is_empty(tmp_path: Path) -> None:
+def test_a_missing_json_lines_file_is_empty(tmp_path):
     assert files.read_jsonl(tmp_path / "none.jsonl") == []
 
 
-def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert files.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_leftovers_of_dead_processes_are_removed_and_results_kept(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_results_kept(tmp_path):
     (tmp_path / "step_00000001").mkdir()
     (tmp_path / "step_00000001" / "model.safetensors").write_bytes(b"x")
     (tmp_path / "step_00000002.tmp-17").mkdir()
@@ -184,7 +177,7 @@ with files.lock(Path(sys.argv[1])):
 """
 
 
-def test_the_lock_excludes_another_process_names_it_and_dies_with_it(tmp_path: Path) -> None:
+def test_the_lock_excludes_another_process_names_it_and_dies_with_it(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -203,14 +196,14 @@ def test_the_lock_excludes_another_process_names_it_and_dies_with_it(tmp_path: P
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
-def test_the_lock_is_free_again_after_an_error_inside(tmp_path: Path) -> None:
+def test_the_lock_is_free_again_after_an_error_inside(tmp_path):
     with pytest.raises(RuntimeError), files.lock(tmp_path):
         raise RuntimeError
     with files.lock(tmp_path):
         pass
 
 
-def test_written_json_ends_with_one_newline(tmp_path: Path) -> None:
+def test_written_json_ends_with_one_newline(tmp_path):
     files.write_json(tmp_path / "a.json", [1])
     text = (tmp_path / "a.json").read_text()
     assert text == json.dumps([1], indent=1) + "\n"

@@ -1,14 +1,11 @@
 """Entry points: each has main(), explains itself, refuses what it doesn't know, and does nothing when imported."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +15,7 @@ from tests.conftest import ROOT
 SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
 
 
-def run(name: str, *argv: str, monkeypatch: pytest.MonkeyPatch) -> object:
+def run(name, *argv, monkeypatch):
     """Run a script as `python -m scripts.<name>` would; returns its exit code."""
     monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *argv])
     with pytest.raises(SystemExit) as stop:
@@ -26,14 +23,12 @@ def run(name: str, *argv: str, monkeypatch: pytest.MonkeyPatch) -> object:
     return stop.value.code
 
 
-def test_the_documented_entry_points_are_there() -> None:
+def test_the_documented_entry_points_are_there():
     assert {"recipe", "base_train", "base_eval", "chat_sft", "chat_eval", "ckpt"} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_exits_with_0_and_shows_every_flag_with_its_default(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_dir: Path
-) -> None:
+def test_help_exits_with_0_and_shows_every_flag_with_its_default(name, monkeypatch, capsys, base_dir):
     assert run(name, "--help", monkeypatch=monkeypatch) in (0, None)
     out, err = capsys.readouterr()
     assert err == ""
@@ -49,9 +44,7 @@ def test_help_exits_with_0_and_shows_every_flag_with_its_default(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_unknown_flag_exits_with_2_and_one_line_besides_the_usage(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base_dir: Path
-) -> None:
+def test_an_unknown_flag_exits_with_2_and_one_line_besides_the_usage(name, monkeypatch, capsys, base_dir):
     assert run(name, "--bogus=1", monkeypatch=monkeypatch) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -62,9 +55,7 @@ def test_an_unknown_flag_exits_with_2_and_one_line_besides_the_usage(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_unknown_key_in_a_config_file_exits_with_2(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_unknown_key_in_a_config_file_exits_with_2(name, monkeypatch, capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("bogus: 1\n")
     command = ["list"] if name == "ckpt" else []
     assert run(name, *command, f"--config={tmp_path / 'c.yaml'}", monkeypatch=monkeypatch) == 2
@@ -72,7 +63,7 @@ def test_an_unknown_key_in_a_config_file_exits_with_2(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_defines_main_and_runs_it_only_when_started(name: str) -> None:
+def test_a_script_defines_main_and_runs_it_only_when_started(name):
     tree = ast.parse((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
     mains = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
@@ -84,8 +75,8 @@ def test_a_script_defines_main_and_runs_it_only_when_started(name: str) -> None:
     assert [text for text in others if not text.startswith("if TYPE_CHECKING:")] == []
 
 
-def test_started_as_a_module_a_script_ends_with_the_exit_code() -> None:
-    def start(*argv: str) -> subprocess.CompletedProcess[str]:
+def test_started_as_a_module_a_script_ends_with_the_exit_code():
+    def start(*argv):
         command = [sys.executable, "-m", "scripts.recipe", *argv]
         return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=60)
 

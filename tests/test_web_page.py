@@ -1,16 +1,12 @@
 """The page in a real browser, against a live server with a fake model."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.fakes import HOSTILE, STORY, FakeChat, FakeEngine, LiveServer, until
 
@@ -23,13 +19,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[LiveServer]:
+def live():
     with LiveServer(FakeChat()) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -37,13 +33,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(live: LiveServer, browser: Browser) -> Iterator[Page]:
+def page(live, browser):
     """A fresh page; the test fails if a script throws, a dialog opens or another server is asked for anything."""
     live.chat.engine = live.app.state.scheduler.engine = FakeEngine()
     live.chat.prompts.clear()
     context = browser.new_context(viewport={"width": 1000, "height": 700})
     context.set_default_timeout(5000)
-    faults: list[str] = []
+    faults = []
     page = context.new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
@@ -55,21 +51,21 @@ def page(live: LiveServer, browser: Browser) -> Iterator[Page]:
     assert faults == []
 
 
-def engine_of(live: LiveServer, **kwargs: Any) -> FakeEngine:
+def engine_of(live, **kwargs):
     live.chat.engine = live.app.state.scheduler.engine = FakeEngine(**kwargs)
     return live.chat.engine
 
 
-def ask(page: Page, text: str = "讲个故事") -> None:
+def ask(page, text="讲个故事"):
     page.fill("#input", text)
     page.press("#input", "Enter")
 
 
-def last_answer(page: Page) -> Any:
+def last_answer(page):
     return page.locator(".turn").last.locator(".answer")
 
 
-def last_status(page: Page) -> str:
+def last_status(page):
     return page.locator(".turn").last.get_attribute("data-status") or ""
 
 
