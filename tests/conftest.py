@@ -104,9 +104,3 @@ def flip(path):
 def cut(path, n):
     """Take the last n bytes off a file."""
     path.write_bytes(path.read_bytes()[:-n])
-
-
-# Factories, for tests that ask for them by name.
-tiny_config = pytest.fixture(lambda: make_config, name="tiny_config")
-tiny_model = pytest.fixture(lambda: make_model, name="tiny_model")
-tiny_recipe = pytest.fixture(lambda: make_recipe, name="tiny_recipe")

@@ -1,11 +1,8 @@
 """Chunked cross-entropy against the plain one, values and gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from nanozhchat import cross_entropy
 from nanozhchat.cross_entropy import linear_cross_entropy
@@ -13,12 +10,12 @@ from nanozhchat.cross_entropy import linear_cross_entropy
 SOFTCAP = 15.0
 
 
-def plain(x: Tensor, weight: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+def plain(x, weight, targets, reduction="sum"):
     logits = SOFTCAP * torch.tanh(x.double() @ weight.double().T / SOFTCAP)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
 
-def problem(n: int = 37, c: int = 16, v: int = 50, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+def problem(n=37, c=16, v=50, scale=3.0):
     """Logits of about +-40, so that the cap matters; a third of the targets not scored."""
     g = torch.Generator().manual_seed(n)
     x = torch.randn(n, c, generator=g).requires_grad_()
@@ -29,12 +26,12 @@ def problem(n: int = 37, c: int = 16, v: int = 50, scale: float = 3.0) -> tuple[
 
 
 @pytest.fixture(params=[10**6, 50 * 8, 50, 1], ids=["one_chunk", "eight_rows", "one_row", "less_than_a_row"])
-def _chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _chunked(request, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.usefixtures("_chunked")
-def test_loss_and_gradients_are_those_of_the_plain_cross_entropy() -> None:
+def test_loss_and_gradients_are_those_of_the_plain_cross_entropy():
     x, weight, targets = problem()
     loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
     want = plain(x, weight, targets)
@@ -45,7 +42,7 @@ def test_loss_and_gradients_are_those_of_the_plain_cross_entropy() -> None:
 
 
 @pytest.mark.usefixtures("_chunked")
-def test_per_token_losses_are_the_plain_ones_in_order() -> None:
+def test_per_token_losses_are_the_plain_ones_in_order():
     x, weight, targets = problem()
     got = linear_cross_entropy(x, weight, targets, SOFTCAP, per_token=True)
     assert got.shape == (37,)
@@ -53,53 +50,38 @@ def test_per_token_losses_are_the_plain_ones_in_order() -> None:
     torch.testing.assert_close(got.double(), plain(x, weight, targets, "none"), atol=1e-5, rtol=1e-5)
 
 
-def test_the_sum_without_gradient_equals_the_sum_with_it() -> None:
+def test_targets_that_are_not_scored_get_no_loss_and_no_gradient():
     x, weight, targets = problem()
-    with torch.no_grad():
-        without = linear_cross_entropy(x, weight, targets, SOFTCAP)
-    torch.testing.assert_close(without, linear_cross_entropy(x, weight, targets, SOFTCAP).detach())
-
-
-def test_targets_that_are_not_scored_get_no_loss_and_no_gradient() -> None:
-    x, weight, targets = problem()
-    linear_cross_entropy(x, weight, targets, SOFTCAP).backward()
-    assert x.grad is not None
-    assert x.grad[targets < 0].abs().max() == 0
-    assert (x.grad[targets >= 0].abs().amax(1) > 0).all()
     kept = targets >= 0
-    alone = linear_cross_entropy(x[kept], weight, targets[kept], SOFTCAP)
-    torch.testing.assert_close(linear_cross_entropy(x, weight, targets, SOFTCAP), alone)
+    loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
+    loss.backward()
+    assert torch.equal(x.grad.abs().amax(1) > 0, kept)
+    with torch.no_grad():
+        torch.testing.assert_close(loss, linear_cross_entropy(x[kept], weight, targets[kept], SOFTCAP))
 
 
-def test_nothing_scored_gives_zero_loss_and_zero_gradients_not_nan() -> None:
+def test_nothing_scored_gives_zero_loss_and_zero_gradients_not_nan():
     x, weight, targets = problem()
     loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1), SOFTCAP)
     loss.backward()
-    assert float(loss.detach()) == 0.0
-    assert x.grad is not None
-    assert weight.grad is not None
-    assert x.grad.abs().max() == 0
-    assert weight.grad.abs().max() == 0
+    assert [float(t.detach().abs().max()) for t in (loss, x.grad, weight.grad)] == [0.0] * 3
 
 
-def test_huge_activations_give_finite_loss_and_gradients() -> None:
+def test_huge_activations_give_finite_loss_and_gradients():
     x, weight, targets = problem(scale=1e4)
     loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
     loss.backward()
     assert torch.isfinite(loss)
-    assert x.grad is not None
     assert torch.isfinite(x.grad).all()
     torch.testing.assert_close(loss.detach().double(), plain(x, weight, targets).detach(), atol=1e-3, rtol=1e-6)
 
 
-def test_bfloat16_activations_give_the_same_loss_within_their_precision() -> None:
+def test_bfloat16_activations_give_the_same_loss_within_their_precision():
     x, weight, targets = problem(n=200, scale=0.3)
     low = x.detach().bfloat16().requires_grad_()
     loss = linear_cross_entropy(low, weight, targets, SOFTCAP)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert low.grad is not None
-    assert weight.grad is not None
     assert (low.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
     want = plain(low, weight, targets)
     torch.testing.assert_close(loss.detach().double(), want.detach(), rtol=0.01, atol=0.0)

@@ -1,10 +1,5 @@
 """The model: causal, reproducible, complete gradients, the identity at the start."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,20 +7,18 @@ import torch.nn.functional as F
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.recipe import Recipe
 from nanozhchat.run import gpt_config
+from tests.conftest import make_config, make_model, make_recipe
 
-Make = Callable[..., GPT]
 
-
-def tokens(config: GPTConfig, rows: int = 2, length: int | None = None, seed: int = 1) -> torch.Tensor:
+def tokens(config, rows=2, length=None, seed=1):
     g = torch.Generator().manual_seed(seed)
     return torch.randint(0, config.vocab_size, (rows, length or config.sequence_len), generator=g)
 
 
 @pytest.mark.parametrize("place", [1, 8, 9, 20, 31])
-def test_changing_a_token_changes_nothing_before_it_and_something_after(tiny_model: Make, place: int) -> None:
-    model = tiny_model(perturb=True)
+def test_changing_a_token_changes_nothing_before_it_and_something_after(place):
+    model = make_model(perturb=True)
     idx = tokens(model.config)
     other = idx.clone()
     other[:, place] = (other[:, place] + 1) % model.config.vocab_size
@@ -35,8 +28,8 @@ def test_changing_a_token_changes_nothing_before_it_and_something_after(tiny_mod
     assert (a[:, place:] - b[:, place:]).abs().amax(-1).min() > 1e-4  # the last layer sees everything
 
 
-def test_rows_of_a_batch_do_not_see_each_other(tiny_model: Make) -> None:
-    model = tiny_model(perturb=True)
+def test_rows_of_a_batch_do_not_see_each_other():
+    model = make_model(perturb=True)
     idx = tokens(model.config, rows=3)
     with torch.no_grad():
         together = model.hidden(idx)
@@ -44,12 +37,12 @@ def test_rows_of_a_batch_do_not_see_each_other(tiny_model: Make) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_window_hides_what_lies_before_it_from_all_but_the_last_layer(tiny_config: Any, tiny_model: Make) -> None:
-    config = tiny_config(window_pattern="S", n_layer=2, sequence_len=32)
+def test_a_window_hides_what_lies_before_it_from_all_but_the_last_layer():
+    config = make_config(window_pattern="S", n_layer=2, sequence_len=32)
     assert [config.window(i) for i in range(2)] == [8, 32]
-    assert [tiny_config().window(i) for i in range(4)] == [8, 8, 8, 32]
-    assert [tiny_config(window_pattern="SL", n_layer=5).window(i) for i in range(5)] == [8, 32, 8, 32, 32]
-    model = tiny_model(config, perturb=True)
+    assert [make_config().window(i) for i in range(4)] == [8, 8, 8, 32]
+    assert [make_config(window_pattern="SL", n_layer=5).window(i) for i in range(5)] == [8, 32, 8, 32, 32]
+    model = make_model(config, perturb=True)
     with torch.no_grad():
         model.h[1].attn.c_proj.weight.zero_()  # only the first layer's attention is left
         idx = tokens(config, rows=1)
@@ -61,8 +54,8 @@ def test_a_window_hides_what_lies_before_it_from_all_but_the_last_layer(tiny_con
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_grouped_queries_have_fewer_key_heads_and_train(tiny_config: Any, tiny_model: Make, heads: int) -> None:
-    model = tiny_model(tiny_config(n_kv_head=heads))
+def test_grouped_queries_have_fewer_key_heads_and_train(heads):
+    model = make_model(make_config(n_kv_head=heads))
     assert model.h[0].attn.c_k.weight.shape == (heads * 8, 32)
     idx = tokens(model.config)
     assert torch.isfinite(model(idx, idx))
@@ -78,26 +71,26 @@ def test_grouped_queries_have_fewer_key_heads_and_train(tiny_config: Any, tiny_m
         ({"window_pattern": ""}, "window_pattern=''"),
     ],
 )
-def test_impossible_sizes_are_refused(tiny_config: Any, changes: dict[str, Any], message: str) -> None:
+def test_impossible_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        tiny_config(**changes)
+        make_config(**changes)
 
 
-def test_more_tokens_than_the_context_are_refused(tiny_model: Make) -> None:
-    model = tiny_model()
+def test_more_tokens_than_the_context_are_refused():
+    model = make_model()
     with pytest.raises(ValueError, match="33 tokens exceed the model's context of 32"):
         model.hidden(torch.zeros(1, 33, dtype=torch.long))
 
 
-def test_the_seed_decides_all_weights(tiny_model: Make) -> None:
-    a, b, c = tiny_model(seed=1), tiny_model(seed=1), tiny_model(seed=2)
+def test_the_seed_decides_all_weights():
+    a, b, c = make_model(seed=1), make_model(seed=1), make_model(seed=2)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.wte.weight, c.wte.weight)
     assert not torch.equal(a.h[0].mlp.c_fc.weight, c.h[0].mlp.c_fc.weight)
 
 
-def test_initialising_fills_every_parameter_and_leaves_the_global_generator_alone(tiny_config: Any) -> None:
-    model = GPT(tiny_config())
+def test_initialising_fills_every_parameter_and_leaves_the_global_generator_alone():
+    model = GPT(make_config())
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(torch.nan)
@@ -107,8 +100,8 @@ def test_initialising_fills_every_parameter_and_leaves_the_global_generator_alon
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_every_block_starts_as_the_identity(tiny_model: Make) -> None:
-    model = tiny_model()
+def test_every_block_starts_as_the_identity():
+    model = make_model()
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     rope = model._rope(torch.arange(5)[None])
     for i, block in enumerate(model.h):
@@ -116,15 +109,15 @@ def test_every_block_starts_as_the_identity(tiny_model: Make) -> None:
         assert torch.equal(block(x, ve, rope, None), x)
 
 
-def test_an_untrained_model_guesses_evenly(tiny_model: Make) -> None:
-    model = tiny_model()
+def test_an_untrained_model_guesses_evenly():
+    model = make_model()
     idx = tokens(model.config)
     loss = model(idx, idx) / idx.numel()
     assert float(loss.detach()) == pytest.approx(float(torch.tensor(100.0).log()), abs=0.01)
 
 
-def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained(tiny_model: Make) -> None:
-    model = tiny_model(perturb=True)
+def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained():
+    model = make_model(perturb=True)
     assert model.config.padded_vocab_size == 128
     with torch.no_grad():
         model.lm_head.weight[100:] = 1e3
@@ -139,8 +132,8 @@ def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained(tiny_mod
     assert model.lm_head.weight.grad[100:].abs().max() == 0
 
 
-def test_the_loss_per_token_adds_up_to_the_loss(tiny_model: Make) -> None:
-    model = tiny_model(perturb=True)
+def test_the_loss_per_token_adds_up_to_the_loss():
+    model = make_model(perturb=True)
     idx = tokens(model.config)
     targets = idx.roll(-1, 1)
     targets[:, -3:] = -1
@@ -150,17 +143,17 @@ def test_the_loss_per_token_adds_up_to_the_loss(tiny_model: Make) -> None:
     torch.testing.assert_close(each.sum(), model(idx, targets).detach(), rtol=1e-5, atol=1e-3)
 
 
-def test_logits_stay_within_the_softcap(tiny_model: Make) -> None:
-    model = tiny_model(perturb=True)
+def test_logits_stay_within_the_softcap():
+    model = make_model(perturb=True)
     with torch.no_grad():
         model.lm_head.weight.mul_(1e3)
         assert model.logits(model.hidden(tokens(model.config))).abs().max() <= model.config.softcap
 
 
-def test_recomputing_activations_gives_the_same_gradients(tiny_model: Make) -> None:
+def test_recomputing_activations_gives_the_same_gradients():
     grads = []
     for again in (False, True):
-        model = tiny_model(perturb=True, grad_checkpoint=again).train()
+        model = make_model(perturb=True, grad_checkpoint=again).train()
         idx = tokens(model.config)
         model(idx, idx.roll(-1, 1)).backward()
         grads.append([p.grad for p in model.parameters()])
@@ -168,8 +161,8 @@ def test_recomputing_activations_gives_the_same_gradients(tiny_model: Make) -> N
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_bfloat16_activations_keep_float32_weights_and_stay_close(tiny_model: Make) -> None:
-    full, low = tiny_model(perturb=True), tiny_model(perturb=True, dtype=torch.bfloat16)
+def test_bfloat16_activations_keep_float32_weights_and_stay_close():
+    full, low = make_model(perturb=True), make_model(perturb=True, dtype=torch.bfloat16)
     idx = tokens(full.config)
     assert low.hidden(idx).dtype == torch.bfloat16
     loss = low(idx, idx)
@@ -179,11 +172,9 @@ def test_bfloat16_activations_keep_float32_weights_and_stay_close(tiny_model: Ma
     assert float(loss.detach()) == pytest.approx(float(full(idx, idx).detach()), rel=0.02)
 
 
-def test_every_parameter_is_trained_by_exactly_one_group_and_gets_a_gradient_after_one_step(
-    tiny_recipe: Callable[..., Recipe], tiny_model: Make
-) -> None:
-    recipe = tiny_recipe()
-    model = tiny_model(gpt_config(recipe))
+def test_every_parameter_is_trained_by_exactly_one_group_and_gets_a_gradient_after_one_step():
+    recipe = make_recipe()
+    model = make_model(gpt_config(recipe))
     compute = Compute(torch.device("cpu"))
     groups = param_groups(model, recipe)
     names = [n for g in groups for n in g.params]
@@ -199,9 +190,9 @@ def test_every_parameter_is_trained_by_exactly_one_group_and_gets_a_gradient_aft
     assert without == []
 
 
-def test_training_on_one_batch_drives_its_loss_down(tiny_recipe: Callable[..., Recipe], tiny_model: Make) -> None:
-    recipe = tiny_recipe()
-    model = tiny_model(gpt_config(recipe))
+def test_training_on_one_batch_drives_its_loss_down():
+    recipe = make_recipe()
+    model = make_model(gpt_config(recipe))
     optimizer = Optimizer(param_groups(model, recipe), Compute(torch.device("cpu")))
     idx = tokens(model.config, rows=4)
     losses = []
@@ -214,6 +205,6 @@ def test_training_on_one_batch_drives_its_loss_down(tiny_recipe: Callable[..., R
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_a_config_survives_its_dictionary(tiny_config: Any) -> None:
-    config = tiny_config(rope_base=5000.0)
+def test_a_config_survives_its_dictionary():
+    config = make_config(rope_base=5000.0)
     assert GPTConfig(**config.to_dict()) == config

@@ -1,9 +1,6 @@
 """Held-out loss: sums over everything, divided once."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,13 +8,13 @@ import torch.nn.functional as F
 
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Batch
-from nanozhchat.gpt import GPT
 from nanozhchat.loss_eval import bits_per_byte, compressor_bpb, evaluate
+from tests.conftest import make_model
 
 CPU = Compute(torch.device("cpu"))
 
 
-def batches(scored: list[float]) -> list[Batch]:
+def batches(scored):
     """Batches of which the given share of the targets is scored."""
     g = torch.Generator().manual_seed(0)
     made = []
@@ -28,19 +25,19 @@ def batches(scored: list[float]) -> list[Batch]:
     return made
 
 
-def test_bits_per_byte_by_hand() -> None:
+def test_bits_per_byte_by_hand():
     assert bits_per_byte(math.log(2) * 24, 3) == pytest.approx(8.0)
     assert bits_per_byte(100 * math.log(256), 300) == pytest.approx(8 / 3)  # one even guess a three-byte character
 
 
 @pytest.mark.parametrize("n", [0, -1])
-def test_no_bytes_are_an_error_not_a_number(n: int) -> None:
+def test_no_bytes_are_an_error_not_a_number(n):
     with pytest.raises(ValueError, match="no byte was scored"):
         bits_per_byte(1.0, n)
 
 
-def test_the_loss_is_the_mean_over_tokens_not_over_batches(tiny_model: Callable[..., GPT]) -> None:
-    model = tiny_model(perturb=True).train()
+def test_the_loss_is_the_mean_over_tokens_not_over_batches():
+    model = make_model(perturb=True).train()
     data = batches([1.0, 0.1, 0.5])
     token_bytes = torch.arange(100)  # id i stands for i bytes; id 0 is a special token
     got = evaluate(model, data, token_bytes, CPU)
@@ -59,19 +56,19 @@ def test_the_loss_is_the_mean_over_tokens_not_over_batches(tiny_model: Callable[
     assert model.training  # as it was before
 
 
-def test_an_untrained_model_needs_the_bits_of_an_even_guess(tiny_model: Callable[..., GPT]) -> None:
-    got = evaluate(tiny_model(), batches([1.0]), torch.full((100,), 3), CPU)
+def test_an_untrained_model_needs_the_bits_of_an_even_guess():
+    got = evaluate(make_model(), batches([1.0]), torch.full((100,), 3), CPU)
     assert got.bpb == pytest.approx(math.log2(100) / 3, abs=0.01)
     assert got.ppl == pytest.approx(100, rel=0.02)
 
 
 @pytest.mark.parametrize("data", [[], batches([0.0])], ids=["no_batch", "nothing_scored"])
-def test_empty_held_out_data_is_an_error_with_a_remedy(tiny_model: Callable[..., GPT], data: list[Batch]) -> None:
+def test_empty_held_out_data_is_an_error_with_a_remedy(data):
     with pytest.raises(ValueError, match="no token was scored: .*--val-data"):
-        evaluate(tiny_model(), data, torch.ones(100), CPU)
+        evaluate(make_model(), data, torch.ones(100), CPU)
 
 
-def test_compressors_are_measured_in_the_same_unit() -> None:
+def test_compressors_are_measured_in_the_same_unit():
     random = torch.randint(0, 256, (50_000,), generator=torch.Generator().manual_seed(0)).byte().numpy().tobytes()
     assert compressor_bpb(random)["gzip"] == pytest.approx(8.0, abs=0.1)
     assert compressor_bpb(random)["xz"] == pytest.approx(8.0, abs=0.1)

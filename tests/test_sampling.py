@@ -1,9 +1,6 @@
 """Sampling against distributions worked out by hand, with fixed seeds."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -14,18 +11,18 @@ LOGITS = [2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -8.0]
 DRAWS = 10_000
 
 
-def softmax(logits: list[float]) -> list[float]:
+def softmax(logits):
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]
     return [w / sum(weights) for w in weights]
 
 
-def keep(p: list[float], kept: set[int]) -> list[float]:
+def keep(p, kept):
     total = sum(p[i] for i in kept)
     return [p[i] / total if i in kept else 0.0 for i in range(len(p))]
 
 
-def params(**changes: Any) -> SamplingParams:
+def params(**changes):
     return SamplingParams(**{"temperature": 1.0, "top_p": 1.0, "seed": 7, **changes})
 
 
@@ -47,13 +44,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("given", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_probabilities_are_those_worked_out_by_hand(given: SamplingParams, expected: list[float]) -> None:
+def test_probabilities_are_those_worked_out_by_hand(given, expected):
     got = filtered_probabilities(torch.tensor(LOGITS), given)
     assert got.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["plain", "hot", "top_k", "top_p", "min_p"])
-def test_draws_follow_the_distribution_and_never_leave_it(name: str) -> None:
+def test_draws_follow_the_distribution_and_never_leave_it(name):
     given, expected = next((c[1], c[2]) for c in CASES if c[0] == name)
     generator, logits = given.generator(), torch.tensor(LOGITS)
     counts = torch.bincount(torch.tensor([choose(logits, given, generator, []) for _ in range(DRAWS)]), minlength=8)
@@ -61,52 +58,31 @@ def test_draws_follow_the_distribution_and_never_leave_it(name: str) -> None:
         assert abs(count - p * DRAWS) <= 4.5 * math.sqrt(DRAWS * p * (1 - p)), (p, count)
 
 
-def test_order_of_the_vocabulary_does_not_matter() -> None:
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    logits = torch.tensor(LOGITS)
-    for _, given, _ in CASES:
-        a, b = filtered_probabilities(logits, given)[order], filtered_probabilities(logits[order], given)
-        torch.testing.assert_close(a, b)
-
-
-def test_top_k_keeps_no_more_than_k_tokens_when_logits_tie() -> None:
+def test_top_k_keeps_no_more_than_k_tokens_when_logits_tie():
     got = filtered_probabilities(torch.tensor([1.0, 1.0, 1.0, 0.0]), params(top_k=2))
     assert int((got > 0).sum()) == 2
 
 
-def test_temperature_zero_takes_the_likeliest_and_draws_nothing() -> None:
-    given = params(temperature=0.0)
-    generator = given.generator()
-    before = generator.get_state()
-    assert choose(torch.tensor(LOGITS), given, generator, []) == 0
-    assert torch.equal(generator.get_state(), before)
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-300])
-def test_a_tiny_temperature_is_the_likeliest_too(temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9, 1e-3])
+def test_a_temperature_of_nearly_zero_takes_the_likeliest(temperature):
     given = params(temperature=temperature)
     assert choose(torch.tensor(LOGITS), given, given.generator(), []) == 0
 
 
-def test_the_penalty_shrinks_positive_and_grows_negative_logits_once_per_token() -> None:
-    got = penalize(torch.tensor([2.0, 0.0, -1.0, 3.0]), [0, 2, 2, 0], 2.0)
-    assert got.tolist() == [1.0, 0.0, -2.0, 3.0]
+def test_the_penalty_shrinks_positive_and_grows_negative_logits_once_per_token():
+    logits = torch.tensor([2.0, 0.0, -1.0, 3.0])
+    assert penalize(logits, [0, 2, 2, 0], 2.0).tolist() == [1.0, 0.0, -2.0, 3.0]
+    assert logits.tolist() == [2.0, 0.0, -1.0, 3.0]
 
 
-def test_the_penalty_leaves_the_callers_logits_alone() -> None:
-    logits = torch.tensor([2.0, 1.0])
-    penalize(logits, [0], 2.0)
-    assert logits.tolist() == [2.0, 1.0]
-
-
-def test_the_penalty_can_change_the_greedy_choice() -> None:
+def test_the_penalty_can_change_the_greedy_choice():
     logits = torch.tensor([2.0, 1.5])
     assert choose(logits, params(temperature=0.0, repetition_penalty=2.0), torch.Generator(), [0]) == 1
     assert choose(logits, params(temperature=0.0, repetition_penalty=1.0), torch.Generator(), [0]) == 0
 
 
-def test_the_same_seed_draws_the_same_and_other_seeds_or_rows_do_not() -> None:
-    def draws(seed: int | None, index: int = 0) -> list[int]:
+def test_the_same_seed_draws_the_same_and_other_seeds_or_rows_do_not():
+    def draws(seed, index=0):
         given = params(seed=seed, temperature=2.0)
         generator = given.generator(index)
         return [choose(torch.tensor(LOGITS), given, generator, []) for _ in range(50)]
@@ -117,7 +93,7 @@ def test_the_same_seed_draws_the_same_and_other_seeds_or_rows_do_not() -> None:
     assert draws(None) != draws(None)
 
 
-def test_drawing_leaves_the_global_generator_alone() -> None:
+def test_drawing_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     given = params(seed=None)
     choose(torch.tensor(LOGITS), given, given.generator(), [])
@@ -126,7 +102,7 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_raise_instead_of_choosing(bad: float, temperature: float) -> None:
+def test_logits_that_are_not_finite_raise_instead_of_choosing(bad, temperature):
     given = params(temperature=temperature)
     with pytest.raises(FloatingPointError, match="not finite"):
         choose(torch.tensor([1.0, bad, 0.0]), given, given.generator(), [])
@@ -134,26 +110,10 @@ def test_logits_that_are_not_finite_raise_instead_of_choosing(bad: float, temper
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", 2.1),
-        ("temperature", math.nan),
-        ("top_k", -1),
-        ("top_k", 1001),
-        ("top_p", 0),
-        ("top_p", 1.01),
-        ("min_p", -0.01),
-        ("min_p", 1.01),
-        ("repetition_penalty", 0.0),
-        ("repetition_penalty", math.inf),
-        ("max_tokens", 0),
-    ],
-)
-def test_a_setting_out_of_range_is_refused_by_name_and_value(name: str, value: float) -> None:
+    [("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("top_k", -1), ("top_k", 1001),
+     ("top_p", 0), ("top_p", 1.01), ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0),
+     ("repetition_penalty", math.inf), ("max_tokens", 0)],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=rf"{name}={value}"):
         SamplingParams(**{name: value})
-
-
-def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(ValueError, match="stop strings must not be empty"):
-        SamplingParams(stop=("a", ""))
