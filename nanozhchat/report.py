@@ -1,154 +1,330 @@
 """Run folders -> a report for people: what was trained on what, how it went, what the model can do.
 
-`write_report("d4")` makes `report/d4/report.md`, `report.html` and the PNG curves. What does not exist yet is left
-out, with a sentence that names the command that makes it.
+What does not exist yet is left out, with a sentence that names its command. Text from outside goes through `text()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import html
+import itertools
+import math
+import os
+import platform
+import re
+from collections.abc import Collection, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from nanozhchat import paths, report_sections
-from nanozhchat.files import atomic_write
-from nanozhchat.report_data import Model, finished_at, machine, read_model
-from nanozhchat.report_html import Block, Code, Commands, Figures, Heading, Para, Table, Tiles, markdown, page
-from nanozhchat.report_numbers import compare, count, duration, is_number, margins, number, percent
-from nanozhchat.report_sections import STAGE_TITLES, data_specs, say, task_scores
+import yaml
 
-ZH_UNITS = ("小时", "分", "秒", "")
-ZH_STAGES = {"base": "预训练", "sft": "对话微调", "rl": "强化学习"}
+from nanozhchat import files, paths
+from nanozhchat.charts import draw_curve, draw_scores
+from nanozhchat.errors import DamagedError
+from nanozhchat.recipe import Recipe, explain
+from nanozhchat.report_page import page
+
+Row = dict[str, Any]
+TITLES = {"base": "Pretraining", "sft": "Fine-tuning", "rl": "Reinforcement learning"}
+ZH_TITLES = {"base": "预训练", "sft": "对话微调", "rl": "强化学习"}
+UNITS, ZH_UNITS = (" h", " min", " s", " "), ("小时", "分", "秒", "")  # and what stands between two of them
+PROMPTS_SHOWN, ANSWERS_SHOWN, CHARS_SHOWN = 5, 6, 400  # answers: right ones, and as many wrong ones
+BPB, LOSS = ({"training": f"train/{key}", "held out": f"val/{key}"} for key in ("bpb", "loss"))
+CURVES = (  # name, title, against, lines
+    ("bpb", "bits per byte", "tokens", BPB), ("loss-tokens", "loss, nats per token", "tokens", LOSS),
+    ("loss-time", "loss, nats per token", "s", LOSS), ("speed", "tokens per second", "s", {"speed": "tok_per_sec"}),
+    ("lr", "learning rate of the matrices", "tokens", {"rate": "lr"}),
+)  # fmt: skip
+COURSE = (
+    ("steps", "step", "{:,.0f}"), ("tokens", "tokens", "{:,.0f}"), ("bytes of text", "bytes", "{:,.0f}"),
+    ("seconds", "time_s", "{:,.0f}"), ("FLOPs", "flops", "{:.3g}"), ("training loss", "train/loss", "{:.4f}"),
+    ("held-out loss", "val/loss", "{:.4f}"), ("held-out bits per byte", "val/bpb", "{:.4f}"),
+    ("held-out perplexity", "val/ppl", "{:.2f}"), ("tokens per second", "tok_per_sec", "{:,.0f}"),
+    ("share of the machine's peak", "mfu", "{:.1%}"), ("memory in bytes", "mem_bytes", "{:,.0f}"),
+)  # fmt: skip
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def show(value: object, form: str = "{:.1%}") -> str:
+    """Write a number, as a percentage unless told otherwise; "-" if there is none."""
+    return form.format(value) if is_number(value) else "-"
+
+
+def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
+    """Write a time as its two largest units: 7 min 30 s."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    pairs = [(hours, units[0]), (m, units[1])] if hours else [(m, units[1]), (s, units[2])]
+    return units[3].join(f"{n}{unit}" for n, unit in pairs if n) or f"0{units[2]}"
+
+
+def text(value: object) -> str:
+    """Escape for one line or table cell: nothing in it is markup, line ends become <br>; long texts are cut."""
+    whole = str(value).replace("\r", "").strip()
+    cut = html.escape(whole[:CHARS_SHOWN] + "…" * (len(whole) > CHARS_SHOWN), quote=False)
+    return re.sub(r"([\\`*_\[\]~$|#!])", r"\\\1", cut).replace("\n", "<br>")
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], right: Collection[int] = ()) -> str:
+    """Make a table of plain texts. right: columns of numbers."""
+    rule = ["---:" if i in right else "---" for i in range(len(header))]
+    lines = [[text(cell) for cell in header], rule, *([text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def read_object(path: Path) -> Row:
+    """Read a JSON or YAML object; a missing or damaged file counts as empty."""
+    with contextlib.suppress(OSError, ValueError, DamagedError, yaml.YAMLError):
+        value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.suffix == ".yaml" else files.read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+class Stage:
+    """One stage of training, read from its folder; without metrics its rows are empty."""
+
+    def __init__(self, name: str, tag: str) -> None:
+        self.name, self.folder = name, paths.run_dir(name, tag)
+        by_step = {row["step"]: row for row in files.read_jsonl(self.folder / "metrics.jsonl") if "step" in row}
+        self.rows = [by_step[step] for step in sorted(by_step)]  # a step done twice counts once, the later time
+        self.events = files.read_jsonl(self.folder / "events.jsonl")
+        self.data = [str(spec) for spec in read_object(self.folder / "config.yaml").get("data") or ["builtin"]]
+        self.recipe: Recipe | None = None
+        with contextlib.suppress(ValueError, TypeError):  # of another version: the report goes without its formulas
+            self.recipe = Recipe.from_dict(read_object(self.folder / "recipe.json"))
+
+    def points(self, key: str, against: str = "step") -> tuple[list[float], list[float]]:
+        """Return (x, y) of the rows that have a finite value of both."""
+        kept = [(r[against], r[key]) for r in self.rows if is_number(r.get(against)) and is_number(r.get(key))]
+        return [x for x, _ in kept], [y for _, y in kept]
+
+    def last(self, key: str) -> float:
+        """Return the latest finite value of a metric, NaN if there is none."""
+        return [math.nan, *self.points(key)[1]][-1]
+
+    def took(self, units: Sequence[str] = UNITS) -> str:
+        """Return the training time in words."""
+        return duration(max([0.0, *self.points("time_s")[1]]), units)
+
+
+class Model:
+    """A model's stages in order of training and its evaluations; FileNotFoundError if nothing was trained."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag, base = tag, paths.base_dir()
+        self.stages = [stage for name in paths.STAGES if (stage := Stage(name, tag)).rows]
+        if not self.stages:
+            there = {p.parent.name for name in paths.STAGES for p in (base / name).glob("*/metrics.jsonl")}
+            remedy = f"train one with `python -m scripts.base_train --depth=4 --model-tag={tag}`"
+            known = f"tags there: {', '.join(sorted(there)) or 'none'}"
+            raise FileNotFoundError(f"no training run of model tag {tag!r} under {base} ({known}); {remedy}")
+        found = [[read_object(s.folder / f"{what}_eval.json") for s in self.stages] for what in ("base", "chat")]
+        self.base_eval = next(filter(None, found[0]), {})
+        self.chat_eval = next(filter(None, reversed(found[1])), {})
+        self.margins = []  # compressor, its bits per byte, how far the model is ahead of it, and that in words
+        own, others = self.base_eval.get("bpb"), self.base_eval.get("baselines") or {}
+        for name in ("gzip", "xz"):
+            if is_number(bpb := others.get(name)) and is_number(own):
+                said = f"{abs(bpb - own):.2f} bits per byte {'better' if own <= bpb else 'worse'} than {name} -9"
+                self.margins.append((f"{name} -9", bpb, bpb - own, said))
+        tasks = (self.chat_eval.get("tasks") or {}).items()
+        self.scores = [{**t, "name": name.removeprefix("builtin:")} for name, t in tasks]
+        self.scores.sort(key=lambda t: -t["score"])
+
+
+def latest_tag() -> str:
+    """Return the model that was trained last; raises FileNotFoundError if there is none."""
+    found = [p for stage in paths.STAGES for p in (paths.base_dir() / stage).glob("*/metrics.jsonl")]
+    if not found:
+        remedy = "train one with `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
+        raise FileNotFoundError(f"no training run under {paths.base_dir()}; {remedy}")
+    return max(found, key=lambda p: p.stat().st_mtime).parent.name
+
+
+def summary(m: Model) -> list[str]:
+    """What was trained on what, how long, the best numbers: in English, in Chinese, as figures; what is unfinished."""
+    first, right, bpb = m.stages[0], show(m.chat_eval.get("overall")), m.base_eval.get("bpb")
+    bpb = bpb if is_number(bpb) else first.last("val/bpb")
+    en, zh, figures = [f"`{m.tag}` is a Chinese language model"], [f"`{m.tag}` 是一个中文模型"], []
+    if first.recipe:
+        params, vocabulary = first.recipe.num_params, first.recipe.vocab_size
+        en, zh = [*en, f" of {params / 1e6:,.1f} million parameters"], [*zh, f"，共 {params / 1e4:,.0f} 万个参数"]
+        figures = [(f"{params / 1e6:,.1f} M", f"parameters, {vocabulary:,} tokens in the vocabulary")]
+    if first.name == "base" and first.points("tokens")[0]:
+        seen, mb, source = first.last("tokens"), first.last("bytes") / 1e6, ", ".join(map(text, first.data))
+        en.append(f", trained from nothing on {source}: {seen / 1e6:,.1f} million tokens ({mb:,.1f} MB of text)")
+        zh.append(f"，从零开始训练。预训练数据为 {source}，共 {seen / 1e4:,.0f} 万个词元（{mb:,.1f} MB 文本）")
+        en, zh = [*en, f" in {first.took()}"], [*zh, f"，用时 {first.took(ZH_UNITS)}"]
+    for s in m.stages[first.name == "base" :]:
+        en.append(f", then {s.took()} of {TITLES[s.name].lower()}")
+        zh.append(f"；{ZH_TITLES[s.name]}用时 {s.took(ZH_UNITS)}")
+    if is_number(bpb):
+        said = [words for *_, words in m.margins]
+        en.append(f". On held-out text it needs {', '.join([f'{bpb:.3f} bits per byte', *said])}")
+        zh.append(f"。在留出文本上，每字节需要 {bpb:.3f} 比特")
+        zh += [f"，比 {name} {'少' if ahead >= 0 else '多'} {abs(ahead):.2f} 比特" for name, _, ahead, _ in m.margins]
+        figures.insert(0, (f"{bpb:.3f}", "; ".join(["bits per byte of held-out text", *said[-1:]])))
+    if m.scores:
+        n, chance = len(m.scores), show(sum(s["chance"] for s in m.scores) / len(m.scores))
+        en.append(f". It answers {right} of held-out questions right (mean of {n} skills; blind guessing: {chance})")
+        zh.append(f"。对训练中从未出现过的问题，平均答对 {right}（{n} 项能力；随机猜测为 {chance}）")
+        figures.insert(1, (right, f"of held-out questions right; blind guessing {chance}"))
+    figures.append((duration(sum(max([0.0, *s.points("time_s")[1]]) for s in m.stages)), "of training"))
+    blocks = ["".join(en) + ".", "".join(zh) + "。", "\n".join(f"- **{value}** {what}" for value, what in figures)]
+    for s in m.stages:
+        times = [text(e["time"])[:16].replace("T", " ") for e in s.events if e.get("time")]
+        blocks += [f"*{TITLES[s.name]}: from {times[0]} to {times[-1]} UTC.*"] if times else []
+        if not any(event.get("event") == "done" for event in s.events):
+            blocks.append(
+                f"{TITLES[s.name]} has not run to its end (step {s.last('step'):,.0f}): its command continues it."
+            )
+    if all(s.name != "sft" for s in m.stages):
+        blocks.append(f"It was not taught to chat yet: `python -m scripts.chat_sft --model-tag={m.tag}`.")
+    return blocks
+
+
+def held_out(m: Model) -> list[str]:
+    """Bits per byte beside general compressors."""
+    e, bpb = m.base_eval, m.base_eval.get("bpb")
+    if not is_number(bpb):
+        return ["## Held-out text", f"Not scored yet: `python -m scripts.base_eval --model-tag={m.tag}`."]
+    rows = [(m.tag, f"{bpb:.4f}", "", show(e.get("ppl"), "{:.2f}"))]
+    rows += [(name, f"{value:.4f}", f"{ahead:+.4f}", "") for name, value, ahead, _ in m.margins]
+    size = ", ".join(f"{show(e.get(k), '{:,}')} {k}" for k in ("bytes", "tokens"))
+    note = f"*Step {text(e.get('step', '?'))}, {size}. Lower is better; 8 bits per byte is no compression at all. The "
+    note += "compressors pack the same text in one piece, but unlike the model they bring no knowledge from training.*"
+    said = [f"{words} on the same held-out bytes." for *_, words in m.margins]
+    return ["## Held-out text", *said, table(("", "bits per byte", "ahead by", "perplexity"), rows, {1, 2, 3}), note]
+
+
+def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
+    """Scores with chance and interval, and refusals."""
+    e, header = m.chat_eval, ("skill", "right", "95 % interval", "chance", "questions")
+    if not m.scores:
+        return ["## Skills", f"Not asked yet: `python -m scripts.chat_eval --tasks builtin --model-tag={m.tag}`."]
+    pictures["skills.png"] = draw_scores(m.scores)
+    shares = [(s["name"], *(f"{s[k]:.1%}" for k in ("score", "low", "high", "chance")), s["n"]) for s in m.scores]
+    rows = [(name, right, f"{low} – {high}", chance, n) for name, right, low, high, chance, n in shares]
+    rows.append(("mean", show(e.get("overall")), "", "", ""))
+    alt = "Right answers by skill: " + ", ".join(f"{text(name)} {right}" for name, right, *_ in rows)
+    blocks = [f"![{alt}](skills.png)", table(header, rows, range(1, 5))]
+    for key, what in (("unknowable", "cannot be answered (higher"), ("knowable", "can be answered (lower")):
+        if is_number(share := (e.get("refusal") or {}).get(key)):
+            blocks.append(f"It says that it does not know to {share:.1%} of the questions that {what} is better).")
+    note = f"*Step {text(e.get('step', '?'))}. Greedy answers to questions whose content was never trained on.*"
+    return ["## Skills", *blocks, note]
+
+
+def samples(m: Model) -> list[str]:
+    """The same beginnings, continued early, midway and at the end."""
+    rows = next(filter(None, (files.read_jsonl(s.folder / "samples.jsonl") for s in m.stages)), [])
+    texts = {(str(r.get("prompt")), r["step"]): r.get("text", "") for r in rows if is_number(r.get("step"))}
+    if not texts:
+        return ["## Learning to speak", "No samples: `python -m scripts.base_train --sample-every=100` takes some."]
+    steps = sorted({step for _, step in texts})
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    prompts = list(dict.fromkeys(prompt for prompt, _ in texts))[:PROMPTS_SHOWN]
+    blocks = [table(("beginning", p), [(f"step {s:,}", texts.get((p, s), "")) for s in chosen]) for p in prompts]
+    return ["## Learning to speak", "The same beginnings, continued by the model as training went on.", *blocks]
+
+
+def answers(m: Model) -> list[str]:
+    """Questions with expected and given answers: the first of every skill, then the second, ..."""
+    tasks = (m.chat_eval.get("examples") or {}).items()
+    turns = itertools.zip_longest(*([(name.removeprefix("builtin:"), a) for a in given] for name, given in tasks))
+    cards: dict[str, list[str]] = {"✓": [], "✗": []}
+    for name, a in (pair for turn in turns for pair in turn if pair):
+        mark, rows = "✓" if a.get("correct") else "✗", [(k, a.get(k, "")) for k in ("expected", "given")]
+        cards[mark].append(table((f"{mark} {name}", a.get("question", "")), rows))
+    shown = [card for kind in cards.values() for card in kind[:ANSWERS_SHOWN]]
+    return ["## Questions and answers", "*Some right and some wrong, not in proportion.*", *shown] if shown else []
+
+
+def curves(m: Model, stage: Stage, pictures: dict[str, bytes]) -> list[str]:
+    """Loss, bits per byte, speed and learning rate of a stage."""
+    levels, images = {name: bpb for name, bpb, *_ in m.margins}, []
+    for name, title, unit, keys in CURVES:
+        axis, file = "time_s" if unit == "s" else unit, f"{stage.name}-{name}.png"
+        lines = {label: line for label, key in keys.items() if (line := stage.points(key, axis))[0]}
+        if lines:
+            pictures[file] = draw_curve(title, unit, lines, levels if file == "base-bpb.png" else {})
+            ends = ", ".join(f"{label} ends at {y[-1]:.4g}" for label, (_, y) in lines.items())
+            images.append(f"![{TITLES[stage.name]}: {title} against {axis.removesuffix('_s')}; {ends}]({file})")
+    return [f"## {TITLES[stage.name]}", "\n".join(images)] if images else []
+
+
+def course(m: Model) -> list[str]:
+    """The last numbers of every stage."""
+    rows = [[what, *(show(s.last(key), form) for s in m.stages)] for what, key, form in COURSE]
+    for kind in ("resume", "skip"):
+        rows.append([f"{kind}s", *(str(sum(e.get("event") == kind for e in s.events)) for s in m.stages)])
+    header = ("", *(TITLES[s.name] for s in m.stages))
+    note = "*The last value of each; held-out loss of fine-tuning counts the answers only.*"
+    return ["## The runs in numbers", table(header, rows, range(1, len(header))), note]
+
+
+def data(m: Model) -> list[str]:
+    """What it was trained on, and its tokenizer."""
+    base, checkpoints = paths.base_dir(), sorted(m.stages[0].folder.glob("step_[0-9]*[0-9]/manifest.json"))
+    identity = read_object(checkpoints[-1]).get("identity", {}) if checkpoints else {}
+    found = [(p.parent.name, read_object(p)) for p in sorted(base.glob("corpus/*/manifest.json"))]
+    name, corpus = next(((n, c) for n, c in found if c.get("hash") == identity.get("data_hash", "")), ("", {}))
+    tokens = read_object(base / "tokens" / f"{name}-{str(identity.get('tokenizer_hash'))[:12]}" / "manifest.json")
+    rows = [(f"{TITLES[s.name].lower()} data", " ".join(s.data)) for s in m.stages]
+    for split, what in (("train", "to train on"), ("val", "held out")):
+        texts, packed = (part.get("totals", {}).get(split, {}) for part in (corpus, tokens))
+        sizes = ((texts, "rows", "documents"), (texts, "bytes", "bytes"), (packed, "tokens", "tokens"))
+        known = [f"{part[key]:,} {unit}" for part, key, unit in sizes if is_number(part.get(key))]
+        rows += [(what, ", ".join(known))] if known else []
+    rows += [(f"corpus {k}", str(corpus[k])) for k in ("source", "licence", "hash") if corpus.get(k)]
+    if tokenizer := identity.get("tokenizer"):
+        meta = read_object(base / "tokenizer" / str(tokenizer) / "meta.json")
+        learnt = show((meta.get("trained_on") or {}).get("bytes"), "{:,} bytes")
+        rows.append(("tokenizer", f"{tokenizer}: {show(meta.get('vocab_size'), '{:,}')} tokens, learnt from {learnt}"))
+    size, n_tokens = m.base_eval.get("bytes"), m.base_eval.get("tokens")
+    rows += [("held-out bytes per token", f"{size / n_tokens:.3f}")] if is_number(size) and n_tokens else []
+    gone = "*The corpus is not under this base directory any more; `python -m scripts.base_train` makes it again.*"
+    return ["## Data and tokenizer", table(("", ""), rows), *([] if corpus else [gone])]
+
+
+def recipe_table(m: Model) -> list[str]:
+    """Every number of the recipe with its formula."""
+    if (made := m.stages[0].recipe) is None:
+        return ["## Recipe", "None of this version is beside the run; `python -m scripts.recipe` prints one."]
+    said = f"Everything follows from depth {made.depth}; what was set by hand is marked (set)."
+    return ["## Recipe", said, table(("field", "value", "formula"), explain(made), {1})]
+
+
+def machine() -> list[str]:
+    """The machine that writes the report, described without importing torch."""
+    rows = [("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores")]
+    places = [("processor", "/proc/cpuinfo", "model name"), ("memory", "/proc/meminfo", "MemTotal")]
+    places += [("GPU", str(p), "Model") for p in Path("/proc/driver/nvidia/gpus").glob("*/information")]
+    for what, place, key in places:
+        with contextlib.suppress(OSError):
+            rows += [(what, v) for v in re.findall(rf"{key}\s*:\s*(.+)", Path(place).read_text(errors="replace"))[:1]]
+    rows.append(("software", f"Python {platform.python_version()}, torch {version('torch')}"))
+    note = "*The machine that wrote this report; the model may have been trained on another.*"
+    return ["## Machine", table(("", ""), rows), note]
 
 
 def write_report(tag: str) -> Path:
     """Write the report of a model and return its folder; raises FileNotFoundError if nothing was trained."""
-    model = read_model(tag)
-    folder = paths.report_dir(tag)
-    title = f"{tag}: a Chinese chat model, trained from nothing"
-    blocks = list(contents(model))
-    pictures = {f.name: f.png for b in blocks if isinstance(b, Figures) for f in b.items}
-    for name, png in pictures.items():
-        atomic_write(folder / f"{name}.png", png)
+    m, pictures, title = Model(tag), dict[str, bytes](), f"{tag}: a Chinese chat model, trained from nothing"
+    blocks = [f"# {text(title)}", *summary(m), *held_out(m), *skills(m, pictures), *samples(m), *answers(m)]
+    blocks += [block for stage in m.stages for block in curves(m, stage, pictures)]
+    chat, web = (f"python -m scripts.{name} --model-tag={tag}" for name in ("chat_cli", "chat_web"))
+    commands = f"```bash\n{chat}\n{web}   # then open http://localhost:8000\n```"
+    blocks += [*course(m), *data(m), *recipe_table(m), *machine(), "## Talk to it", commands]
+    folder, markdown = paths.report_dir(tag), "\n\n".join(blocks) + "\n"
     for path in folder.glob("*.png"):  # of an earlier report
-        if path.stem not in pictures:
-            path.unlink()
-    atomic_write(folder / "report.md", markdown(title, blocks).encode("utf-8", "replace"))
-    atomic_write(folder / "report.html", page(title, blocks).encode("utf-8", "replace"))
+        path.unlink()
+    pages = {"report.md": markdown, "report.html": page(title, markdown, pictures)}
+    for name, content in {**pictures, **{k: v.encode("utf-8", "replace") for k, v in pages.items()}}.items():
+        files.atomic_write(folder / name, content)
     return folder
-
-
-def contents(model: Model) -> Iterator[Block]:
-    """Yield the whole report."""
-    yield from summary(model)
-    yield from report_sections.held_out(model)
-    yield from report_sections.skills(model)
-    yield from report_sections.samples(model)
-    yield from report_sections.examples(model)
-    for stage in model.stages:
-        yield from report_sections.curves(model, stage)
-    yield from report_sections.course(model)
-    yield from report_sections.data(model)
-    yield from report_sections.recipe_table(model)
-    yield Heading("Machine")
-    yield Table(("", ""), machine())
-    yield say("The machine that wrote this report; the model may have been trained on another.", note=True)
-    yield Heading("Talk to it")
-    chat, web = (f"python -m scripts.{name} --model-tag={model.tag}" for name in ("chat_cli", "chat_web"))
-    yield Commands([chat, f"{web}   # then open http://localhost:8000"])
-
-
-def summary(model: Model) -> Iterator[Block]:
-    """What was trained on what, how long, the best numbers: in English, in Chinese, as figures; what is unfinished."""
-    yield Para(_english(model))
-    yield Para(_chinese(model), lang="zh")
-    yield Tiles(_figures(model))
-    dates = "; ".join(f"{STAGE_TITLES[s.name].lower()} ended {finished_at(s)}" for s in model.stages)
-    yield say(f"{dates[:1].upper()}{dates[1:]}.", note=True)
-    for stage in model.stages:
-        if not stage.finished:
-            step = number(stage.last("step"), "{:,.0f}")
-            yield say(f"{STAGE_TITLES[stage.name]} has not run to its end (step {step}): its command continues it.")
-    if model.stage("sft") is None:
-        command = Code(f"python -m scripts.chat_sft --model-tag={model.tag}")
-        yield say("It continues text but was not taught to chat yet: ", command, ".")
-
-
-def _params(model: Model) -> int | None:
-    return next((stage.recipe.num_params for stage in model.stages if stage.recipe), None)
-
-
-def _bpb(model: Model) -> float | None:
-    own = model.base_eval.get("bpb")
-    base = model.stage("base")
-    return own if is_number(own) else base.last("val/bpb") if base else None
-
-
-def _chance(scores: Sequence[tuple[str, dict[str, float]]]) -> str:
-    return percent(sum(task["chance"] for _, task in scores) / len(scores))
-
-
-def _listed(names: Sequence[str], between: str) -> list[str]:
-    return [part for name in names for part in (between, Code(name))][1:]
-
-
-def _english(model: Model) -> list[str]:
-    params, bpb, scores, base = _params(model), _bpb(model), task_scores(model), model.stage("base")
-    text = [Code(model.tag), " is a Chinese language model", f" of {count(params)} parameters" if params else ""]
-    if base:
-        seen = f"{count(base.last('tokens') or 0)} tokens ({(base.last('bytes') or 0) / 1e6:,.1f} MB of text)"
-        text += [", trained from nothing on ", *_listed(data_specs(base), ", "), f": {seen} in {base.took()}"]
-    text += [f", then {s.took()} of {STAGE_TITLES[s.name].lower()}" for s in model.stages if s.name != "base"]
-    text.append(".")
-    if bpb is not None:
-        better = ", ".join(compare(margin, name) for name, _, margin in margins(model.base_eval))
-        text.append(f" On held-out text it needs {bpb:.3f} bits per byte")
-        text.append(f": {better}, on the same bytes." if better else ".")
-    if scores:
-        text.append(
-            f" It answers {percent(model.chat_eval.get('overall'))} of held-out questions right (mean of "
-            f"{len(scores)} skill{'s' * (len(scores) > 1)}; blind guessing: {_chance(scores)})."
-        )
-    return text
-
-
-def _chinese(model: Model) -> list[str]:
-    params, bpb, scores, base = _params(model), _bpb(model), task_scores(model), model.stage("base")
-    text = [Code(model.tag), " 是一个中文模型", f"，共 {params / 1e4:,.0f} 万个参数" if params else ""]
-    if base:
-        seen = f"{(base.last('tokens') or 0) / 1e4:,.0f} 万个词元（{(base.last('bytes') or 0) / 1e6:,.1f} MB 文本）"
-        text += [
-            "，从零开始训练。预训练数据为 ",
-            *_listed(data_specs(base), "、"),
-            f"，共 {seen}，用时 {base.took(ZH_UNITS)}",
-        ]
-    text += [f"；{ZH_STAGES[s.name]}用时 {s.took(ZH_UNITS)}" for s in model.stages if s.name != "base"]
-    text.append("。")
-    if bpb is not None:
-        text.append(f"在留出文本上，每字节需要 {bpb:.3f} 比特")
-        text += [
-            f"，比 {name} -9 {'少' if margin >= 0 else '多'} {abs(margin):.2f} 比特"
-            for name, _, margin in margins(model.base_eval)
-        ]
-        text.append("。")
-    if scores:
-        text.append(f"对训练中从未出现过的问题，平均答对 {percent(model.chat_eval.get('overall'))}")
-        text.append(f"（{len(scores)} 项能力；随机猜测为 {_chance(scores)}）。")
-    return text
-
-
-def _figures(model: Model) -> list[tuple[str, str]]:
-    params, bpb, scores, first = _params(model), _bpb(model), task_scores(model), model.stages[0]
-    vocabulary = model.tokenizer.get("vocab_size") or (first.recipe.vocab_size if first.recipe else None)
-    figures = [(f"{bpb:.3f}", "bits per byte of held-out text")] if bpb is not None else []
-    figures += [
-        (f"{abs(margin):.2f}", f"bits per byte {'better' if margin >= 0 else 'worse'} than {name} -9")
-        for name, _, margin in margins(model.base_eval)
-        if name == "xz"
-    ]
-    if scores:
-        what = f"of held-out questions right; blind guessing {_chance(scores)}"
-        figures.append((percent(model.chat_eval.get("overall")), what))
-    figures.append((duration(sum(s.last("time_s") or 0.0 for s in model.stages)), "of training"))
-    figures += [(count(params), "parameters")] if params else []
-    figures += [(f"{vocabulary:,}", "tokens in the vocabulary")] if is_number(vocabulary) else []
-    return figures

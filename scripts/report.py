@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from nanozhchat import cli
 from nanozhchat.log import setup_logging
-from nanozhchat.report import write_report
-from nanozhchat.report_data import latest_tag
+from nanozhchat.report import latest_tag, write_report
 
 
 @dataclass(frozen=True, kw_only=True)

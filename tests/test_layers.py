@@ -25,11 +25,11 @@ else:
 # A module imports only from layers above its own line.
 LAYERS: tuple[tuple[str, str], ...] = (
     ("leaves, standard library only", "__init__ errors paths schedule hardware conversation presets"),
-    ("pure rules and texts on the leaves", "recipe builtin files packing report_html report_numbers"),
-    ("command line, log, raw data, charts", "cli log records charts report_data"),
+    ("pure rules and texts on the leaves", "recipe builtin files packing"),
+    ("command line, log, raw data, charts", "cli log records charts report_page"),
     ("data and tokens, one external library each", "sources token_store tokenizer"),
-    ("made of them, still no torch", "corpus conversation_files report_sections"),
-    ("torch, one idea each", "compute attention cross_entropy kv_cache sampling report"),
+    ("made of them, still no torch", "corpus conversation_files report"),
+    ("torch, one idea each", "compute attention cross_entropy kv_cache sampling"),
     ("the model and its batches", "gpt dataloader prepare server"),
     ("parts that need a model", "optim objectives checkpoint engine loss_eval budget"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
