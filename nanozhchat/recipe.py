@@ -13,7 +13,7 @@ from typing import Any
 REF_BATCH = 2**19  # tokens/step that suit REF_TOKENS; nanochat's sweep at depth 12
 REF_TOKENS = 1.32e9  # target_ratio * scaling_params at depth 12 with 32K tokens
 BATCH_EXPONENT = 0.383  # B grows with D^0.383 (arXiv 2505.13738)
-MIN_STEPS = 1000  # about: a short run takes smaller batches rather than fewer steps
+MIN_STEPS = 2000  # about: a short run takes smaller batches rather than fewer steps (own runs, dev/LOG.md)
 MIN_BATCH = 2048  # below this the optimizer costs more than it teaches
 TARGET_RATIO = 12.0  # tokens per scaling parameter; nanochat's fit
 ASPECT = 64  # channels per layer
@@ -27,7 +27,7 @@ WARMUP_STEPS, WARMUP_FRAC_MAX = 40, 0.2
 WARMDOWN_FRAC, FINAL_LR_FRAC = 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
 SFT_WARMUP_FRAC, SFT_WARMDOWN_FRAC = 0.02, 0.8
-BUDGET_RATIO = 0.4  # tokens per scaling parameter that a wall-clock budget should at least allow
+BUDGET_RATIO = 0.6  # tokens per scaling parameter that a wall-clock budget should at least allow
 BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
 VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary

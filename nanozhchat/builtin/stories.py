@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, places, sections, words
 
 STORY_CHARS_MIN = 60
-OPEN_SHARE = 0.25  # of the stories in training: asked without name and aim, as people do first
+OPEN_SHARE = 0.1  # of the stories in training: asked without name and aim, as people do first
 SWIM, SWIMMERS = "学会游泳", ("小鸭子", "小青蛙", "小乌龟", "小企鹅", "小海豚")  # who need not learn it
 HUMAN_KINDS = ("小男孩", "小女孩", "年轻人", "学生", "姑娘", "孩子")
 HUMAN_PRONOUN = {"小男孩": "他", "小女孩": "她", "姑娘": "她"}
