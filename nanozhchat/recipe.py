@@ -55,6 +55,11 @@ class Overrides:
         if len(horizon) > 1:
             raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
 
+    def check_budget(self, budget_s: float | None) -> None:
+        """Raise ValueError if a wall-clock budget comes with another length of the run."""
+        if budget_s is not None and any(x is not None for x in (self.num_steps, self.target_flops, self.target_ratio)):
+            raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -183,6 +188,8 @@ def _total_batch(tokens: float, sequence_len: int) -> int:
 
 def _device_batch(total: int, sequence_len: int, world_size: int, limit_tokens: int) -> int:
     """Rows per micro-step: the largest divisor of the step's rows per rank that stays within `limit_tokens`."""
+    if world_size < 1:
+        raise ValueError(f"world_size={world_size} must be at least 1")
     unit = sequence_len * world_size
     rows = total // unit
     if rows * unit != total or rows == 0:
@@ -195,7 +202,7 @@ def _device_batch(total: int, sequence_len: int, world_size: int, limit_tokens: 
     return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
 
 
-def _rates(total: int, full: float, n_embd: int) -> dict[str, float]:
+def _rates(total: int, full: float, n_embd: int) -> dict[str, Any]:
     """Learning rates and weight decay for a batch of `total` tokens, a horizon of `full` tokens and a width."""
     exponent = LR_EXPONENT_SMALL if total < REF_BATCH else LR_EXPONENT_LARGE
     lr_scale = (total / REF_BATCH) ** exponent
@@ -226,10 +233,7 @@ def resolve(
     Raises ValueError naming the value and a value that works.
     """
     over = overrides
-    if world_size < 1:
-        raise ValueError(f"world_size={world_size} must be at least 1")
-    if budget_s is not None and any(x is not None for x in (over.num_steps, over.target_flops, over.target_ratio)):
-        raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
+    over.check_budget(budget_s)
     sizes = model_sizes(depth, vocab_size, over)
     params = count_params(sizes)
     scaling = params["matrices"] + params["head"]

@@ -32,12 +32,12 @@ GOLDEN = {
     2: {
         "n_embd": 128, "n_head": 2, "head_dim": 64, "vocab_size": 4096, "sequence_len": 512, "window_pattern": "L",
         "value_embeddings": False, "num_params": 1_441_814, "scaling_params": 917_504, "flops_per_token": 7_077_888,
-        "total_batch_size": 8192, "num_steps": 1344, "matrix_lr": 0.0131951, "weight_decay": 0.795025,
+        "total_batch_size": 4096, "num_steps": 2688, "matrix_lr": 0.0123114, "weight_decay": 0.426043,
     },
     4: {
         "n_embd": 256, "n_head": 4, "head_dim": 64, "vocab_size": 4096, "sequence_len": 512, "window_pattern": "L",
         "value_embeddings": False, "num_params": 5_242_906, "scaling_params": 4_194_304, "flops_per_token": 31_457_280,
-        "total_batch_size": 65536, "num_steps": 768, "matrix_lr": 0.0162450, "weight_decay": 1.130082,
+        "total_batch_size": 32768, "num_steps": 1536, "matrix_lr": 0.0151572, "weight_decay": 0.605596,
     },
     12: {
         "n_embd": 768, "n_head": 6, "head_dim": 128, "vocab_size": 16384, "sequence_len": 2048,
@@ -237,13 +237,13 @@ def test_another_number_of_ranks_shares_the_same_total_batch():
         assert shared.total_batch_size == r.total_batch_size
         product = shared.device_batch_size * shared.sequence_len * world * shared.grad_accum_steps
         assert product == r.total_batch_size
-    with pytest.raises(ValueError, match="128 rows, which 3 ranks cannot share evenly"):
+    with pytest.raises(ValueError, match="64 rows, which 3 ranks cannot share evenly"):
         for_world(r, 3)
 
 
 def test_device_batch_follows_memory_without_changing_the_result():
     small, large = (resolve(4, vocab_size=4096, micro_batch_tokens=n) for n in (512, 65536))
-    assert (small.device_batch_size, large.device_batch_size) == (1, 128)
+    assert (small.device_batch_size, large.device_batch_size) == (1, 64)
     for r in (small, large):
         assert replace(r, device_batch_size=1, grad_accum_steps=1, memory_bytes=0) == replace(
             small, device_batch_size=1, grad_accum_steps=1, memory_bytes=0
