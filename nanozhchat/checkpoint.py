@@ -167,6 +167,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, DamagedError):
         return None
     known = isinstance(manifest, dict) and manifest.get("format_version") == FORMAT_VERSION
+    if known and not all({"name", "bytes", "sha256"} <= entry.keys() for entry in manifest.get("files", [])):
+        return None
     return manifest if known and "files" in manifest else None
 
 

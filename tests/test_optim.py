@@ -1,7 +1,5 @@
 """The optimizer: right updates, and the same ones for any number of ranks."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -9,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from nanozhchat import compute as compute_module
 from nanozhchat.compute import Compute
-from nanozhchat.gpt import GPT
 from nanozhchat.optim import POLAR_EXPRESS, POLAR_SAFETY, SHARD_MIN_ELEMENTS, Optimizer, ParamGroup, orthogonalize
 from nanozhchat.optim import param_groups as make_groups
 from tests.conftest import make_config, make_model, make_recipe, run_ranks
@@ -23,15 +20,13 @@ CPU = Compute(torch.device("cpu"))
 STEPS = 4
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
+def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (64, 16), (16, 64), (128, 128)])
 @pytest.mark.parametrize("condition", [1.0, 1e-2])
-def test_orthogonalizing_drives_all_singular_values_near_one_and_keeps_the_directions(
-    shape: tuple[int, int], condition: float
-) -> None:
+def test_orthogonalizing_drives_all_singular_values_near_one_and_keeps_the_directions(shape, condition):
     u, _, vt = torch.linalg.svd(random(3, *shape), full_matrices=False)
     s = torch.linspace(1.0, condition, min(shape)) * 5
     g = u * s @ vt
@@ -44,11 +39,11 @@ def test_orthogonalizing_drives_all_singular_values_near_one_and_keeps_the_direc
         assert (one.double() * exact).sum() / one.norm() / exact.norm() > 0.97
 
 
-def test_orthogonalizing_nothing_gives_nothing() -> None:
+def test_orthogonalizing_nothing_gives_nothing():
     assert orthogonalize(torch.zeros(2, 4, 8), 5).abs().max() == 0
 
 
-def test_the_matrix_product_form_is_the_polynomial_of_the_singular_values() -> None:
+def test_the_matrix_product_form_is_the_polynomial_of_the_singular_values():
     g = random(2, 12, 20)
     for one, direction in zip(orthogonalize(g, 5), g, strict=True):
         want = reference.polynomial_polar(direction.double().numpy(), POLAR_EXPRESS, POLAR_SAFETY)
@@ -56,7 +51,7 @@ def test_the_matrix_product_form_is_the_polynomial_of_the_singular_values() -> N
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
-def test_muon_agrees_with_its_readable_twin(shape: tuple[int, int]) -> None:
+def test_muon_agrees_with_its_readable_twin(shape):
     names = ("a", "b", "c")
     params = {n: nn.Parameter(random(*shape, seed=i)) for i, n in enumerate(names)}
     group = ParamGroup(kind="muon", params=params, lr=0.05, weight_decay=0.3)
@@ -77,12 +72,12 @@ def test_muon_agrees_with_its_readable_twin(shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(params[n].detach().numpy(), want[n], atol=2e-4)
 
 
-def adamw_group() -> ParamGroup:
+def adamw_group():
     return ParamGroup(kind="adamw", params={"other": nn.Parameter(torch.zeros(1))}, lr=0.0)
 
 
-def test_decay_pulls_only_the_weights_that_the_update_shrinks() -> None:
-    def moved(weight_decay: float) -> Tensor:
+def test_decay_pulls_only_the_weights_that_the_update_shrinks():
+    def moved(weight_decay):
         p = nn.Parameter(random(8, 8))
         group = ParamGroup(kind="muon", params={"a": p}, lr=0.1, weight_decay=weight_decay)
         optimizer = Optimizer([group, adamw_group()], CPU)
@@ -97,7 +92,7 @@ def test_decay_pulls_only_the_weights_that_the_update_shrinks() -> None:
     torch.testing.assert_close(decayed, free - 0.1 * 0.5 * start * shrinking, atol=1e-6, rtol=1e-5)
 
 
-def test_the_adamw_part_is_pytorchs_adamw() -> None:
+def test_the_adamw_part_is_pytorchs_adamw():
     shapes = [(40, 8), (3,), (1,), (128, 64)]
     mine = {f"p{i}": nn.Parameter(random(*s, seed=i)) for i, s in enumerate(shapes)}
     theirs = [nn.Parameter(p.detach().clone()) for p in mine.values()]
@@ -111,7 +106,7 @@ def test_the_adamw_part_is_pytorchs_adamw() -> None:
             {"params": theirs[:2], "lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95)},
             {"params": theirs[2:], "lr": 0.02, "weight_decay": 0.0, "betas": (0.9, 0.99)},
         ],
-        eps=1e-10,
+        eps=1e-8,
     )
     for step in range(5):
         multiplier = 1.0 - 0.1 * step
@@ -127,35 +122,35 @@ def test_the_adamw_part_is_pytorchs_adamw() -> None:
         torch.testing.assert_close(p.detach(), q.detach(), atol=1e-6, rtol=1e-6)
 
 
-def a_model() -> GPT:
+def a_model():
     """Three matrices of a shape do not divide by two ranks; some tensors are above the sharding limit, some below."""
     return make_model(make_config(n_layer=3, n_embd=64), perturb=True)
 
 
-def set_gradients(model: GPT, step: int, rank: int, world: int) -> None:
+def set_gradients(model, step, rank, world):
     """Deterministic gradients of which each rank holds another share; together they are the same for any world."""
     for i, p in enumerate(model.parameters()):
         share = 1.0 if world == 1 else (0.25, 0.75)[rank]
         p.grad = random(*p.shape, seed=1000 * step + i) * 16 * share
 
 
-def advance(model: GPT, optimizer: Optimizer, step: int, compute: Compute) -> float:
+def advance(model, optimizer, step, compute):
     set_gradients(model, step, compute.rank, compute.world_size)
     norm = optimizer.reduce(1 / 16)
     optimizer.apply(1 / 16, lr_multiplier=1.0 - step / 10, momentum=0.85, decay_multiplier=0.5)
     return norm
 
 
-def weights(model: GPT) -> dict[str, Tensor]:
+def weights(model):
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
-def fresh() -> tuple[GPT, list[ParamGroup]]:
+def fresh():
     model = a_model()
     return model, make_groups(model, make_recipe())
 
 
-def test_the_norm_is_that_of_the_scaled_sum_of_all_gradients() -> None:
+def test_the_norm_is_that_of_the_scaled_sum_of_all_gradients():
     model, groups = fresh()
     optimizer = Optimizer(groups, CPU)
     set_gradients(model, 0, 0, 1)
@@ -164,7 +159,7 @@ def test_the_norm_is_that_of_the_scaled_sum_of_all_gradients() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_discarding_a_gradient_leaves_weights_and_the_next_step_as_if_it_never_was() -> None:
+def test_discarding_a_gradient_leaves_weights_and_the_next_step_as_if_it_never_was():
     runs = []
     for bad in (False, True):
         model, groups = fresh()
@@ -182,7 +177,7 @@ def test_discarding_a_gradient_leaves_weights_and_the_next_step_as_if_it_never_w
     assert all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
 
 
-def test_a_parameter_without_gradient_counts_as_zero() -> None:
+def test_a_parameter_without_gradient_counts_as_zero():
     model, groups = fresh()
     optimizer = Optimizer(groups, CPU)
     assert optimizer.reduce(1.0) == 0.0
@@ -190,7 +185,7 @@ def test_a_parameter_without_gradient_counts_as_zero() -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def work(folder: Path, compute: Compute) -> None:
+def work(folder, compute):
     """What each rank of the test below does: train on, save its share of the state, and continue the others' run."""
     model, groups = fresh()
     optimizer = Optimizer(groups, compute)
@@ -208,7 +203,7 @@ def work(folder: Path, compute: Compute) -> None:
                 for n, p in model.named_parameters():
                     p.copy_(given[n])
             optimizer = Optimizer(groups, compute)
-            merged: dict[str, Tensor] = {}
+            merged = {}
             for path in sorted(folder.glob(f"world{other}.rank*.safetensors")):
                 merged.update(load_file(path))
             optimizer.load_state_dict(merged, STEPS)
@@ -218,7 +213,7 @@ def work(folder: Path, compute: Compute) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory):
     """Run the same steps on one rank, on two, and on one again, each continuing what it finds."""
     folder = tmp_path_factory.mktemp("optim")
     work(folder, CPU)
@@ -227,7 +222,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_close(a: Path, b: Path, tolerance: float) -> None:
+def assert_close(a, b, tolerance):
     left, right = load_file(a), load_file(b)
     assert left.keys() == right.keys()
     for name in left:
@@ -236,11 +231,11 @@ def assert_close(a: Path, b: Path, tolerance: float) -> None:
         )
 
 
-def test_two_ranks_do_the_same_steps_as_one(results: Path) -> None:
+def test_two_ranks_do_the_same_steps_as_one(results):
     assert_close(results / "world1.safetensors", results / "world2.safetensors", 1e-5)
 
 
-def test_two_ranks_share_the_state_instead_of_repeating_it(results: Path) -> None:
+def test_two_ranks_share_the_state_instead_of_repeating_it(results):
     whole = load_file(results / "world1.rank0.safetensors")
     shares = [load_file(results / f"world2.rank{r}.safetensors") for r in (0, 1)]
     for key in whole:
@@ -253,7 +248,7 @@ def test_two_ranks_share_the_state_instead_of_repeating_it(results: Path) -> Non
 
 @pytest.mark.parametrize("saved_by", [1, 2])
 @pytest.mark.parametrize("continued_on", [1, 2])
-def test_state_saved_by_any_number_of_ranks_continues_on_any(results: Path, saved_by: int, continued_on: int) -> None:
+def test_state_saved_by_any_number_of_ranks_continues_on_any(results, saved_by, continued_on):
     without_stop, groups = fresh()
     optimizer = Optimizer(groups, CPU)
     for step in range(STEPS + 1):
@@ -264,7 +259,7 @@ def test_state_saved_by_any_number_of_ranks_continues_on_any(results: Path, save
     assert_close(got, want, 0.0 if (saved_by, continued_on) == (1, 1) else 1e-5)
 
 
-def test_loading_the_state_of_no_steps_is_a_fresh_start() -> None:
+def test_loading_the_state_of_no_steps_is_a_fresh_start():
     model, groups = fresh()
     optimizer = Optimizer(groups, CPU)
     optimizer.load_state_dict({}, 0)
