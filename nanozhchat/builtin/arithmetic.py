@@ -13,12 +13,12 @@ SMALL_SHARE = 0.35
 
 @cache
 def pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
-    """Return the operand pairs of one split for "add" or "sub"."""
+    """Return the operand pairs of one split for "add" or "sub"; one-digit ones are the atoms and always trained."""
     if op == "add":
         pool = [(a, b) for a in range(1, LIMIT) for b in range(1, LIMIT - a + 1)]
     else:
         pool = [(a, b) for a in range(2, LIMIT) for b in range(1, a)]
-    return tuple((a, b) for a, b in pool if is_held_out(f"{op}:{a},{b}") is held)
+    return tuple((a, b) for a, b in pool if (max(a, b) > 9 and is_held_out(f"{op}:{a},{b}")) is held)
 
 
 @cache
