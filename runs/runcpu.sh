@@ -8,6 +8,7 @@
 #   RUN=dummy       wandb run name; dummy = off
 #   NPROC=          training processes; empty = one per core, at most 4
 #   TAG=            name of the model; empty = made from the knobs, so that different settings never mix
+#   QUESTION=...    asked at the end; a story by default
 #   FRESH=0         1 = start over (the earlier run is kept aside)
 #   DRY_RUN=0       1 = print the commands without running them
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
@@ -64,7 +65,7 @@ if ! newer "$SFT/chat_eval.json" "$SFT/latest.json"; then
 fi
 step "report" python -m scripts.report --model-tag="$TAG"
 
-QUESTION="小红有5个苹果，又买了3个，现在一共有几个苹果？"
+QUESTION="${QUESTION:-给我讲一个小猫的故事}"
 say "one question: $QUESTION"
 run python -m scripts.chat_cli --model-tag="$TAG" --device-type=cpu --temperature=0 -p "$QUESTION"
 cat >&2 <<END
