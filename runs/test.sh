@@ -24,7 +24,7 @@ if [ -z "${CHROMIUM:-$(find_chromium)}" ]; then
   fi
 fi
 
-export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=offline
+export OMP_NUM_THREADS=1 WANDB_MODE=offline
 step "rust: format" cargo fmt --manifest-path rustbpe/Cargo.toml --check
 step "rust: clippy" cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
 step "rust: tests" cargo test --quiet --manifest-path rustbpe/Cargo.toml

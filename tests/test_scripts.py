@@ -81,7 +81,7 @@ def test_started_as_a_module_a_script_ends_with_the_exit_code():
 
     good, bad, wrong = start("--depth=4"), start("--bogus"), start("--depth=4", "--num-steps=1", "--target-ratio=1")
     assert (good.returncode, bad.returncode, wrong.returncode) == (0, 2, 2)
-    assert re.search(r"^num_steps +768 ", good.stdout, re.MULTILINE)
+    assert re.search(r"^num_steps +1,536 ", good.stdout, re.MULTILINE)
     assert wrong.stderr.splitlines() == [
         "error: num_steps and target_ratio both set the length of the run; give only one"
     ]
