@@ -60,6 +60,7 @@ if ! command -v cargo >/dev/null; then
     setup_fail "Rust could not be installed; run: curl https://sh.rustup.rs -sSf | sh"
 fi
 
+echo "setup: Python packages and the Rust tokenizer (some minutes the first time, seconds afterwards)" >&2
 if ! "$UV" sync --frozen --quiet; then
   setup_fail "\`uv sync --frozen\` failed (its message is above); run it again by hand: $UV sync --frozen"
 fi

@@ -12,6 +12,8 @@ from nanozhchat.schedule import parse_duration
 
 MFU = 0.45  # of the datasheet peak, assumed for estimates (nanochat reports 0.4-0.5 on H100)
 
+MEMORY_FRAC = 0.8  # of a device that a run may fill by estimate
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArgs:
@@ -54,8 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides)
     tokens = seconds * speed / plain.flops_per_token if seconds is not None else None
     micro = 32768 if device else 4096
-    recipe = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides, micro_batch_tokens=micro,
-                     budget_s=seconds, budget_tokens=tokens)  # fmt: skip
+
+    def fitting(tokens_at_a_time: int) -> Recipe:
+        return resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides, budget_s=seconds,
+                       budget_tokens=tokens, micro_batch_tokens=tokens_at_a_time)  # fmt: skip
+
+    recipe = fitting(micro)
+    while device is not None and recipe.memory_bytes > MEMORY_FRAC * device.memory_bytes and micro > 1024:
+        micro //= 2  # smaller micro-steps, more of them: the same run in less memory
+        recipe = fitting(micro)
     print_table(recipe)
     if device is not None:
         hours = recipe.train_flops / speed / 3600
