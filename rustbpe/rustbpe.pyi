@@ -1,6 +1,7 @@
 """Byte-level BPE for Chinese: training and encoding. Long calls release the interpreter and honour Ctrl-C."""
 
 from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from typing import final
 
 BPE_PATTERN: str
@@ -8,6 +9,21 @@ BPE_PATTERN: str
 
 CHAR_PATTERN: str
 """The regular expression "char" stands for: every character is a chunk."""
+
+def count_to_files(
+    docs: Iterable[str],
+    directory: str | PathLike[str],
+    prefix: str,
+    memory: int,
+    pattern: str = "bpe",
+    threads: int = 0,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> tuple[list[str], dict[str, int]]:
+    """Count the chunks of documents into new files `PREFIX*.counts` in a folder, using about `memory` bytes for tables.
+
+    Returns the names of the files, which are safely on disk, and what was counted: documents, bytes, chunks.
+    progress("count", bytes, 0) as in `BPE.train`. Raises OSError if a file exists already or cannot be written.
+    """
 
 @final
 class BPE:
@@ -33,6 +49,25 @@ class BPE:
         """
 
     @staticmethod
+    def train_from_files(
+        files: Sequence[str | PathLike[str]],
+        bytes: int,
+        vocab_size: int,
+        memory: int,
+        pattern: str = "bpe",
+        threads: int = 0,
+        merges: Sequence[tuple[int, int, int]] = ...,
+        progress: Callable[[str, int, int], object] | None = None,
+        saved: Callable[[list[tuple[int, int, int]]], object] | None = None,
+    ) -> BPE:
+        """Learn a vocabulary from files of counted chunks (see `count_to_files`), in about `memory` bytes.
+
+        bytes: UTF-8 bytes of the text that was counted. merges: [(left id, right id, count)] of an earlier call to go
+        on from; saved(merges) is handed such a list now and then, never a wrong one. The rest is as in `train`.
+        Raises OSError if a file cannot be read.
+        """
+
+    @staticmethod
     def from_ranks(ranks: Sequence[bytes], pattern: str = "bpe") -> BPE:
         """Build from the byte strings of all tokens; the index is the id. Raises ValueError if the list is damaged."""
 
@@ -54,8 +89,12 @@ class BPE:
         """Number of tokens."""
 
     @property
+    def counts(self) -> list[int]:
+        """How often the pair of each merge stood in the text when it was merged; empty if built from ranks."""
+
+    @property
     def stats(self) -> dict[str, int]:
-        """What was counted in training: documents, bytes, chunks, distinct_chunks; empty if built from ranks."""
+        """What was counted in training: documents, bytes, chunks; empty if built from ranks."""
 
     def split(self, text: str) -> list[str]:
         """Return the chunks of a text; put together they are the text."""

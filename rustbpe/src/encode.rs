@@ -7,18 +7,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
-
 use crate::error::{PatternError, VocabError};
+use crate::lookup::{Characters, PairTable, NO_TOKEN};
 use crate::pretokenize::Splitter;
 use crate::vocab::Vocab;
 
-/// Rank of a pair that makes no token.
-const NO_TOKEN: u32 = u32::MAX;
-
-/// Chunks up to this many bytes are merged by scanning for the lowest rank: quadratic, but in one cache line or a few.
-const SCAN_MAX_BYTES: usize = 128;
+/// Up to this many pieces, merging scans for the lowest rank: quadratic, but in one cache line or a few.
+const SCAN_MAX: usize = 96;
 
 /// Texts are dealt out to threads in runs of about this many bytes.
 const RUN_BYTES: usize = 1 << 16;
@@ -29,15 +24,14 @@ pub struct Encoder {
     splitter: Splitter,
     vocab: Vocab,
     byte_ids: [u32; 256],
-    /// Token made of two bytes, or [`NO_TOKEN`]: every chunk starts with these look-ups.
-    byte_pairs: Vec<u32>,
-    /// (left id, right id) to the id of the token they make.
-    pairs: HashMap<u64, u32, FxBuildHasher>,
+    pairs: PairTable,
+    characters: Option<Characters>,
+    longest_token: usize,
 }
 
 /// Memory reused from chunk to chunk.
 #[derive(Debug, Default)]
-struct Scratch {
+pub(crate) struct Scratch {
     ids: Vec<u32>,
     /// Rank of the pair that starts at each id.
     ranks: Vec<u32>,
@@ -50,9 +44,16 @@ impl Encoder {
         for byte in 0..=255u8 {
             byte_ids[usize::from(byte)] = vocab.id(&[byte]).unwrap_or(NO_TOKEN);
         }
-        let byte_pairs = (0..=u16::MAX).map(|pair| vocab.id(&pair.to_be_bytes()).unwrap_or(NO_TOKEN)).collect();
-        let pairs = vocab.splits().map(|(left, right, id)| (key(left, right), id)).collect();
-        Self { splitter, vocab, byte_ids, byte_pairs, pairs }
+        let pairs = PairTable::new(&vocab);
+        let longest_token = vocab.iter().map(<[u8]>::len).max().unwrap_or(1);
+        let mut encoder = Self { splitter, vocab, byte_ids, pairs, characters: None, longest_token };
+        let mut scratch = Scratch::default();
+        let characters = Characters::new(&encoder.vocab, |token| {
+            let highest = encoder.merge(token, NO_TOKEN, &mut scratch);
+            (scratch.ids.len() == 1).then_some(highest)
+        });
+        encoder.characters = Some(characters);
+        encoder
     }
 
     /// The vocabulary.
@@ -150,58 +151,80 @@ impl Encoder {
     }
 
     #[inline]
-    fn encode_chunk(&self, chunk: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+    pub(crate) fn encode_chunk(&self, chunk: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         match chunk {
             [] => {}
             [byte] => out.push(self.byte_ids[usize::from(*byte)]),
-            _ => match self.vocab.id(chunk) {
-                Some(id) => out.push(id),
-                None => {
-                    self.merge(chunk, NO_TOKEN, scratch);
-                    out.extend_from_slice(&scratch.ids);
+            _ => {
+                if let Some((id, bytes)) = self.character_at(chunk, 0) {
+                    if bytes == chunk.len() {
+                        return out.push(id);
+                    }
                 }
-            },
+                if chunk.len() <= self.longest_token {
+                    if let Some(id) = self.vocab.id(chunk) {
+                        return out.push(id);
+                    }
+                }
+                self.merge(chunk, NO_TOKEN, scratch);
+                out.extend_from_slice(&scratch.ids);
+            }
         }
+    }
+
+    #[inline]
+    fn character_at(&self, chunk: &[u8], from: usize) -> Option<(u32, usize)> {
+        self.characters.as_ref()?.at(chunk, from)
     }
 
     /// The id of the token two tokens make, or [`NO_TOKEN`] if there is none below `limit`.
     #[inline]
     fn rank(&self, left: u32, right: u32, limit: u32) -> u32 {
-        match self.pairs.get(&key(left, right)) {
-            Some(&rank) if rank < limit => rank,
-            _ => NO_TOKEN,
+        let rank = self.pairs.get(left, right);
+        if rank < limit {
+            rank
+        } else {
+            NO_TOKEN
         }
     }
 
     /// Leaves in `scratch.ids` the tokens of a chunk of two bytes or more, using only merges of rank below `limit`.
-    fn merge(&self, chunk: &[u8], limit: u32, scratch: &mut Scratch) {
-        scratch.ids.clear();
-        scratch.ids.extend(chunk.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
-        scratch.ranks.clear();
-        scratch.ranks.extend(chunk.windows(2).map(|pair| {
-            let rank = self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])];
-            if rank < limit {
-                rank
-            } else {
-                NO_TOKEN
-            }
-        }));
-        scratch.ranks.push(NO_TOKEN);
-        if chunk.len() <= SCAN_MAX_BYTES {
-            self.merge_by_scan(limit, scratch);
+    /// Returns the highest rank used.
+    fn merge(&self, chunk: &[u8], limit: u32, scratch: &mut Scratch) -> u32 {
+        let Scratch { ids, ranks } = scratch;
+        ids.clear();
+        let mut from = 0;
+        while from < chunk.len() {
+            // With a limit, a character may not be whole at the end.
+            let whole = if limit == NO_TOKEN { self.character_at(chunk, from) } else { None };
+            let (id, bytes) = whole.unwrap_or((self.byte_ids[usize::from(chunk[from])], 1));
+            ids.push(id);
+            from += bytes;
+        }
+        ranks.clear();
+        ranks.extend(ids.windows(2).map(|pair| self.rank(pair[0], pair[1], limit)));
+        ranks.push(NO_TOKEN);
+        if ids.len() <= SCAN_MAX {
+            self.merge_by_scan(limit, scratch)
         } else {
-            self.merge_by_heap(limit, scratch);
+            self.merge_by_heap(limit, scratch)
         }
     }
 
-    fn merge_by_scan(&self, limit: u32, scratch: &mut Scratch) {
+    fn merge_by_scan(&self, limit: u32, scratch: &mut Scratch) -> u32 {
         let Scratch { ids, ranks } = scratch;
+        let mut highest = 0;
         loop {
-            let lowest = ranks.iter().copied().fold(NO_TOKEN, u32::min);
-            if lowest == NO_TOKEN {
-                return;
+            let (mut at, mut lowest) = (0, NO_TOKEN);
+            for (i, &rank) in ranks.iter().enumerate() {
+                if rank < lowest {
+                    (at, lowest) = (i, rank);
+                }
             }
-            let Some(at) = ranks.iter().position(|&rank| rank == lowest) else { return };
+            if lowest == NO_TOKEN {
+                return highest;
+            }
+            highest = highest.max(lowest);
             ids[at] = lowest;
             ids.remove(at + 1);
             ranks.remove(at + 1);
@@ -213,8 +236,9 @@ impl Encoder {
     }
 
     /// The same in O(n log n): a heap of (rank, position) over a doubly linked list.
-    fn merge_by_heap(&self, limit: u32, scratch: &mut Scratch) {
+    fn merge_by_heap(&self, limit: u32, scratch: &mut Scratch) -> u32 {
         let Scratch { ids, ranks } = scratch;
+        let mut highest = 0;
         let n = ids.len();
         let mut next: Vec<usize> = (1..=n).collect();
         let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
@@ -224,6 +248,7 @@ impl Encoder {
             if ranks[at] != rank {
                 continue; // merged away, or part of another pair by now
             }
+            highest = highest.max(rank);
             let gone = next[at];
             let after = next[gone];
             ids[at] = rank;
@@ -253,11 +278,8 @@ impl Encoder {
             from = next[from];
         }
         ids.truncate(to);
+        highest
     }
-}
-
-fn key(left: u32, right: u32) -> u64 {
-    (u64::from(left) << 32) | u64::from(right)
 }
 
 /// Cuts a list of texts into runs (from, to) of about [`RUN_BYTES`].

@@ -1,6 +1,7 @@
 //! Errors: one variant per thing a user can fix. Every message says what was wrong and what to do next.
 
 use std::fmt;
+use std::path::PathBuf;
 
 /// Why a split pattern could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,18 @@ pub enum TrainError {
         /// Bytes of distinct chunks.
         bytes: usize,
     },
+    /// A file of counted chunks cannot be written or read.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// No merge can be made in the memory allowed.
+    MemoryLimit {
+        /// Bytes allowed for tables.
+        bytes: usize,
+    },
     /// The text could not be split.
     Pattern(PatternError),
     /// The caller asked to stop.
@@ -78,6 +91,18 @@ impl fmt::Display for TrainError {
                 f,
                 "vocab_size={asked} is too large: the text gives at most {reached} tokens; \
                  pass --vocab-size={reached} or give more text"
+            ),
+            Self::File { path, reason } => {
+                write!(
+                    f,
+                    "{}: {reason}; free some space if the disk is full, else delete it and run again",
+                    path.display()
+                )
+            }
+            Self::MemoryLimit { bytes } => write!(
+                f,
+                "{} MiB of memory are too little to train on this text; pass a larger --memory-limit",
+                bytes >> 20
             ),
             Self::TooMuchText { bytes } => write!(
                 f,

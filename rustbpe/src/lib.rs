@@ -9,28 +9,36 @@
 //! let splitter = Splitter::new("bpe")?;
 //! let mut counts = ChunkCounts::default();
 //! counts.count(&splitter, "人之初，性本善。性相近，习相远。")?;
-//! let merges = train(counts, 260, |_| true)?;
-//! let encoder = Encoder::new(splitter, Vocab::from_merges(&merges)?);
+//! let learned = train(vec![counts], 260, |_| true)?;
+//! let encoder = Encoder::new(splitter, Vocab::from_merges(&learned.merges)?);
 //! let ids = encoder.encode("性善")?;
 //! assert_eq!(encoder.vocab().decode(&ids)?, "性善".as_bytes());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![deny(missing_docs)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod chars;
 pub mod count;
+mod crew;
 pub mod encode;
 pub mod error;
+mod lookup;
+mod memory;
+mod pairs;
 pub mod pretokenize;
 #[cfg(feature = "python")]
 mod python;
+mod shard;
+pub mod spill;
 pub mod train;
 pub mod vocab;
-pub mod word;
+mod word;
 
-pub use count::{Batch, ChunkCounts, Counter, Totals};
+pub use count::{Batch, ChunkCounts, Counted, Counter, SpillTo, Totals};
 pub use encode::Encoder;
 pub use error::{PatternError, TrainError, VocabError};
 pub use pretokenize::{Splitter, BPE_PATTERN, CHAR_PATTERN};
-pub use train::{train, Merges};
+pub use spill::{train_spilled, Spilled};
+pub use train::{train, Learned, Merges};
 pub use vocab::Vocab;

@@ -3,14 +3,19 @@
 //! Long calls detach from the interpreter, come back every so often to look for Ctrl-C, and raise ValueError with the
 //! messages of `error.rs`.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyIterator, PyString};
 
-use crate::{Batch, ChunkCounts, Counter, Encoder, PatternError, Splitter, Totals, TrainError, Vocab, VocabError};
+use crate::{
+    spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned, PatternError, SpillTo, Spilled,
+    Splitter, Totals, TrainError, Vocab, VocabError,
+};
 
 /// Documents are handed to the counting threads in batches of about this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
@@ -40,6 +45,7 @@ impl From<TrainError> for PyErr {
                 let set = raised.value(py).setattr("reached", reached);
                 set.err().unwrap_or(raised)
             }),
+            TrainError::File { .. } => PyOSError::new_err(error.to_string()),
             _ => raised,
         }
     }
@@ -49,8 +55,12 @@ impl From<TrainError> for PyErr {
 #[pyclass(frozen, name = "BPE", module = "rustbpe")]
 struct Bpe {
     encoder: Encoder,
-    totals: Option<(Totals, usize)>,
+    totals: Totals,
+    counts: Vec<u64>,
 }
+
+/// A merge and how often its pair stood in the text: (left id, right id, count).
+type CountedMerge = (u32, u32, u64);
 
 #[pymethods]
 impl Bpe {
@@ -72,14 +82,58 @@ impl Bpe {
     ) -> PyResult<Self> {
         let size = u32::try_from(vocab_size).map_err(|_| TrainError::VocabSize { asked: vocab_size })?;
         let splitter = Splitter::new(pattern)?;
-        let counter = Counter::new(&splitter, thread_count(threads));
-        let counts = count(py, docs.try_iter()?, counter, progress.as_ref())?;
-        let totals = Some((counts.totals, counts.len()));
-        let encoder = py.detach(|| {
-            let merges = merge(counts, size, progress.as_ref())?;
-            Ok::<_, PyErr>(Encoder::new(splitter, Vocab::from_merges(&merges)?))
-        })?;
-        Ok(Self { encoder, totals })
+        let counter = Counter::new(&splitter, thread_count(threads), None);
+        let parts = count(py, docs.try_iter()?, counter, progress.as_ref())?.parts;
+        let totals = total(&parts);
+        let learned = py.detach(|| reporting(size, progress.as_ref(), |tick| crate::train(parts, size, tick)))?;
+        Self::learned(splitter, learned, totals)
+    }
+
+    /// Learn a vocabulary from files of counted chunks (see `count_to_files`), in about `memory` bytes.
+    ///
+    /// bytes: UTF-8 bytes of the text that was counted. merges: [(left id, right id, count)] of an earlier call to go on
+    /// from; saved(merges) is handed such a list now and then, never a wrong one. The rest is as in `train`.
+    /// Raises OSError if a file cannot be read.
+    #[staticmethod]
+    #[pyo3(signature = (files, bytes, vocab_size, memory, pattern = "bpe", threads = 0, merges = vec![], progress = None, saved = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn train_from_files(
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        bytes: u64,
+        vocab_size: u64,
+        memory: usize,
+        pattern: &str,
+        threads: usize,
+        merges: Vec<CountedMerge>,
+        progress: Option<Py<PyAny>>,
+        saved: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let size = u32::try_from(vocab_size).map_err(|_| TrainError::VocabSize { asked: vocab_size })?;
+        let splitter = Splitter::new(pattern)?;
+        let spilled = Spilled { files, bytes, memory, threads: thread_count(threads) };
+        let mut learned = Learned::default();
+        for (left, right, count) in merges {
+            learned.merges.push((left, right));
+            learned.counts.push(count);
+        }
+        let mut raised = None;
+        let outcome = py.detach(|| {
+            reporting(size, progress.as_ref(), |tick| {
+                train_spilled(&spilled, size, learned, tick, |learned| {
+                    let Some(saved) = &saved else { return true };
+                    let merges = learned.merges.iter().zip(&learned.counts);
+                    let merges: Vec<CountedMerge> =
+                        merges.map(|(&(left, right), &count)| (left, right, count)).collect();
+                    raised = Python::attach(|py| saved.call1(py, (merges,)).err());
+                    raised.is_none()
+                })
+            })
+        });
+        match raised {
+            Some(error) => Err(error),
+            None => Self::learned(splitter, outcome?, Totals { bytes, ..Totals::default() }),
+        }
     }
 
     /// Build from the byte strings of all tokens; the index is the id. Raises ValueError if the list is damaged.
@@ -88,7 +142,7 @@ impl Bpe {
     fn from_ranks(py: Python<'_>, ranks: Vec<Vec<u8>>, pattern: &str) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         let encoder = py.detach(|| Ok::<_, PyErr>(Encoder::new(splitter, Vocab::from_ranks(ranks)?)))?;
-        Ok(Self { encoder, totals: None })
+        Ok(Self { encoder, totals: Totals::default(), counts: Vec::new() })
     }
 
     /// The byte strings of all tokens; the index is the id.
@@ -115,17 +169,20 @@ impl Bpe {
         self.encoder.vocab().len()
     }
 
-    /// What was counted in training: documents, bytes, chunks, distinct_chunks; empty if built from ranks.
+    /// How often the pair of each merge stood in the text when it was merged; empty if built from ranks.
     #[getter]
-    fn stats(&self) -> std::collections::BTreeMap<&'static str, u64> {
-        let Some((totals, distinct)) = self.totals else { return Default::default() };
-        [
-            ("documents", totals.documents),
-            ("bytes", totals.bytes),
-            ("chunks", totals.chunks),
-            ("distinct_chunks", distinct as u64),
-        ]
-        .into()
+    fn counts(&self) -> Vec<u64> {
+        self.counts.clone()
+    }
+
+    /// What was counted in training: documents, bytes, chunks; empty if built from ranks.
+    #[getter]
+    fn stats(&self) -> BTreeMap<&'static str, u64> {
+        if self.totals == Totals::default() {
+            BTreeMap::new()
+        } else {
+            stats(&self.totals)
+        }
     }
 
     /// The chunks of a text; put together they are the text.
@@ -191,7 +248,54 @@ impl Bpe {
     }
 }
 
+fn stats(totals: &Totals) -> BTreeMap<&'static str, u64> {
+    [("documents", totals.documents), ("bytes", totals.bytes), ("chunks", totals.chunks)].into()
+}
+
+fn total(parts: &[ChunkCounts]) -> Totals {
+    parts.iter().fold(Totals::default(), |mut all, part| {
+        all.documents += part.totals.documents;
+        all.bytes += part.totals.bytes;
+        all.chunks += part.totals.chunks;
+        all
+    })
+}
+
+/// Count the chunks of documents into new files `PREFIX*.counts` in a folder, using about `memory` bytes for tables.
+///
+/// Returns the names of the files, which are safely on disk, and what was counted: documents, bytes, chunks.
+/// progress("count", bytes, 0) as in `BPE.train`. Raises OSError if a file exists already or cannot be written.
+#[pyfunction]
+#[pyo3(signature = (docs, directory, prefix, memory, pattern = "bpe", threads = 0, progress = None))]
+#[allow(clippy::too_many_arguments)]
+fn count_to_files(
+    py: Python<'_>,
+    docs: &Bound<'_, PyAny>,
+    directory: PathBuf,
+    prefix: String,
+    memory: usize,
+    pattern: &str,
+    threads: usize,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(Vec<String>, BTreeMap<&'static str, u64>)> {
+    let to = SpillTo { directory: directory.clone(), prefix: prefix.clone(), memory };
+    let counter = Counter::new(&Splitter::new(pattern)?, thread_count(threads), Some(to));
+    let Counted { parts, mut files } = count(py, docs.try_iter()?, counter, progress.as_ref())?;
+    for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+        let path = directory.join(format!("{prefix}rest-{i:02}.counts"));
+        py.detach(|| spill::write(part, &path))?;
+        files.push(path);
+    }
+    let name = |path: PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok((files.into_iter().map(name).collect(), stats(&total(&parts))))
+}
+
 impl Bpe {
+    fn learned(splitter: Splitter, learned: Learned, totals: Totals) -> PyResult<Self> {
+        let encoder = Encoder::new(splitter, Vocab::from_merges(&learned.merges)?);
+        Ok(Self { encoder, totals, counts: learned.counts })
+    }
+
     fn batch(&self, py: Python<'_>, texts: &[Bound<'_, PyString>], threads: usize) -> PyResult<(Vec<u32>, Vec<usize>)> {
         let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
         Ok(py.detach(|| self.encoder.encode_batch(&texts, thread_count(threads)))?)
@@ -223,7 +327,7 @@ fn count(
     docs: Bound<'_, PyIterator>,
     counter: Counter,
     progress: Option<&Py<PyAny>>,
-) -> PyResult<ChunkCounts> {
+) -> PyResult<Counted> {
     let (mut batch, mut bytes) = (Batch::default(), 0);
     for (index, document) in docs.enumerate() {
         let document = document?;
@@ -244,24 +348,29 @@ fn count(
             }
         }
     }
-    let counts = py.detach(|| {
+    let counted = py.detach(|| {
         if !batch.is_empty() {
             counter.push(batch);
         }
         counter.finish()
     })?;
     if let Some(progress) = progress {
-        progress.call1(py, ("count", counts.totals.bytes, counts.totals.bytes))?;
+        let bytes = total(&counted.parts).bytes;
+        progress.call1(py, ("count", bytes, bytes))?;
     }
-    Ok(counts)
+    Ok(counted)
 }
 
-/// Runs the merge loop; called detached, attaches for Ctrl-C and progress.
-fn merge(counts: ChunkCounts, vocab_size: u32, progress: Option<&Py<PyAny>>) -> PyResult<crate::Merges> {
+/// Runs a training that ticks after each merge; called detached, attaches for Ctrl-C and progress.
+fn reporting(
+    vocab_size: u32,
+    progress: Option<&Py<PyAny>>,
+    train: impl FnOnce(&mut dyn FnMut(u32) -> bool) -> Result<Learned, TrainError>,
+) -> PyResult<Learned> {
     let total = vocab_size.saturating_sub(256);
     let mut raised = None;
     let mut last = Instant::now();
-    let merges = crate::train(counts, vocab_size, |done| {
+    let learned = train(&mut |done| {
         if done < total && last.elapsed() < TICK {
             return true;
         }
@@ -275,7 +384,7 @@ fn merge(counts: ChunkCounts, vocab_size: u32, progress: Option<&Py<PyAny>>) -> 
     });
     match raised {
         Some(error) => Err(error),
-        None => Ok(merges?),
+        None => Ok(learned?),
     }
 }
 
@@ -283,5 +392,6 @@ fn merge(counts: ChunkCounts, vocab_size: u32, progress: Option<&Py<PyAny>>) -> 
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("BPE_PATTERN", crate::BPE_PATTERN)?;
     module.add("CHAR_PATTERN", crate::CHAR_PATTERN)?;
+    module.add_function(wrap_pyfunction!(count_to_files, module)?)?;
     module.add_class::<Bpe>()
 }

@@ -1,108 +1,227 @@
-//! All distinct chunks in one flat array, where merging two neighbours takes constant time and no links.
+//! Pieces of chunks in one flat array, where merging two neighbours takes constant time and no links.
 //!
-//! A token occupies as many slots as it has bytes. Its id stands in its first slot and in its last, so the token after
-//! it starts `len[id]` slots further on, and the token before it has its id in the slot just before. Slots in between
-//! hold nothing that is ever read as a token: the first slot of a right half is overwritten when the halves merge.
+//! A token occupies `width` slots. Its id stands in its first slot and in its last, so the token after it starts
+//! `width[id]` slots further on, and the token before it has its id in the slot just before. Slots in between hold
+//! nothing that is ever read as a token: the first slot of a right half is overwritten when the halves merge.
 
 use crate::count::ChunkCounts;
-use crate::error::TrainError;
+use crate::memory;
 
-/// Stands between chunks.
-pub const EDGE: u32 = u32::MAX;
-/// Stands where a token used to start.
-const DEAD: u32 = u32::MAX - 1;
-
-/// The chunks as token ids, ordered by count, with the length in bytes of every token so far.
-#[derive(Debug)]
-pub struct Words {
-    slots: Vec<u32>,
-    token_len: Vec<u32>,
-    /// Ascending (first slot after the chunks with this count, count).
-    weights: Vec<(u32, u64)>,
+/// What a slot holds: 16 bits if the ids fit, since the array is far larger than any cache.
+pub trait Slot: Copy + Eq + Send + Sync + 'static {
+    /// Stands between pieces.
+    const EDGE: Self;
+    /// Stands where a token used to start.
+    const DEAD: Self;
+    /// Ids below this fit.
+    const ID_LIMIT: u32;
+    /// The slot for an id below the limit.
+    fn new(id: u32) -> Self;
+    /// The id, or a number from the limit up for the two marks.
+    fn id(self) -> u32;
 }
 
-/// Finds the count of the chunk at ascending positions.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Cursor {
-    segment: usize,
-}
-
-impl Words {
-    /// Lays out the chunks as single bytes.
-    pub fn new(counts: &ChunkCounts) -> Result<Self, TrainError> {
-        let bytes = counts.distinct_bytes();
-        let n_slots = bytes + counts.len() + 1;
-        if n_slots >= DEAD as usize {
-            return Err(TrainError::TooMuchText { bytes });
+macro_rules! slot {
+    ($type:ty) => {
+        impl Slot for $type {
+            const EDGE: Self = <$type>::MAX;
+            const DEAD: Self = <$type>::MAX - 1;
+            const ID_LIMIT: u32 = Self::DEAD as u32;
+            #[inline]
+            fn new(id: u32) -> Self {
+                id as $type
+            }
+            #[inline]
+            fn id(self) -> u32 {
+                self.into()
+            }
         }
-        // Chunks of equal count side by side: a few thousand boundaries replace a count per slot.
-        let mut order: Vec<u32> = (0..counts.len() as u32).collect();
-        order.sort_by_key(|&i| counts.get(i as usize).1);
-        let mut slots = Vec::with_capacity(n_slots);
+    };
+}
+slot!(u16);
+slot!(u32);
+
+/// The pieces as token ids, ordered by count, with the width in slots of every token so far.
+#[derive(Debug)]
+pub struct Words<S> {
+    slots: Vec<S>,
+    width: Vec<u32>,
+    /// Ascending (first slot after the pieces with this count, count).
+    weights: Vec<(u32, u64)>,
+    /// For each block of slots, the first of the weights that reaches into it; made when first asked for.
+    blocks: Vec<u32>,
+}
+
+/// Slots in a block, as a power of two.
+const BLOCK: u32 = 9;
+
+impl<S: Slot> Words<S> {
+    /// Lays out counted pieces, one slot a token; `lay` appends the tokens of a piece, all below `n_tokens`.
+    /// None if there is more than 32-bit positions can address.
+    pub fn new(counts: &ChunkCounts, n_tokens: usize, lay: impl Fn(&[u8], &mut Vec<S>)) -> Option<Self> {
+        // Pieces of equal count side by side: a few thousand boundaries replace a count per slot.
+        let mut order: Vec<(u64, u32)> = (0..counts.len()).map(|i| (counts.get(i).1, i as u32)).collect();
+        order.sort_unstable();
+        let mut slots = Vec::with_capacity(counts.distinct_bytes() + counts.len() + 1);
+        memory::advise_huge(&slots);
         let mut weights: Vec<(u32, u64)> = Vec::new();
-        slots.push(EDGE);
-        for index in order {
-            let (chunk, count) = counts.get(index as usize);
-            slots.extend(chunk.iter().map(|&byte| u32::from(byte)));
-            slots.push(EDGE);
-            let end = slots.len() as u32;
+        slots.push(S::EDGE);
+        for (count, index) in order {
+            lay(counts.get(index as usize).0, &mut slots);
+            slots.push(S::EDGE);
+            let end = u32::try_from(slots.len()).ok()?;
             match weights.last_mut() {
                 Some(last) if last.1 == count => last.0 = end,
                 _ => weights.push((end, count)),
             }
         }
-        Ok(Self { slots, token_len: vec![1; 256], weights })
+        Some(Self { slots, width: vec![1; n_tokens], weights, blocks: Vec::new() })
     }
 
-    /// Calls `visit(left, right, position, count)` for each pair of neighbouring bytes, by ascending position.
-    pub fn byte_pairs(&self, mut visit: impl FnMut(u32, u32, u32, u64)) {
-        let mut from = 1;
+    /// The same pieces in other tokens, all below `n_tokens`, one slot each; `lay` appends those for one of ours.
+    pub fn map(&self, n_tokens: usize, lay: impl Fn(u32, &mut Vec<S>)) -> Self {
+        let mut slots = Vec::with_capacity(self.slots.len());
+        memory::advise_huge(&slots);
+        let mut weights = Vec::with_capacity(self.weights.len());
+        slots.push(S::EDGE);
+        let mut at = 1;
         for &(end, count) in &self.weights {
-            for (i, pair) in self.slots[from..end as usize].windows(2).enumerate() {
-                if pair[0] != EDGE && pair[1] != EDGE {
-                    visit(pair[0], pair[1], (from + i) as u32, count);
+            while at < end as usize {
+                let token = self.slots[at];
+                if token == S::EDGE {
+                    slots.push(S::EDGE);
+                    at += 1;
+                } else {
+                    lay(token.id(), &mut slots);
+                    at += self.width[token.id() as usize] as usize;
                 }
             }
-            from = end as usize;
+            weights.push((slots.len() as u32, count));
+        }
+        Self { slots, width: vec![1; n_tokens], weights, blocks: Vec::new() }
+    }
+
+    /// The same pieces, one slot a token, cut between neighbours that are not `joined`, without single tokens.
+    pub fn cut(&self, mut joined: impl FnMut(u32, u32) -> bool) -> Self {
+        let mut slots = Vec::with_capacity(self.slots.len());
+        memory::advise_huge(&slots);
+        let mut weights = Vec::with_capacity(self.weights.len());
+        slots.push(S::EDGE);
+        let mut at = 1;
+        for &(end, count) in &self.weights {
+            while at < end as usize {
+                let mut left = self.slots[at];
+                let mut start = at;
+                let mut open = false;
+                while left != S::EDGE {
+                    let next = start + self.width[left.id() as usize] as usize;
+                    let right = self.slots[next];
+                    let join = right != S::EDGE && joined(left.id(), right.id());
+                    if open || join {
+                        slots.push(left);
+                        if !join {
+                            slots.push(S::EDGE);
+                        }
+                    }
+                    open = join;
+                    (left, start) = (right, next);
+                }
+                at = start + 1;
+            }
+            weights.push((slots.len() as u32, count));
+        }
+        Self { slots, width: vec![1; self.width.len()], weights, blocks: Vec::new() }
+    }
+
+    /// Calls `visit(left, right, position, count)` for each pair of neighbours, by ascending position.
+    #[inline]
+    pub fn pairs(&self, mut visit: impl FnMut(u32, u32, u32, u64)) {
+        let mut at = 1;
+        if self.width.iter().all(|&width| width == 1) {
+            for &(end, count) in &self.weights {
+                for (pair, position) in self.slots[at..end as usize].windows(2).zip(at as u32..) {
+                    if pair[0] != S::EDGE && pair[1] != S::EDGE {
+                        visit(pair[0].id(), pair[1].id(), position, count);
+                    }
+                }
+                at = end as usize;
+            }
+            return;
+        }
+        for &(end, count) in &self.weights {
+            while at < end as usize {
+                let mut left = self.slots[at];
+                let mut start = at;
+                while left != S::EDGE {
+                    let next = start + self.width[left.id() as usize] as usize;
+                    let right = self.slots[next];
+                    if right != S::EDGE {
+                        visit(left.id(), right.id(), start as u32, count);
+                    }
+                    (left, start) = (right, next);
+                }
+                at = start + 1;
+            }
         }
     }
 
-    /// Makes room for a token made of `left` and `right` and returns its id.
-    pub fn new_token(&mut self, left: u32, right: u32) -> u32 {
-        let len = self.token_len[left as usize].saturating_add(self.token_len[right as usize]);
-        self.token_len.push(len);
-        self.token_len.len() as u32 - 1
+    /// Number of tokens so far.
+    pub fn n_tokens(&self) -> usize {
+        self.width.len()
     }
 
-    /// Length of a token in bytes.
-    #[inline]
-    pub fn len_of(&self, token: u32) -> u32 {
-        self.token_len[token as usize]
+    /// Makes room for a token made of `left` and `right`.
+    pub fn new_token(&mut self, left: u32, right: u32) {
+        self.width.push(self.width[left as usize].saturating_add(self.width[right as usize]));
     }
 
-    /// The count of the chunk at `position`. Positions asked of one cursor must ascend.
+    /// Width of a token in slots.
     #[inline]
-    pub fn count_at(&self, cursor: &mut Cursor, position: u32) -> u64 {
-        if self.weights[cursor.segment].0 <= position {
-            let rest = &self.weights[cursor.segment..];
-            cursor.segment += rest.partition_point(|&(end, _)| end <= position);
+    pub fn width_of(&self, token: u32) -> u32 {
+        self.width[token as usize]
+    }
+
+    /// Prepares `count_at`.
+    pub fn index_counts(&mut self) {
+        self.blocks.clear();
+        for (i, &(end, _)) in self.weights.iter().enumerate() {
+            let n_blocks = (end as usize).div_ceil(1 << BLOCK);
+            self.blocks.resize(self.blocks.len().max(n_blocks), i as u32);
         }
-        self.weights[cursor.segment].1
+        self.blocks.push(self.weights.len().saturating_sub(1) as u32);
+    }
+
+    /// The count of the piece at `position`; `index_counts` comes first.
+    #[inline]
+    pub fn count_at(&self, position: u32) -> u64 {
+        // Most pieces occur once and come first.
+        let (end, count) = self.weights[0];
+        if position < end {
+            return count;
+        }
+        let block = (position >> BLOCK) as usize;
+        let among = &self.weights[self.blocks[block] as usize..=self.blocks[block + 1] as usize];
+        among[among.partition_point(|&(end, _)| end <= position)].1
+    }
+
+    /// Asks for the slots around `position` to be brought near.
+    #[inline]
+    pub fn prefetch(&self, position: u32) {
+        memory::prefetch(&self.slots, position as usize);
     }
 
     /// Whether `left` then `right` still stand at `position`, which was once the start of that pair.
     #[inline]
-    pub fn is_pair(&self, position: u32, left: u32, right: u32) -> bool {
-        self.slots[position as usize] == left && self.slots[(position + self.len_of(left)) as usize] == right
+    pub fn is_pair(&self, position: u32, left: S, right: S) -> bool {
+        self.slots[position as usize] == left && self.slots[(position + self.width_of(left.id())) as usize] == right
     }
 
-    /// Merges the pair at `position` into `token`; returns the tokens before and after it, or [`EDGE`].
+    /// Merges the pair at `position` into `token`; returns the tokens before and after it, or [`Slot::EDGE`].
     #[inline]
-    pub fn merge(&mut self, position: u32, left: u32, token: u32) -> (u32, u32) {
+    pub fn merge(&mut self, position: u32, left_width: u32, width: u32, token: S) -> (S, S) {
         let start = position as usize;
-        let middle = start + self.len_of(left) as usize;
-        let end = start + self.len_of(token) as usize;
-        self.slots[middle] = DEAD;
+        let end = start + width as usize;
+        self.slots[start + left_width as usize] = S::DEAD;
         self.slots[start] = token;
         self.slots[end - 1] = token;
         (self.slots[start - 1], self.slots[end])

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rustbpe::{train, Batch, ChunkCounts, Counter, Splitter, TrainError, Vocab};
+use rustbpe::{spill, train, train_spilled, Batch, Counter, Learned, SpillTo, Spilled, Splitter, TrainError, Vocab};
 
 fn naive(documents: &[String], splitter: &Splitter, vocab_size: u32) -> Vec<(u32, u32)> {
     let mut chunks: Vec<Vec<u32>> = Vec::new();
@@ -36,20 +36,20 @@ fn naive(documents: &[String], splitter: &Splitter, vocab_size: u32) -> Vec<(u32
 }
 
 fn fast(documents: &[String], splitter: &Splitter, vocab_size: u32, threads: usize) -> Vec<(u32, u32)> {
-    let counter = Counter::new(splitter, threads);
+    let counter = Counter::new(splitter, threads, None);
     for document in documents {
         let mut batch = Batch::default();
         batch.push(document);
         assert!(counter.push(batch));
     }
     let done = std::cell::Cell::new(0);
-    match train(counter.finish().unwrap(), vocab_size, |n| {
+    match train(counter.finish().unwrap().parts, vocab_size, |n| {
         done.set(n);
         true
     }) {
-        Ok(merges) => {
-            assert_eq!(done.get() as usize, merges.len());
-            merges
+        Ok(learned) => {
+            assert_eq!(done.get() as usize, learned.merges.len());
+            learned.merges
         }
         Err(TrainError::TooFewTokens { reached, .. }) => fast(documents, splitter, reached, threads),
         Err(TrainError::NoText) => Vec::new(),
@@ -95,15 +95,46 @@ fn byte_strings_of_tokens_are_unique() {
 }
 
 #[test]
-fn lists_are_compacted_without_changing_the_result() {
-    // Enough distinct text to pass the size from which lists are rebuilt; the naive trainer checks the first merges.
-    let documents = random_documents(7, "的一是不了人我在有他这中大来上国，。", 40, 30_000);
+fn spilling_does_not_change_the_merges() {
     let splitter = Splitter::new("bpe").unwrap();
-    let long = fast(&documents, &splitter, 2_000, 2);
-    assert_eq!(long[..40], naive(&documents, &splitter, 296)[..]);
-    let mut counts = ChunkCounts::default();
-    for document in &documents {
-        counts.count(&splitter, document).unwrap();
+    let documents = random_documents(5, "的一是不了人我在有他这中大来上国，。ab", 60, 4_000);
+    let want = fast(&documents, &splitter, 3_000, 1);
+    let directory = std::env::temp_dir().join(format!("rustbpe-spill-{}", std::process::id()));
+    for (threads, memory) in [(1, 1 << 20), (3, 1 << 20)] {
+        std::fs::create_dir_all(&directory).unwrap();
+        let spill = SpillTo { directory: directory.clone(), prefix: "a".to_owned(), memory };
+        let counter = Counter::new(&splitter, threads, Some(spill));
+        let mut bytes = 0;
+        for document in &documents {
+            let mut batch = Batch::default();
+            batch.push(document);
+            bytes += document.len() as u64;
+            assert!(counter.push(batch));
+        }
+        let mut counted = counter.finish().unwrap();
+        assert!(!counted.files.is_empty());
+        for (i, part) in counted.parts.iter().enumerate() {
+            let path = directory.join(format!("rest{i}"));
+            spill::write(part, &path).unwrap();
+            counted.files.push(path);
+        }
+        let spilled = Spilled { files: counted.files, bytes, memory, threads };
+        let mut rounds = Vec::new();
+        let learned = train_spilled(
+            &spilled,
+            3_000,
+            Learned::default(),
+            |_| true,
+            |learned| {
+                rounds.push(learned.clone());
+                true
+            },
+        );
+        assert_eq!(learned.unwrap().merges, want);
+        // Whatever was certain after a round, training goes on from there as if nothing had happened.
+        assert!(rounds.len() > 1);
+        let resumed = train_spilled(&spilled, 3_000, rounds.swap_remove(0), |_| true, |_| true).unwrap();
+        assert_eq!(resumed.merges, want);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
-    assert_eq!(train(counts, 2_000, |_| true).unwrap(), long);
 }

@@ -1,0 +1,289 @@
+//! The first merges, which make characters out of bytes, learned from counts of characters and of neighbours alone.
+//!
+//! Bytes merge inside characters, or whole characters merge with each other; merges of parts of characters across the
+//! border are possible but come late if at all. As long as none comes, what happens inside characters depends only on
+//! how often each character occurs, and whole characters can stand in the text as symbols from the start: a pair of
+//! them never occurs more often than either, so both have become tokens before it is their turn. What would be the
+//! most frequent pair of parts across a border is kept account of, from counts of neighbouring characters; once it
+//! could be next, this stops, with every merge so far as it should be, and the general loop goes on from bytes.
+
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
+use crate::count::ChunkCounts;
+use crate::pairs::{halves, key, PairMap, Pairs};
+
+/// The characters of the text: the symbols.
+#[derive(Debug)]
+pub struct Alphabet {
+    /// Symbol by code point.
+    symbols: Vec<u32>,
+    /// (occurrences, character) by symbol, the most frequent first.
+    characters: Vec<(u64, char)>,
+}
+
+/// Occurrences of every code point in counted chunks.
+pub fn count_characters(counts: &ChunkCounts) -> Vec<u64> {
+    let mut totals = vec![0u64; 0x11_0000];
+    for index in 0..counts.len() {
+        let (chunk, count) = counts.get(index);
+        characters(chunk, |c| totals[c as usize] += count);
+    }
+    totals
+}
+
+/// The characters of a chunk, which is valid UTF-8.
+#[inline]
+pub fn characters(chunk: &[u8], mut visit: impl FnMut(u32)) {
+    let mut at = 0;
+    while at < chunk.len() {
+        let first = u32::from(chunk[at]);
+        let (code, len) = match first {
+            0..0x80 => (first, 1),
+            0x80..0xE0 => (first & 31, 2),
+            0xE0..0xF0 => (first & 15, 3),
+            _ => (first & 7, 4),
+        };
+        let tail = chunk.get(at + 1..at + len).unwrap_or(&[]);
+        visit(tail.iter().fold(code, |code, &byte| code << 6 | u32::from(byte & 63)));
+        at += len;
+    }
+}
+
+impl Alphabet {
+    /// From occurrences by code point, in parts.
+    pub fn new(parts: Vec<Vec<u64>>) -> Self {
+        let mut symbols = vec![0; 0x11_0000];
+        let mut characters: Vec<(u64, char)> = (0..=char::MAX as u32)
+            .filter_map(|code| Some((parts.iter().map(|part| part[code as usize]).sum(), char::from_u32(code)?)))
+            .filter(|&(total, _)| total > 0)
+            .collect();
+        characters.sort_unstable_by(|a, b| b.cmp(a));
+        characters.iter().zip(0..).for_each(|(&(_, c), symbol)| symbols[c as usize] = symbol);
+        Self { symbols, characters }
+    }
+
+    /// Number of symbols.
+    pub fn len(&self) -> usize {
+        self.characters.len()
+    }
+
+    /// The symbol of a code point that occurs.
+    #[inline]
+    pub fn symbol(&self, code: u32) -> u32 {
+        self.symbols[code as usize]
+    }
+}
+
+/// What to merge next.
+#[derive(Debug, Clone, Copy)]
+pub enum Next {
+    /// Two symbols that stand for tokens.
+    Symbols {
+        /// Key of the symbols.
+        pair: u64,
+        /// Key of their tokens.
+        tokens: u64,
+        /// Occurrences.
+        count: u64,
+        /// Id of the pair.
+        id: u32,
+    },
+    /// Two pieces of characters.
+    Pieces {
+        /// Key of the tokens.
+        pair: u64,
+        /// Occurrences.
+        count: u64,
+    },
+    /// Nothing that is certain, or that reaches the cutoff.
+    Unsure,
+}
+
+/// The characters on their way from bytes to tokens.
+#[derive(Debug)]
+pub struct Assembly {
+    totals: Vec<u64>,
+    /// Tokens by symbol: the pieces of a character; for later symbols, one token.
+    pieces: Vec<Vec<u32>>,
+    /// Pairs of pieces inside characters: occurrences, and the symbols that have or had them.
+    inside: HashMap<u64, (u64, Vec<u32>), FxBuildHasher>,
+    /// Pairs of pieces across borders, where not both characters are whole.
+    across: Pairs,
+    /// (left symbol, right symbol, count), with what comes first for each left, and an order by right.
+    neighbours: Vec<(u32, u32, u64)>,
+    by_left: Vec<u32>,
+    by_right: Vec<u32>,
+    right_order: Vec<u32>,
+    cutoff: u64,
+}
+
+type Deltas = HashMap<u64, i64, FxBuildHasher>;
+
+impl Assembly {
+    /// All characters in bytes. `neighbours` counts pairs of symbols; nothing rarer than `cutoff` is looked at.
+    pub fn new(alphabet: &Alphabet, neighbours: &PairMap, cutoff: u64) -> Self {
+        let n = alphabet.len();
+        let pieces: Vec<Vec<u32>> = alphabet
+            .characters
+            .iter()
+            .map(|(_, c)| c.encode_utf8(&mut [0; 4]).bytes().map(u32::from).collect())
+            .collect();
+        let mut neighbours: Vec<_> = neighbours.iter().map(|(key, n)| (halves(key).0, halves(key).1, n)).collect();
+        neighbours.sort_unstable_by_key(|&(left, ..)| left);
+        let by_left = starts(n, neighbours.iter().map(|&(left, ..)| left));
+        let by_right = starts(n, neighbours.iter().map(|&(_, right, _)| right));
+        let mut next = by_right.clone();
+        let mut right_order = vec![0; neighbours.len()];
+        for (&(_, right, _), i) in neighbours.iter().zip(0..) {
+            right_order[next[right as usize] as usize] = i;
+            next[right as usize] += 1;
+        }
+        let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
+        let (inside, across) = (HashMap::default(), Pairs::new(cutoff));
+        let mut new = Self { totals, pieces, inside, across, neighbours, by_left, by_right, right_order, cutoff };
+        let mut deltas = Deltas::default();
+        for &(left, right, count) in &new.neighbours {
+            new.note(left, right, count as i64, &mut deltas);
+        }
+        new.book(deltas);
+        for symbol in 0..n as u32 {
+            new.note_inside(symbol, true);
+        }
+        new
+    }
+
+    /// The tokens a symbol stands for.
+    pub fn pieces(&self, symbol: u32) -> &[u32] {
+        &self.pieces[symbol as usize]
+    }
+
+    /// Adds a symbol for a new token.
+    pub fn add_symbol(&mut self, token: u32) {
+        self.pieces.push(vec![token]);
+    }
+
+    fn token(&self, symbol: u32) -> Option<u32> {
+        match self.pieces(symbol) {
+            [token] => Some(*token),
+            _ => None,
+        }
+    }
+
+    /// The key of tokens of a key of symbols, if both are tokens already.
+    fn token_key(&self, symbols: u64) -> Option<u64> {
+        let (left, right) = halves(symbols);
+        Some(key(self.token(left)?, self.token(right)?))
+    }
+
+    /// Chooses the next merge; `symbols` are the pairs of symbols in the text, and lose the one that is chosen.
+    pub fn next(&mut self, symbols: &mut Pairs) -> Next {
+        let inside = self.inside.iter().map(|(&pair, &(count, _))| (count, pair)).filter(|&(n, _)| n >= self.cutoff);
+        let inside = inside.max_by_key(|&(count, pair)| (count, std::cmp::Reverse(pair)));
+        let mut equal = Vec::new();
+        while let Some(pair) = symbols.pop() {
+            equal.push(pair);
+            if pair.1 < equal[0].1 {
+                break;
+            }
+        }
+        let highest = equal.first().map_or(0, |pair| pair.1);
+        // Ties go to the lowest pair of tokens; a symbol that is no token yet waits for the merge inside it.
+        let chosen =
+            equal.iter().filter(|pair| pair.1 == highest).filter_map(|&p| Some((self.token_key(p.0)?, p))).min();
+        let (next, count) = match (inside, chosen) {
+            (Some((count, pair)), Some((tokens, _))) if count > highest || (count == highest && pair < tokens) => {
+                (Next::Pieces { pair, count }, count)
+            }
+            (Some((count, pair)), None) => (Next::Pieces { pair, count }, count),
+            (_, Some((tokens, (pair, count, id)))) => (Next::Symbols { pair, tokens, count, id }, count),
+            (None, None) => (Next::Unsure, 0),
+        };
+        let across = self.across.pop();
+        across.into_iter().for_each(|pair| self.across.restore(pair));
+        let next = if across.is_some_and(|(_, rival, _)| rival >= count) { Next::Unsure } else { next };
+        let taken = if let Next::Symbols { pair, .. } = next { Some(pair) } else { None };
+        equal.into_iter().filter(|&(pair, ..)| Some(pair) != taken).for_each(|pair| symbols.restore(pair));
+        next
+    }
+
+    /// Merges two pieces wherever they stand in a character.
+    pub fn merge(&mut self, pair: u64, token: u32) {
+        let (left, right) = halves(pair);
+        let mut deltas = Deltas::default();
+        for symbol in self.inside.remove(&pair).map_or(Vec::new(), |(_, symbols)| symbols) {
+            let mut merged = Vec::with_capacity(4);
+            let mut rest = self.pieces(symbol);
+            while let [first, tail @ ..] = rest {
+                let hit = *first == left && tail.first() == Some(&right);
+                merged.push(if hit { token } else { *first });
+                rest = if hit { &tail[1..] } else { tail };
+            }
+            if merged.len() == self.pieces(symbol).len() {
+                continue;
+            }
+            self.note_around(symbol, -1, &mut deltas);
+            self.note_inside(symbol, false);
+            self.pieces[symbol as usize] = merged;
+            self.note_inside(symbol, true);
+            self.note_around(symbol, 1, &mut deltas);
+        }
+        self.inside.remove(&pair);
+        self.book(deltas);
+    }
+
+    fn note_inside(&mut self, symbol: u32, add: bool) {
+        let total = self.totals[symbol as usize];
+        for pair in self.pieces[symbol as usize].windows(2) {
+            let (count, symbols) = self.inside.entry(key(pair[0], pair[1])).or_default();
+            if add {
+                *count += total;
+                symbols.push(symbol);
+            } else {
+                *count = count.saturating_sub(total);
+            }
+        }
+    }
+
+    /// Notes all pairs across the borders of a character; the one with itself once.
+    fn note_around(&self, symbol: u32, sign: i64, deltas: &mut Deltas) {
+        let range = |starts: &[u32]| starts[symbol as usize] as usize..starts[symbol as usize + 1] as usize;
+        for &(left, right, count) in &self.neighbours[range(&self.by_left)] {
+            self.note(left, right, sign * count as i64, deltas);
+        }
+        for &i in &self.right_order[range(&self.by_right)] {
+            let (left, right, count) = self.neighbours[i as usize];
+            if left != symbol {
+                self.note(left, right, sign * count as i64, deltas);
+            }
+        }
+    }
+
+    fn note(&self, left: u32, right: u32, count: i64, deltas: &mut Deltas) {
+        if let ([.., before], [after, ..]) = (self.pieces(left), self.pieces(right)) {
+            if self.pieces(left).len() + self.pieces(right).len() > 2 {
+                *deltas.entry(key(*before, *after)).or_default() += count;
+            }
+        }
+    }
+
+    fn book(&mut self, deltas: Deltas) {
+        for (pair, delta) in deltas {
+            if delta < 0 {
+                self.across.subtract(pair, delta.unsigned_abs());
+            } else if delta as u64 >= self.cutoff {
+                self.across.insert(pair, delta as u64);
+            }
+        }
+    }
+}
+
+/// Where the items of each symbol start in a list ordered by symbol.
+fn starts(n: usize, symbols: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut starts = vec![0; n + 1];
+    symbols.for_each(|symbol| starts[symbol as usize + 1] += 1);
+    for i in 0..n {
+        starts[i + 1] += starts[i];
+    }
+    starts
+}

@@ -1,0 +1,215 @@
+//! One thread's part of the text, with the positions of all pairs in it.
+
+use crate::memory;
+use crate::pairs::{PairMap, NONE};
+use crate::word::{Slot, Words};
+
+/// Positions are asked for this many ahead of being visited.
+const AHEAD: usize = 12;
+
+/// A pair, its id, and the token to make of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Merge {
+    /// Id of the pair.
+    pub id: u32,
+    /// Left half.
+    pub left: u32,
+    /// Right half.
+    pub right: u32,
+    /// The new token.
+    pub token: u32,
+}
+
+/// What every shard does next.
+#[derive(Debug, Default)]
+pub struct Order {
+    /// (neighbour, id) of new pairs (neighbour, token) of the merge before.
+    pub filed_before: Vec<(u32, u32)>,
+    /// (neighbour, id) of new pairs (token, neighbour) of the merge before.
+    pub filed_after: Vec<(u32, u32)>,
+    /// The merge to do now.
+    pub merge: Option<Merge>,
+}
+
+/// What one merge does to the pairs with the neighbours on one side: dense by token id, with the list of those met.
+#[derive(Debug)]
+pub struct Side {
+    /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
+    pub seen: Vec<u64>,
+    /// The neighbours met.
+    pub touched: Vec<u32>,
+    /// (neighbour, position of the new pair), by ascending position.
+    found: Vec<(u32, u32)>,
+    /// How often the new token stands next to itself.
+    pub overlap: u64,
+    /// Where the list of the new pair with a neighbour goes.
+    list_of: Vec<u32>,
+}
+
+impl Side {
+    fn new(vocab_size: usize) -> Self {
+        let (seen, list_of) = (vec![0; vocab_size], vec![NONE; vocab_size]);
+        Self { seen, touched: Vec::new(), found: Vec::new(), overlap: 0, list_of }
+    }
+
+    #[inline]
+    fn record(&mut self, neighbour: u32, position: u32, count: u64) {
+        let seen = &mut self.seen[neighbour as usize];
+        if *seen == 0 {
+            self.touched.push(neighbour);
+        }
+        *seen += count;
+        self.found.push((neighbour, position));
+    }
+
+    /// Writes the lists of the new pairs in `filed`, whose ids ascend and are new to `lists`; then forgets everything.
+    fn file(&mut self, filed: &[(u32, u32)], lists: &mut Vec<(usize, u32)>, positions: &mut Vec<u32>) {
+        if !filed.is_empty() {
+            for &(neighbour, id) in filed {
+                self.list_of[neighbour as usize] = id;
+            }
+            let (first, last) = (filed[0].1 as usize, filed[filed.len() - 1].1 as usize);
+            lists.resize(last + 1, (0, 0));
+            for &(neighbour, _) in &self.found {
+                let id = self.list_of[neighbour as usize];
+                if id != NONE {
+                    lists[id as usize].1 += 1;
+                }
+            }
+            let mut end = positions.len();
+            for list in &mut lists[first..] {
+                list.0 = end;
+                end += list.1 as usize;
+                list.1 = 0;
+            }
+            positions.resize(end, 0);
+            for &(neighbour, position) in &self.found {
+                let id = self.list_of[neighbour as usize];
+                if id != NONE {
+                    let (start, len) = &mut lists[id as usize];
+                    positions[*start + *len as usize] = position;
+                    *len += 1;
+                }
+            }
+            for &(neighbour, _) in filed {
+                self.list_of[neighbour as usize] = NONE;
+            }
+        }
+        for neighbour in self.touched.drain(..) {
+            self.seen[neighbour as usize] = 0;
+        }
+        self.found.clear();
+        self.overlap = 0;
+    }
+}
+
+/// One thread's part of the pieces, with the positions of all pairs in it.
+#[derive(Debug)]
+pub struct Shard<S> {
+    words: Words<S>,
+    /// By pair id: where its list starts in `positions`, and how long it is.
+    lists: Vec<(usize, u32)>,
+    positions: Vec<u32>,
+    /// Pairs with the neighbour before.
+    pub before: Side,
+    /// Pairs with the neighbour after.
+    pub after: Side,
+}
+
+impl<S: Slot> Shard<S> {
+    /// A shard without any lists.
+    pub fn new(words: Words<S>, vocab_size: usize) -> Self {
+        let (before, after) = (Side::new(vocab_size), Side::new(vocab_size));
+        Self { words, lists: Vec::new(), positions: Vec::new(), before, after }
+    }
+
+    /// The pieces as they are now.
+    pub fn into_words(self) -> Words<S> {
+        self.words
+    }
+
+    /// Lists the positions of all pairs that have an id. `lens`, if known: how many positions each id has.
+    pub fn list_pairs(&mut self, ids: &PairMap, n_ids: u32, lens: Option<Vec<u32>>) {
+        self.words.index_counts();
+        let mut found = Vec::new();
+        let lens = lens.unwrap_or_else(|| {
+            let mut lens = vec![0; n_ids as usize];
+            self.words.pairs(|left, right, position, _| {
+                let id = ids.id(left, right);
+                if id != NONE {
+                    lens[id as usize] += 1;
+                    found.push((id, position));
+                }
+            });
+            lens
+        });
+        let total: usize = lens.iter().map(|&len| len as usize).sum();
+        // Lists of later pairs follow: room for them saves moving all of these.
+        self.positions = vec![0; 2 * total];
+        memory::advise_huge(&self.positions);
+        self.positions.truncate(total);
+        let mut start = 0;
+        self.lists = Vec::with_capacity(2 * lens.len());
+        for len in lens {
+            self.lists.push((start, 0));
+            start += len as usize;
+        }
+        let mut file = |id: u32, position| {
+            let (start, len) = &mut self.lists[id as usize];
+            self.positions[*start + *len as usize] = position;
+            *len += 1;
+        };
+        if found.is_empty() {
+            self.words.pairs(|left, right, position, _| {
+                let id = ids.id(left, right);
+                if id != NONE {
+                    file(id, position);
+                }
+            });
+        } else {
+            found.into_iter().for_each(|(id, position)| file(id, position));
+        }
+    }
+
+    /// Writes the lists of the pairs made by the merge before, then does the next merge.
+    pub fn follow(&mut self, order: &Order) {
+        let Self { lists, positions, before, after, .. } = self;
+        before.file(&order.filed_before, lists, positions);
+        after.file(&order.filed_after, lists, positions);
+        if let Some(merge) = order.merge {
+            self.merge(merge);
+        }
+    }
+
+    /// Merges a pair wherever it stands and notes what that does to its neighbours.
+    fn merge(&mut self, Merge { id, left, right, token }: Merge) {
+        self.words.new_token(left, right);
+        let Self { words, lists, positions, before, after } = self;
+        let (start, len) = lists[id as usize];
+        let list = &positions[start..start + len as usize];
+        let (left_width, width) = (words.width_of(left), words.width_of(token));
+        let (left, right, token) = (S::new(left), S::new(right), S::new(token));
+        for (i, &position) in list.iter().enumerate() {
+            if let Some(&later) = list.get(i + AHEAD) {
+                words.prefetch(later);
+            }
+            if !words.is_pair(position, left, right) {
+                continue;
+            }
+            let count = words.count_at(position);
+            let (x, y) = words.merge(position, left_width, width, token);
+            if x == token {
+                // The new token next to itself: what the merge just before noted as (token, left) is (token, token).
+                after.overlap += count;
+                if let Some(last) = after.found.last_mut() {
+                    last.0 = token.id();
+                }
+            } else if x != S::EDGE {
+                before.record(x.id(), position - words.width_of(x.id()), count);
+            }
+            if y != S::EDGE {
+                after.record(y.id(), position, count);
+            }
+        }
+    }
+}

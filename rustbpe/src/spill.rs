@@ -1,0 +1,276 @@
+//! Training on more text than memory holds, with the same merges.
+//!
+//! Counted chunks are written to files as memory fills up; the files are read again, as they are, in every round. A
+//! round encodes the chunks with the merges so far, counts the pairs, cuts the chunks between neighbours whose pair is
+//! rarer than the cutoff, and keeps only the pieces, equal ones once. What the merge loop then does above the cutoff is
+//! exactly what it would do to the whole text (see `train.rs`). The cutoff is as low as memory allows: where the
+//! pieces do not fit it is doubled and they are cut again. Pairs that do not fit are counted in several readings.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::count::ChunkCounts;
+use crate::crew::each;
+use crate::encode::{Encoder, Scratch};
+use crate::error::TrainError;
+use crate::pairs::PairMap;
+use crate::pretokenize::Splitter;
+use crate::train::{Learned, Learner, FIRST_CUTOFF_BYTES};
+use crate::vocab::Vocab;
+use crate::word::{Slot, Words};
+
+/// Bytes of a pair in a table that may be half empty.
+const PAIR_BYTES: usize = 40;
+
+fn io_error(path: &Path, error: &std::io::Error) -> TrainError {
+    TrainError::File { path: path.to_path_buf(), reason: error.to_string() }
+}
+
+/// Writes counted chunks to a new file, safely on disk when this returns.
+pub fn write(counts: &ChunkCounts, path: &Path) -> Result<(), TrainError> {
+    let write = || {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
+        for index in 0..counts.len() {
+            let (chunk, count) = counts.get(index);
+            write_number(&mut out, chunk.len() as u64)?;
+            out.write_all(chunk)?;
+            write_number(&mut out, count)?;
+        }
+        out.into_inner()?.sync_all()
+    };
+    write().map_err(|error| io_error(path, &error))
+}
+
+fn write_number(out: &mut impl Write, mut number: u64) -> std::io::Result<()> {
+    while number >= 0x80 {
+        out.write_all(&[number as u8 | 0x80])?;
+        number >>= 7;
+    }
+    out.write_all(&[number as u8])
+}
+
+fn read_number(input: &mut impl Read) -> std::io::Result<u64> {
+    let (mut number, mut shift) = (0, 0);
+    loop {
+        let mut byte = [0];
+        input.read_exact(&mut byte)?;
+        number |= u64::from(byte[0] & 0x7F) << shift;
+        shift += 7;
+        if byte[0] < 0x80 || shift > 63 {
+            return Ok(number);
+        }
+    }
+}
+
+/// Calls `visit(chunk, count)` for everything in a file.
+fn read(path: &Path, mut visit: impl FnMut(&[u8], u64) -> Result<(), TrainError>) -> Result<(), TrainError> {
+    let fail = |error| io_error(path, &error);
+    let mut input = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
+    let mut chunk = Vec::new();
+    while !input.fill_buf().map_err(fail)?.is_empty() {
+        chunk.resize(read_number(&mut input).map_err(fail)? as usize, 0);
+        input.read_exact(&mut chunk).map_err(fail)?;
+        visit(&chunk, read_number(&mut input).map_err(fail)?)?;
+    }
+    Ok(())
+}
+
+/// Where and how to train.
+#[derive(Debug, Clone)]
+pub struct Spilled {
+    /// Files of counted chunks.
+    pub files: Vec<PathBuf>,
+    /// UTF-8 bytes of text that was counted.
+    pub bytes: u64,
+    /// Bytes of memory to use for tables.
+    pub memory: usize,
+    /// Threads, at least 1.
+    pub threads: usize,
+}
+
+/// Learns `vocab_size - 256` merges from files, going on from `learned`; `saved` is shown what is certain after each
+/// round, and either callback may stop by returning `false`.
+pub fn train_spilled(
+    spilled: &Spilled,
+    vocab_size: u32,
+    learned: Learned,
+    tick: impl FnMut(u32) -> bool,
+    saved: impl FnMut(&Learned) -> bool,
+) -> Result<Learned, TrainError> {
+    if !(256..=1 << 31).contains(&vocab_size) {
+        return Err(TrainError::VocabSize { asked: vocab_size.into() });
+    }
+    if spilled.bytes == 0 {
+        return Err(TrainError::NoText);
+    }
+    if vocab_size <= u16::ID_LIMIT {
+        Learner::<u16, _>::new(vocab_size, learned, tick).run_spilled(spilled, saved)
+    } else {
+        Learner::<u32, _>::new(vocab_size, learned, tick).run_spilled(spilled, saved)
+    }
+}
+
+impl Spilled {
+    /// Reads all files, encoded; every thread has a state of its own.
+    fn stream<T: Send>(
+        &self,
+        encoder: &Encoder,
+        new: impl Fn() -> T + Sync,
+        visit: impl Fn(&mut T, &[u32], u64) -> Result<(), TrainError> + Sync,
+    ) -> Result<Vec<T>, TrainError> {
+        let next = AtomicUsize::new(0);
+        let mut states: Vec<_> = (0..self.threads).map(|_| Some(new())).collect();
+        let results = each(&mut states, |state| {
+            let Some(mut state) = state.take() else { unreachable!("each state is taken once") };
+            let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+            while let Some(path) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                read(path, |chunk, count| {
+                    ids.clear();
+                    encoder.encode_chunk(chunk, &mut scratch, &mut ids);
+                    visit(&mut state, &ids, count)
+                })?;
+            }
+            Ok(state)
+        });
+        results.into_iter().collect()
+    }
+
+    /// The counts of all pairs that reach the cutoff.
+    fn count_pairs(&self, encoder: &Encoder, cutoff: u64) -> Result<PairMap, TrainError> {
+        let most = self.memory / 4 / PAIR_BYTES / self.threads;
+        let n_tokens = encoder.vocab().len();
+        let mut all = PairMap::new(n_tokens);
+        // Pairs by hash: those with this remainder after division by the modulus.
+        let mut todo = vec![(1u64, 0u64)];
+        while let Some((first_modulus, remainder)) = todo.pop() {
+            let modulus = AtomicU64::new(first_modulus);
+            let maps = self.stream(
+                encoder,
+                || (PairMap::new(n_tokens), first_modulus),
+                |(map, mine), ids, count| {
+                    for pair in ids.windows(2) {
+                        map.add_if(pair[0], pair[1], count, |hash| hash % *mine == remainder);
+                    }
+                    if map.len() > most {
+                        modulus.fetch_max(*mine * 2, Ordering::Relaxed);
+                    }
+                    let now = modulus.load(Ordering::Relaxed);
+                    if now > *mine {
+                        *mine = now;
+                        map.retain(|hash, _| hash % now == remainder);
+                    }
+                    Ok(())
+                },
+            )?;
+            let last = modulus.into_inner();
+            let mut smaller = first_modulus;
+            while smaller < last {
+                todo.push((smaller * 2, remainder + smaller));
+                smaller *= 2;
+            }
+            for (mut map, _) in maps {
+                map.retain(|hash, _| hash % last == remainder);
+                all = all.absorb(map);
+            }
+            // What this reading counted is complete.
+            all.retain(|_, count| count >= cutoff);
+        }
+        Ok(all)
+    }
+
+    /// The pieces between neighbours whose pair is too rare, and the cutoff that made them fit.
+    fn cut<S: Slot>(
+        &self,
+        encoder: &Encoder,
+        counts: &PairMap,
+        cutoff: u64,
+    ) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
+        let most = self.memory / 5 / self.threads;
+        let highest = counts.iter().map(|(_, count)| count).max().unwrap_or(0);
+        let cutoff = AtomicU64::new(cutoff);
+        let mut parts = self.stream(encoder, ChunkCounts::default, |pieces, ids, count| {
+            add_pieces::<S>(pieces, ids, count, |l, r| counts.count_of(l, r) >= cutoff.load(Ordering::Relaxed));
+            // The most frequent pair alone always fits: there is progress in every round, however little.
+            while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
+                let raised = cutoff.load(Ordering::Relaxed).saturating_mul(2).min(highest);
+                let now = cutoff.fetch_max(raised, Ordering::Relaxed).max(raised);
+                *pieces = cut_again::<S>(pieces, counts, now);
+            }
+            Ok(())
+        })?;
+        let cutoff = cutoff.into_inner();
+        let parts = each(&mut parts, |pieces| cut_again::<S>(pieces, counts, cutoff));
+        Ok((parts, cutoff))
+    }
+}
+
+fn add_pieces<S: Slot>(pieces: &mut ChunkCounts, ids: &[u32], count: u64, joined: impl Fn(u32, u32) -> bool) {
+    let mut bytes = Vec::with_capacity(64);
+    let mut from = 0;
+    for to in 1..=ids.len() {
+        if to == ids.len() || !joined(ids[to - 1], ids[to]) {
+            if to - from > 1 {
+                bytes.clear();
+                bytes.extend(ids[from..to].iter().flat_map(|&id| id.to_le_bytes().into_iter().take(size_of::<S>())));
+                pieces.add(&bytes, count);
+            }
+            from = to;
+        }
+    }
+}
+
+fn ids_of<S: Slot>(piece: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    piece.chunks_exact(size_of::<S>()).map(|id| id.iter().rev().fold(0, |id, &byte| id << 8 | u32::from(byte)))
+}
+
+fn cut_again<S: Slot>(pieces: &ChunkCounts, counts: &PairMap, cutoff: u64) -> ChunkCounts {
+    let mut again = ChunkCounts::default();
+    let mut ids = Vec::new();
+    for index in 0..pieces.len() {
+        let (piece, count) = pieces.get(index);
+        ids.clear();
+        ids.extend(ids_of::<S>(piece));
+        add_pieces::<S>(&mut again, &ids, count, |left, right| counts.count_of(left, right) >= cutoff);
+    }
+    again
+}
+
+impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
+    fn run_spilled(
+        mut self,
+        spilled: &Spilled,
+        mut saved: impl FnMut(&Learned) -> bool,
+    ) -> Result<Learned, TrainError> {
+        let mut wanted = (spilled.bytes / FIRST_CUTOFF_BYTES).max(1);
+        if let Some(&last) = self.learned.counts.last() {
+            wanted = self.next_cutoff(last);
+        }
+        while self.n_tokens() < self.vocab_size as usize {
+            let before = self.n_tokens();
+            let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
+            let encoder = Encoder::new(Splitter::new("bpe")?, vocab);
+            let mut ids = spilled.count_pairs(&encoder, wanted)?;
+            let (mut parts, cutoff) = spilled.cut::<S>(&encoder, &ids, wanted)?;
+            drop(encoder);
+            let pairs = ids.number(cutoff);
+            let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));
+            let words = each(&mut parts, |part| {
+                let part = std::mem::take(part);
+                Words::new(&part, before, lay).ok_or(TrainError::MemoryLimit { bytes: spilled.memory })
+            });
+            let words = words.into_iter().map(|words| words.map(|words| (words, None))).collect::<Result<_, _>>()?;
+            self.round(words, pairs, ids, None)?;
+            let stuck = self.n_tokens() == before;
+            if self.n_tokens() < self.vocab_size as usize && cutoff == 1 {
+                return Err(TrainError::TooFewTokens { asked: self.vocab_size, reached: self.n_tokens() as u32 });
+            }
+            if !stuck && !saved(&self.learned) {
+                return Err(TrainError::Cancelled);
+            }
+            wanted = if cutoff > wanted { wanted } else { self.next_cutoff(cutoff) };
+        }
+        Ok(self.learned)
+    }
+}
