@@ -18,6 +18,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -156,6 +157,14 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     if os.environ.get("NANOZHCHAT_CHECK_FLAGS"):  # dry runs of runs/*.sh: the flags are good, go no further
         sys.exit(0)
     return args
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes from text such as 900m, 4g or 1.5GB (powers of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
+    if not match or not float(match[1]):
+        raise ValueError(f"{text!r} is not a size; write for example 900m or 4g")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
 
 
 def result_flags(args: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,27 +80,39 @@ class Tokenizer:
         """
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
-        n_special = len(SPECIAL_TOKENS)
-        if vocab_size < 256 + n_special:
-            raise ValueError(
-                f"vocab_size={vocab_size} is too small: 256 bytes and {n_special} special tokens are always there; "
-                f"pass --vocab-size={256 + n_special} or more"
-            )
-        try:
-            bpe = BPE.train(docs, vocab_size - n_special, kind, threads, progress)
-        except ValueError as error:
-            if (reached := getattr(error, "reached", None)) is None:
-                raise
-            most = reached + n_special
-            raise ValueError(
-                f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
-                f"pass --vocab-size={most} or give more text"
-            ) from error
+        size = _merged_size(vocab_size)
+        with _reached_with_special(vocab_size):
+            bpe = BPE.train(docs, size, kind, threads, progress)
         return cls(bpe, kind, bpe.stats)
 
+    @classmethod
+    def train_from_files(
+        cls,
+        counted: Sequence[Path],
+        vocab_size: int,
+        kind: str,
+        totals: Mapping[str, int],
+        memory_bytes: int,
+        *,
+        threads: int = 0,
+        merges: Sequence[Sequence[int]] = (),
+        progress: Progress | None = None,
+        saved: Callable[[list[tuple[int, int, int]]], object] | None = None,
+    ) -> Tokenizer:
+        """Learn from files of `rustbpe.count_to_files`; totals: documents, bytes and chunks they were made from.
+
+        merges, saved: what is certain, to go on from (see `rustbpe.BPE.train_from_files`). The rest is as in `train`.
+        """
+        known = [(left, right, count) for left, right, count in merges]
+        with _reached_with_special(vocab_size):
+            bpe = BPE.train_from_files(counted, totals["bytes"], _merged_size(vocab_size), memory_bytes, kind, threads,
+                                       known, progress, saved)  # fmt: skip
+        return cls(bpe, kind, totals)
+
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json (Hugging Face), ranks.tiktoken, and last meta.json, which vouches for them."""
+        """Write tokenizer.json (Hugging Face), ranks.tiktoken, vocab.txt; last meta.json, which vouches for them."""
         folder = Path(folder)
+        atomic_write(folder / "vocab.txt", "".join(self._vocab_lines()).encode())
         atomic_write(folder / "tokenizer.json", self._tokenizer_json)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
         atomic_write(folder / "ranks.tiktoken", "".join(lines).encode())
@@ -137,6 +150,16 @@ class Tokenizer:
         except (KeyError, TypeError, ValueError, OSError, DamagedError) as error:
             raise DamagedError(f"the tokenizer at {folder} is damaged ({error}); {train_it} --force") from error
         return tokenizer
+
+    def _vocab_lines(self) -> Iterator[str]:
+        """Yield id, occurrences when the token was made, and text; bytes that are no text in angle brackets."""
+        counts = [*[None] * 256, *self._bpe.counts]
+        for i, token in enumerate([*self._ranks, *self._special]):
+            if isinstance(token, str):
+                yield f"{i}\t-\t{token}\n"
+                continue
+            count = counts[i] if i < len(counts) and counts[i] is not None else "-"
+            yield f"{i}\t{count}\t{readable(token)}\n"
 
     # --- what it is
 
@@ -305,6 +328,41 @@ class StreamDecoder:
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
+
+
+def readable(token: bytes) -> str:
+    """Return the text of a token on one line: what cannot be shown, and bytes that are no text, as <E4> or \\n."""
+    shown = token.decode("utf-8", errors="surrogateescape")
+    return "".join(
+        c if c.isprintable() else f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else ascii(c)[1:-1]
+        for c in shown
+    )
+
+
+def _merged_size(vocab_size: int) -> int:
+    """Return the vocabulary without special tokens; raises ValueError if that leaves too little."""
+    n_special = len(SPECIAL_TOKENS)
+    if vocab_size < 256 + n_special:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: 256 bytes and {n_special} special tokens are always there; "
+            f"pass --vocab-size={256 + n_special} or more"
+        )
+    return vocab_size - n_special
+
+
+@contextlib.contextmanager
+def _reached_with_special(vocab_size: int) -> Iterator[None]:
+    """Count the special tokens too when the text cannot give so large a vocabulary."""
+    try:
+        yield
+    except ValueError as error:
+        if (reached := getattr(error, "reached", None)) is None:
+            raise
+        most = reached + len(SPECIAL_TOKENS)
+        raise ValueError(
+            f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
+            f"pass --vocab-size={most} or give more text"
+        ) from error
 
 
 def byte_alphabet() -> list[str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanozhchat import cli, files, paths, sources
+from nanozhchat import cli, files, paths, sources, tokenizer_training
 from nanozhchat.log import setup_logging
 from nanozhchat.tokenizer import KINDS, Tokenizer
 
 HELD_OUT_BYTES = 2**22  # enough for three digits of bytes per token
 SETTINGS_FILE = "tok_train.json"
+IN_MEMORY_BYTES = 2**30  # of text: about 6 GB of memory at worst
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,12 @@ class TokTrainArgs:
     kind: str = cli.opt("bpe", "bpe; or char, whose tokens never cross a character", choices=KINDS)
     name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
     threads: int = cli.opt(0, "threads; 0 = one per core")
+    memory_limit: str | None = cli.opt(
+        None,
+        "memory for tables, e.g. 4g; the rest goes to disk; none = up to 1 GB of text all, then half of memory",
+    )
+    chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB of files")
+    resume: bool = cli.opt(True, "go on where a run that was cut off had got to")
     force: bool = cli.opt(False, "train again even if it exists")
 
 
@@ -45,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
             return
         started = time.perf_counter()
-        documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
-        tokenizer = Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
+        tokenizer = train(specs, args, folder / "counts")
         tokenizer.save(folder)
+        tokenizer_training.finish(folder / "counts")
         files.write_json(folder / SETTINGS_FILE, settings)
         cli.write_config(folder / "tok_train.yaml", args)
     elapsed_s = time.perf_counter() - started
@@ -60,6 +68,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     if n_tokens:
         print(f"{n_bytes / n_tokens:.3f} bytes per token on {len(held_out)} held-out documents")
     print(f"saved in {folder}")
+
+
+def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
+    """Train in memory if that is safe, else with counts on disk."""
+    if args.memory_limit is None and args.chunk_files is None and args.max_bytes <= IN_MEMORY_BYTES:
+        documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
+        return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
+    memory = cli.parse_size(args.memory_limit) if args.memory_limit else memory_size() // 2
+    print(f"counts go to {counts}, tables take at most {memory / 2**20:,.0f} MiB of memory")
+    return tokenizer_training.train(
+        specs, args.vocab_size, args.kind, counts, memory_bytes=memory, max_bytes=args.max_bytes,
+        chunk_files=args.chunk_files, resume=args.resume, text_field=args.text_field, threads=args.threads,
+        progress=progress(),
+    )  # fmt: skip
+
+
+def memory_size() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def default_name(specs: Sequence[str], args: TokTrainArgs) -> str:

@@ -204,7 +204,10 @@ def test_the_stub_file_names_what_the_module_has_with_the_same_arguments():
     tree = ast.parse((Path(__file__).parents[1] / "rustbpe" / "rustbpe.pyi").read_text(encoding="utf-8"))
     names = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
     [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    assert names | {cls.name} == {name for name in vars(rustbpe) if not name.startswith("_") and name != "rustbpe"}
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert names | {cls.name} | set(functions) == {
+        name for name in vars(rustbpe) if not name.startswith("_") and name != "rustbpe"
+    }
     methods = {node.name: node for node in cls.body if isinstance(node, ast.FunctionDef)}
     assert set(methods) == {name for name in vars(BPE) if not name.startswith("_")}
     for name, node in methods.items():

@@ -4,7 +4,7 @@
 //! round encodes the chunks with the merges so far, counts the pairs, cuts the chunks between neighbours whose pair is
 //! rarer than the cutoff, and keeps only the pieces, equal ones once. What the merge loop then does above the cutoff is
 //! exactly what it would do to the whole text (see `train.rs`). The cutoff is as low as memory allows: where the
-//! pieces do not fit it is doubled and they are cut again. Pairs that do not fit are counted in several readings.
+//! pieces do not fit it is raised and they are cut again. Pairs that do not fit are counted in several readings.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
@@ -187,14 +187,15 @@ impl Spilled {
         counts: &PairMap,
         cutoff: u64,
     ) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
-        let most = self.memory / 5 / self.threads;
+        let most = self.memory / 5 * 2 / self.threads;
         let highest = counts.iter().map(|(_, count)| count).max().unwrap_or(0);
         let cutoff = AtomicU64::new(cutoff);
         let mut parts = self.stream(encoder, ChunkCounts::default, |pieces, ids, count| {
             add_pieces::<S>(pieces, ids, count, |l, r| counts.count_of(l, r) >= cutoff.load(Ordering::Relaxed));
             // The most frequent pair alone always fits: there is progress in every round, however little.
             while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
-                let raised = cutoff.load(Ordering::Relaxed).saturating_mul(2).min(highest);
+                let old = cutoff.load(Ordering::Relaxed);
+                let raised = old.saturating_add(old / 4 + 1).min(highest);
                 let now = cutoff.fetch_max(raised, Ordering::Relaxed).max(raised);
                 *pieces = cut_again::<S>(pieces, counts, now);
             }
