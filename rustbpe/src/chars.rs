@@ -7,6 +7,9 @@
 //! most frequent pair of parts across a border is kept account of, from counts of neighbouring characters; once it
 //! could be next, this stops, with every merge so far as it should be, and the general loop goes on from bytes.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
@@ -108,6 +111,8 @@ pub struct Assembly {
     pieces: Vec<Vec<u32>>,
     /// Pairs of pieces inside characters: occurrences, and the symbols that have or had them.
     inside: HashMap<u64, (u64, Vec<u32>), FxBuildHasher>,
+    /// (count, pair) of those that reach the cutoff. Counts may be out of date, but the highest is never too low.
+    order: BinaryHeap<(u64, Reverse<u64>)>,
     /// Pairs of pieces across borders, where not both characters are whole.
     across: Pairs,
     /// (left symbol, right symbol, count), with what comes first for each left, and an order by right.
@@ -140,8 +145,9 @@ impl Assembly {
             next[right as usize] += 1;
         }
         let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
-        let (inside, across) = (HashMap::default(), Pairs::new(cutoff));
-        let mut new = Self { totals, pieces, inside, across, neighbours, by_left, by_right, right_order, cutoff };
+        let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff));
+        let mut new =
+            Self { totals, pieces, inside, order, across, neighbours, by_left, by_right, right_order, cutoff };
         let mut deltas = Deltas::default();
         for &(left, right, count) in &new.neighbours {
             new.note(left, right, count as i64, &mut deltas);
@@ -178,8 +184,7 @@ impl Assembly {
 
     /// Chooses the next merge; `symbols` are the pairs of symbols in the text, and lose the one that is chosen.
     pub fn next(&mut self, symbols: &mut Pairs) -> Next {
-        let inside = self.inside.iter().map(|(&pair, &(count, _))| (count, pair)).filter(|&(n, _)| n >= self.cutoff);
-        let inside = inside.max_by_key(|&(count, pair)| (count, std::cmp::Reverse(pair)));
+        let inside = self.most_frequent_inside();
         let mut equal = Vec::new();
         while let Some(pair) = symbols.pop() {
             equal.push(pair);
@@ -205,6 +210,22 @@ impl Assembly {
         let taken = if let Next::Symbols { pair, .. } = next { Some(pair) } else { None };
         equal.into_iter().filter(|&(pair, ..)| Some(pair) != taken).for_each(|pair| symbols.restore(pair));
         next
+    }
+
+    /// The most frequent pair of pieces inside characters, the lowest of equals.
+    fn most_frequent_inside(&mut self) -> Option<(u64, u64)> {
+        while let Some(&(noted, Reverse(pair))) = self.order.peek() {
+            let count = self.inside.get(&pair).map_or(0, |&(count, _)| count);
+            if count == noted {
+                return Some((count, pair));
+            }
+            self.order.pop();
+            // If the count is higher by now, it has been noted too.
+            if (self.cutoff..noted).contains(&count) {
+                self.order.push((count, Reverse(pair)));
+            }
+        }
+        None
     }
 
     /// Merges two pieces wherever they stand in a character.
@@ -235,10 +256,14 @@ impl Assembly {
     fn note_inside(&mut self, symbol: u32, add: bool) {
         let total = self.totals[symbol as usize];
         for pair in self.pieces[symbol as usize].windows(2) {
-            let (count, symbols) = self.inside.entry(key(pair[0], pair[1])).or_default();
+            let pair = key(pair[0], pair[1]);
+            let (count, symbols) = self.inside.entry(pair).or_default();
             if add {
                 *count += total;
                 symbols.push(symbol);
+                if *count >= self.cutoff {
+                    self.order.push((*count, Reverse(pair)));
+                }
             } else {
                 *count = count.saturating_sub(total);
             }

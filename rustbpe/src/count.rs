@@ -228,6 +228,17 @@ impl ChunkCounts {
         self.arena.len()
     }
 
+    /// Bytes of the distinct chunks in a range.
+    pub fn bytes_in(&self, range: &std::ops::Range<usize>) -> usize {
+        let start = |index| self.entries.get(index).map_or(self.arena.len(), |entry: &Entry| entry.start);
+        start(range.end) - start(range.start)
+    }
+
+    /// The first chunk that starts at or after this byte of all distinct chunks end to end.
+    fn chunk_at(&self, byte: usize) -> usize {
+        self.entries.partition_point(|entry| entry.start < byte)
+    }
+
     /// Bytes of memory in use, room to grow included.
     pub fn memory(&self) -> usize {
         self.arena.capacity() + self.entries.capacity() * size_of::<Entry>() + self.slots.len() * size_of::<u64>()
@@ -237,6 +248,25 @@ impl ChunkCounts {
     pub fn get(&self, index: usize) -> (&[u8], u64) {
         (self.bytes_of(index), self.entries[index].count)
     }
+}
+
+/// Some of the chunks of a table.
+pub type Range<'a> = (&'a ChunkCounts, std::ops::Range<usize>);
+
+/// Deals the chunks of all tables out to as many threads, about equally many bytes to each.
+pub fn shares(parts: &[ChunkCounts]) -> Vec<Vec<Range<'_>>> {
+    let share = parts.iter().map(ChunkCounts::distinct_bytes).sum::<usize>().div_ceil(parts.len().max(1));
+    let mut shares: Vec<Vec<Range<'_>>> = vec![Vec::new(); parts.len()];
+    let mut before = 0;
+    for part in parts {
+        let border = |number: usize| part.chunk_at((number * share).saturating_sub(before));
+        for (number, ranges) in shares.iter_mut().enumerate() {
+            let last = number + 1 == parts.len();
+            ranges.push((part, border(number)..if last { part.len() } else { border(number + 1) }));
+        }
+        before += part.distinct_bytes();
+    }
+    shares
 }
 
 /// Where full tables go.

@@ -143,21 +143,24 @@ impl<S: Slot> Shard<S> {
             });
             lens
         });
+        // Fits 32 bits, as positions do.
         let total: usize = lens.iter().map(|&len| len as usize).sum();
         // Lists of later pairs follow: room for them saves moving all of these.
         self.positions = vec![0; 2 * total];
         memory::advise_huge(&self.positions);
         self.positions.truncate(total);
-        let mut start = 0;
-        self.lists = Vec::with_capacity(2 * lens.len());
-        for len in lens {
-            self.lists.push((start, 0));
-            start += len as usize;
+        // Where the next position of each id goes: half the memory of the lists, which decides the speed of filling.
+        let mut next = Vec::with_capacity(lens.len());
+        let mut end = 0;
+        for &len in &lens {
+            next.push(end);
+            end += len;
         }
+        let positions = &mut self.positions;
         let mut file = |id: u32, position| {
-            let (start, len) = &mut self.lists[id as usize];
-            self.positions[*start + *len as usize] = position;
-            *len += 1;
+            let next = &mut next[id as usize];
+            positions[*next as usize] = position;
+            *next += 1;
         };
         if found.is_empty() {
             self.words.pairs(|left, right, position, _| {
@@ -169,6 +172,8 @@ impl<S: Slot> Shard<S> {
         } else {
             found.into_iter().for_each(|(id, position)| file(id, position));
         }
+        self.lists = Vec::with_capacity(2 * lens.len());
+        self.lists.extend(lens.iter().zip(next).map(|(&len, end)| ((end - len) as usize, len)));
     }
 
     /// Writes the lists of the pairs made by the merge before, then does the next merge.

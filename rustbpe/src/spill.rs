@@ -259,7 +259,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));
             let words = each(&mut parts, |part| {
                 let part = std::mem::take(part);
-                Words::new(&part, before, lay).ok_or(TrainError::MemoryLimit { bytes: spilled.memory })
+                Words::new(&[(&part, 0..part.len())], before, lay)
+                    .ok_or(TrainError::MemoryLimit { bytes: spilled.memory })
             });
             let words = words.into_iter().map(|words| words.map(|words| (words, None))).collect::<Result<_, _>>()?;
             self.round(words, pairs, ids, None)?;

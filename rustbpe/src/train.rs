@@ -20,7 +20,7 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use crate::chars::{characters, count_characters, Alphabet, Assembly, Next};
-use crate::count::ChunkCounts;
+use crate::count::{shares, ChunkCounts};
 use crate::crew::{each, lead, lock};
 use crate::error::TrainError;
 use crate::pairs::{halves, key, PairMap, Pairs, NONE};
@@ -94,19 +94,15 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         256 + self.learned.merges.len()
     }
 
-    fn run(
-        mut self,
-        mut parts: Vec<ChunkCounts>,
-        alphabet: &Alphabet,
-        cutoff_bytes: u64,
-    ) -> Result<Learned, TrainError> {
+    fn run(mut self, parts: Vec<ChunkCounts>, alphabet: &Alphabet, cutoff_bytes: u64) -> Result<Learned, TrainError> {
         let bytes: u64 = parts.iter().map(|part| part.totals.bytes).sum();
         let lay =
             |chunk: &[u8], slots: &mut Vec<S>| characters(chunk, |code| slots.push(S::new(alphabet.symbol(code))));
-        let words = each(&mut parts, |part| Words::new(part, alphabet.len(), lay).ok_or(part.distinct_bytes()));
+        let words = each(&mut shares(&parts), |share| Words::new(share, alphabet.len(), lay));
+        let words = words.into_iter().collect::<Option<Vec<_>>>();
+        let too_much = || TrainError::TooMuchText { bytes: parts.iter().map(ChunkCounts::distinct_bytes).sum() };
+        let words = words.ok_or_else(too_much)?;
         drop(parts);
-        let words = words.into_iter().collect::<Result<Vec<_>, _>>();
-        let words = words.map_err(|bytes| TrainError::TooMuchText { bytes })?;
         let mut cutoff = (bytes / cutoff_bytes).max(1);
         let mut words = self.assemble(words, alphabet, cutoff)?;
         let n_sure = self.learned.merges.len();

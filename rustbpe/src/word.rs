@@ -4,7 +4,7 @@
 //! `width[id]` slots further on, and the token before it has its id in the slot just before. Slots in between hold
 //! nothing that is ever read as a token: the first slot of a right half is overwritten when the halves merge.
 
-use crate::count::ChunkCounts;
+use crate::count::Range;
 use crate::memory;
 
 /// What a slot holds: 16 bits if the ids fit, since the array is far larger than any cache.
@@ -58,16 +58,20 @@ const BLOCK: u32 = 9;
 impl<S: Slot> Words<S> {
     /// Lays out counted pieces, one slot a token; `lay` appends the tokens of a piece, all below `n_tokens`.
     /// None if there is more than 32-bit positions can address.
-    pub fn new(counts: &ChunkCounts, n_tokens: usize, lay: impl Fn(&[u8], &mut Vec<S>)) -> Option<Self> {
+    pub fn new(ranges: &[Range<'_>], n_tokens: usize, lay: impl Fn(&[u8], &mut Vec<S>)) -> Option<Self> {
         // Pieces of equal count side by side: a few thousand boundaries replace a count per slot.
-        let mut order: Vec<(u64, u32)> = (0..counts.len()).map(|i| (counts.get(i).1, i as u32)).collect();
+        let mut order: Vec<(u64, u32, u32)> = Vec::with_capacity(ranges.iter().map(|(_, range)| range.len()).sum());
+        for ((counts, range), number) in ranges.iter().zip(0..) {
+            order.extend(range.clone().map(|i| (counts.get(i).1, number, i as u32)));
+        }
         order.sort_unstable();
-        let mut slots = Vec::with_capacity(counts.distinct_bytes() + counts.len() + 1);
+        let bytes: usize = ranges.iter().map(|(counts, range)| counts.bytes_in(range)).sum();
+        let mut slots = Vec::with_capacity(bytes + order.len() + 1);
         memory::advise_huge(&slots);
         let mut weights: Vec<(u32, u64)> = Vec::new();
         slots.push(S::EDGE);
-        for (count, index) in order {
-            lay(counts.get(index as usize).0, &mut slots);
+        for (count, number, index) in order {
+            lay(ranges[number as usize].0.get(index as usize).0, &mut slots);
             slots.push(S::EDGE);
             let end = u32::try_from(slots.len()).ok()?;
             match weights.last_mut() {
