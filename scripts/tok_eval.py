@@ -10,6 +10,7 @@ from pathlib import Path
 from nanozhchat import cli, paths, sources
 from nanozhchat.log import setup_logging
 from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.vocabulary import describe, vocabulary_facts
 
 Encode = Callable[[list[str]], int]  # texts -> number of tokens
 
@@ -41,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for other in args.against:
         rows[other] = score(reference(other), texts)
     split_chars = characters_split(tokenizer, texts)
+    facts = vocabulary_facts(tokenizer, texts)
     print(f"{'tokenizer':<24}{'bytes/token':>12}{'chars/token':>12}{'MB/s, 1 core':>14}")
     for row, figures in rows.items():
         print(f"{row[-23:]:<24}{figures['bytes_per_token']:>12.3f}{figures['chars_per_token']:>12.3f}"
               f"{figures['encode_mb_per_s']:>14.1f}")  # fmt: skip
     print(f"{split_chars:.2%} of characters need more than one token")
-    figures = {"tokenizer": name, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, **rows[name]}
+    print(describe(facts))
+    figures = {"tokenizer": name, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, **rows[name], **facts}
     others = {other: rows[other] for other in args.against}
     cli.write_figures(args.json, {**figures, "split_characters_frac": split_chars, "against": others})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from nanozhchat import cli, files, paths, sources, tokenizer_training
 from nanozhchat.log import setup_logging
 from nanozhchat.tokenizer import KINDS, Tokenizer
+from nanozhchat.vocabulary import describe, vocabulary_facts
 
 HELD_OUT_BYTES = 2**22  # enough for three digits of bytes per token
 SETTINGS_FILE = "tok_train.json"
@@ -50,23 +51,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
+            tokenizer_training.finish(folder / "counts")
             print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
             return
         started = time.perf_counter()
         tokenizer = train(specs, args, folder / "counts")
+        elapsed_s = time.perf_counter() - started
         tokenizer.save(folder)
-        tokenizer_training.finish(folder / "counts")
-        files.write_json(folder / SETTINGS_FILE, settings)
+        held_out = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=HELD_OUT_BYTES))
+        facts = vocabulary_facts(tokenizer, held_out)
+        files.write_json(folder / "stats.json", facts)
         cli.write_config(folder / "tok_train.yaml", args)
-    elapsed_s = time.perf_counter() - started
+        files.write_json(folder / SETTINGS_FILE, settings)
+        tokenizer_training.finish(folder / "counts")
     trained_on = tokenizer.trained_on
     print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {trained_on['documents']} documents, "
           f"{trained_on['bytes'] / 1e6:.1f} MB, in {elapsed_s:.1f} s")  # fmt: skip
-    held_out = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=HELD_OUT_BYTES))
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
-    n_tokens = sum(map(len, tokenizer.encode_batch(held_out)))
+    n_tokens = len(tokenizer.encode_batch_flat(held_out)[0])
     if n_tokens:
         print(f"{n_bytes / n_tokens:.3f} bytes per token on {len(held_out)} held-out documents")
+    print(describe(facts))
     print(f"saved in {folder}")
 
 

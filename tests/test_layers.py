@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("pure rules and texts on the leaves", "recipe builtin files packing"),
     ("command line, log, raw data, charts", "cli log records charts report_page"),
     ("data and tokens, one external library each", "sources token_store tokenizer"),
-    ("made of them, still no torch", "corpus conversation_files report tokenizer_training"),
+    ("made of them, still no torch", "corpus conversation_files report tokenizer_training vocabulary"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache sampling"),
     ("the model and its batches", "gpt dataloader prepare server"),
     ("parts that need a model", "optim objectives checkpoint engine loss_eval budget"),
