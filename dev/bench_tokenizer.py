@@ -1,153 +1,407 @@
-"""Compare our tokenizer with others, side by side on one text: training time and encoding speed.
+"""Our tokenizer beside others, and the proofs of its limits. Every part prints figures and ratios; see --help.
 
-    python dev/bench_tokenizer.py TEXT.jsonl.gz [...] --peer-python=/path/to/python
+    python dev/bench_tokenizer.py train encode TEXT.jsonl.gz [...] --peer-python=/path/to/python
+    python dev/bench_tokenizer.py files memory kills fuzz TEXT.jsonl.gz [...]
 
-Hugging Face `tokenizers` and tiktoken are compared where installed. PyPI's `rustbpe` has the name of ours, so it runs
-in the interpreter given by --peer-python (for example: uv venv /tmp/peer && uv pip install --python /tmp/peer rustbpe).
-All trainers get the same documents in memory and the same split pattern; each figure is the best of --repeat runs.
+train: every trainer in a process of its own on one core, in turns, medians of --repeat; peak memory beyond the text.
+encode: ours, tiktoken, `tokenizers` and PyPI's rustbpe in one process each, same vocabulary, ids compared.
+files: .jsonl.gz to tokenizer and to token shards through our scripts' code, on --megabytes of text made from the input.
+memory: --megabytes of made text with a memory limit a twentieth of it, and half of both: peak memory and time.
+kills: kill -9 at --kills random moments, the same command again: the tokenizer must be that of an undisturbed run.
+fuzz: 100,000 strings: round trip, chunks = regex, ids = tiktoken = `tokenizers`.
+
+PyPI's rustbpe has the name of ours, so the others run in --peer-python, an environment with rustbpe, tokenizers,
+sentencepiece, youtokentome, gigabpe, bpeasy, tiktoken as far as they are to be compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import gzip
+import hashlib
 import json
 import os
+import random
+import resource
+import shutil
+import signal
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-Seconds = tuple[float, float]  # wall clock, processor time
-
-# Runs in the other interpreter, so it may use nothing of ours.
-PEER = """
-import json, sys, time
-import rustbpe
-docs, pattern, size, repeat = json.load(open(sys.argv[1], encoding="utf-8"))
-peer = rustbpe.Tokenizer()
-def best_of(run):
-    times = []
-    for _ in range(repeat):
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return min(w for w, _ in times), min(c for _, c in times)
-train = best_of(lambda: peer.train_from_iterator(iter(docs), size, pattern=pattern))
-print(json.dumps({"train": train, "encode": best_of(lambda: [peer.encode(doc) for doc in docs])}))
-"""
-
-
-def read(names: list[str], max_bytes: int) -> list[str]:
-    """Read documents from JSON lines (key `text`), plain or gzipped."""
-    docs: list[str] = []
-    total = 0
-    for name in names:
-        with gzip.open(name, "rt", encoding="utf-8") if name.endswith(".gz") else open(name, encoding="utf-8") as lines:
-            for line in lines:
-                docs.append(json.loads(line)["text"])
-                total += len(docs[-1].encode())
-                if total >= max_bytes:
-                    return docs
-    return docs
-
-
-def best_of(repeat: int, run: Callable[[], object]) -> Seconds:
-    """Return the shortest wall clock of several runs, and the least processor time of all threads."""
-    times = []
-    for _ in range(repeat):
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return min(w for w, _ in times), min(c for _, c in times)
-
-
-def hugging_face_trainer(docs: list[str], pattern: str, vocab_size: int) -> Callable[[], object] | None:
-    """Return a run of the trainer of `tokenizers`, or None where it is not installed."""
-    try:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    except ImportError:
-        return None
-
-    def run() -> None:
-        tokenizer = Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator(docs, trainer)
-
-    return run
-
-
-def peer_times(python: str, docs: list[str], pattern: str, vocab_size: int, repeat: int) -> dict[str, Seconds]:
-    """Time PyPI's rustbpe in its own interpreter: training and encoding."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "docs.json"
-        path.write_text(json.dumps([docs, pattern, vocab_size, repeat]), encoding="utf-8")
-        command = [python, "-c", PEER, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
-    return {what: (wall, cpu) for what, (wall, cpu) in json.loads(done.stdout).items()}
+ROOT = Path(__file__).resolve().parents[1]
+TRAINERS = ("ours", "rustbpe", "tokenizers", "sentencepiece", "youtokentome", "gigabpe", "bpeasy")
+SPECIALS = ("👨\u200d👩\u200d👧", "❤️", "🇨🇳", "e\u0301", "\u200d", "\ufeff", "\r\n", "<|end|>", "'ll", "'S")
+ENCODERS = ("ours", "tiktoken", "tokenizers", "rustbpe")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", help="JSON lines with key text, plain or .gz")
-    parser.add_argument("--peer-python", help="interpreter that has PyPI's rustbpe")
-    parser.add_argument("--vocab-size", type=int, nargs="+", default=[8192, 32768])
-    parser.add_argument("--max-bytes", type=int, default=50_000_000)
-    parser.add_argument("--repeat", type=int, default=2)
-    args = parser.parse_args()
-    docs = read(args.files, args.max_bytes)
-    n_bytes = sum(len(doc.encode()) for doc in docs)
-    print(f"{len(docs)} documents, {n_bytes / 1e6:.1f} MB, {os.cpu_count()} cores", flush=True)
-    for size in args.vocab_size:
-        compare(docs, n_bytes, size, args.repeat, args.peer_python)
-
-
-def compare(docs: list[str], n_bytes: int, vocab_size: int, repeat: int, peer_python: str | None) -> None:
-    """Print the figures for one vocabulary size."""
-    from nanozhchat.tokenizer import SPECIAL_TOKENS, Tokenizer
-
-    full_size = vocab_size + len(SPECIAL_TOKENS)
-    tokenizer = Tokenizer.train(docs, full_size)
-    report(f"train {vocab_size}", "ours", best_of(repeat, lambda: Tokenizer.train(docs, full_size)))
-    peer: dict[str, Seconds] = {}
-    if peer_python:
-        peer = peer_times(peer_python, docs, tokenizer.pattern, vocab_size, repeat)
-        report(f"train {vocab_size}", "PyPI rustbpe", peer["train"])
-    if run := hugging_face_trainer(docs, tokenizer.pattern, vocab_size):
-        report(f"train {vocab_size}", "tokenizers", best_of(repeat, run))
-    encoding, threads = tokenizer.to_tiktoken(), os.cpu_count() or 1
-    one, all_cores = "encode, one thread, lists", "encode, all cores"
-    report(one, "ours", best_of(repeat, lambda: [tokenizer.encode(doc) for doc in docs]), n_bytes)
-    report(one, "tiktoken", best_of(repeat, lambda: [encoding.encode_ordinary(doc) for doc in docs]), n_bytes)
-    if peer:
-        report(one, "PyPI rustbpe", peer["encode"], n_bytes)
-    report(all_cores, "ours", best_of(repeat, lambda: tokenizer.encode_batch_flat(docs)), n_bytes)
-    run = partial(encoding.encode_ordinary_batch, docs, num_threads=threads)
-    report(all_cores, "tiktoken", best_of(repeat, run), n_bytes)
-
-
-def report(what: str, who: str, seconds: Seconds, n_bytes: int | None = None) -> None:
-    """Print one line. The ratio is to the last line of ours; processor time counts on a busy machine."""
-    if who == "ours":
-        report.ours = seconds  # type: ignore[attr-defined]
-    wall, cpu = (theirs / ours for theirs, ours in zip(seconds, report.ours, strict=True))  # type: ignore[attr-defined]
-    speed = f"{n_bytes / 1e6 / seconds[0]:8.1f} MB/s" if n_bytes else ""
-    print(
-        f"{what:<26} {who:<14} {seconds[0]:8.2f} s ({cpu_text(seconds)}){speed}  {wall:.1f} x ({cpu:.1f} x)", flush=True
+    parts = {"train": train, "encode": encode, "files": from_files, "memory": memory, "kills": kills, "fuzz": fuzz}
+    parser.add_argument(
+        "what", nargs="+", help=f"parts ({', '.join(parts)}), then JSON lines with key text, .gz or not"
     )
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the others")
+    parser.add_argument("--others", nargs="*", help="only these (default: all that are installed)")
+    parser.add_argument("--vocab-size", type=int, nargs="+", default=[32768])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--megabytes", type=int, default=120)
+    parser.add_argument("--kills", type=int, default=20)
+    args = parser.parse_args()
+    args.files = [name for pattern in args.what if pattern not in parts for name in sorted(glob.glob(pattern))]
+    for part in (part for part in args.what if part in parts):
+        print(f"== {part}", flush=True)
+        parts[part](args)
 
 
-def cpu_text(seconds: Seconds) -> str:
-    """Show the processor time."""
-    return f"{seconds[1]:.2f} s of processors"
+def read(names: list[str]) -> list[str]:
+    """Read documents from JSON lines (key `text`), plain or gzipped, or whole paragraphs of .txt files."""
+    docs: list[str] = []
+    for name in names:
+        with gzip.open(name, "rt", encoding="utf-8") if name.endswith(".gz") else open(name, encoding="utf-8") as lines:
+            if ".txt" in name:
+                docs += lines.read().split("\n\n")
+            else:
+                docs += [json.loads(line)["text"] for line in lines]
+    return docs
+
+
+# --- side by side, one process a run
+
+
+def worker(kind: str, name: str, path: str, size: int, threads: int) -> None:
+    """Train or encode with one library; runs in either interpreter, prints JSON. Nothing else is imported."""
+    with open(path, encoding="utf-8") as file:
+        job = json.load(file)
+    docs, pattern = job["docs"], job["pattern"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = {"train": trainer, "encode": encoder}[kind](name, docs, pattern, size, threads, path)
+    started = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    digest = hashlib.sha256(json.dumps(result).encode()).hexdigest() if result is not None else None
+    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024, "digest": digest}))
+
+
+def trainer(name: str, docs: list[str], pattern: str, size: int, threads: int, path: str) -> Callable[[], Any]:
+    """Return a run that trains on docs and returns the tokens as hex, where the library tells them in order."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    text = path + ".txt"
+    if name == "ours":
+        from rustbpe import BPE
+
+        return lambda: [token.hex() for token in BPE.train(docs, size, threads=threads).ranks()]
+    if name == "rustbpe":
+        import rustbpe
+
+        def run() -> list[str]:
+            peer = rustbpe.Tokenizer()
+            peer.train_from_iterator(iter(docs), size, pattern=pattern)
+            return [bytes(token).hex() for token, _ in sorted(peer.get_mergeable_ranks(), key=lambda item: item[1])]
+
+        return run
+    if name == "tokenizers":
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+        options = {"vocab_size": size, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+        return lambda: tokenizer.train_from_iterator(docs, trainers.BpeTrainer(**options))
+    if name == "bpeasy":
+        import bpeasy
+
+        return lambda: bpeasy.train_bpe(iter(docs), pattern, 128, size) and None
+    if not os.path.exists(text):
+        Path(text).write_text("\n".join(line for doc in docs for line in doc.split("\n") if line), encoding="utf-8")
+    if name == "sentencepiece":
+        import sentencepiece
+
+        options = {"model_type": "bpe", "num_threads": threads, "character_coverage": 0.9995, "minloglevel": 2}
+        options |= {"input": text, "model_prefix": path + ".sp", "vocab_size": size, "max_sentence_length": 1 << 20}
+        return lambda: sentencepiece.SentencePieceTrainer.train(**options)
+    if name == "youtokentome":
+        import youtokentome
+
+        options = {"data": text, "model": path + ".yttm", "vocab_size": size, "n_threads": threads}
+        return lambda: youtokentome.BPE.train(**options) and None
+    import gigabpe
+
+    return lambda: gigabpe.train_bpe([text], size, threads=threads) and None
+
+
+def encoder(name: str, docs: list[str], pattern: str, size: int, threads: int, path: str) -> Callable[[], Any]:
+    """Return a run that encodes docs one after the other and returns the number of ids; the vocabulary is ours."""
+    folder = path + f".{size}"
+    with open(folder + "/ranks.json", encoding="utf-8") as file:
+        ranks = [bytes.fromhex(token) for token in json.load(file)]
+    if name == "ours":
+        from rustbpe import BPE
+
+        ours = BPE.from_ranks(ranks)
+        return lambda: sum(len(ours.encode(doc)) for doc in docs)
+    if name == "tiktoken":
+        import tiktoken
+
+        ranked = {token: i for i, token in enumerate(ranks)}
+        encoding = tiktoken.Encoding("t", pat_str=pattern, mergeable_ranks=ranked, special_tokens={})
+        return lambda: sum(len(encoding.encode_ordinary(doc)) for doc in docs)
+    if name == "tokenizers":
+        from tokenizers import Tokenizer
+
+        peer = Tokenizer.from_file(folder + "/tokenizer.json")
+        return lambda: sum(len(peer.encode(doc, add_special_tokens=False).ids) for doc in docs)
+    import rustbpe
+
+    trained = rustbpe.Tokenizer()
+    trained.train_from_iterator(iter(docs), size, pattern=pattern)  # gives the same merges: see train
+    return lambda: sum(len(trained.encode(doc)) for doc in docs)
+
+
+def side_by_side(kind: str, names: tuple[str, ...], docs: list[str], size: int, args: argparse.Namespace) -> None:
+    """Run every library --repeat times, in turns, and print medians with their ratio to ours."""
+    from nanozhchat.tokenizer import Tokenizer
+
+    n_bytes = sum(len(doc.encode()) for doc in docs)
+    print(f"{kind} {size}: {len(docs):,} documents, {n_bytes / 1e6:.1f} MB, {args.threads} thread(s)", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        tokenizer = Tokenizer.train(docs, size + len(Tokenizer.train(docs[:9], 300)._special))
+        tokenizer.save(Path(f"{path}.{size}"))
+        ranks = [tokenizer.decode_bytes([i]).hex() for i in range(size)]
+        Path(f"{path}.{size}/ranks.json").write_text(json.dumps(ranks))
+        path.write_text(json.dumps({"docs": docs, "pattern": tokenizer.pattern}), encoding="utf-8")
+        names = tuple(n for n in names if n == "ours" or args.others is None or n in args.others)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(args.repeat):
+            for name in [n for n in names if n in runs]:
+                python = sys.executable if name == "ours" else args.peer_python
+                call = [
+                    python,
+                    os.path.abspath(__file__),
+                    "--worker",
+                    kind,
+                    name,
+                    str(path),
+                    str(size),
+                    str(args.threads),
+                ]
+                done = subprocess.run(call, capture_output=True, text=True, cwd=folder)
+                if done.returncode:
+                    print(f"  {name}: left out ({(done.stderr.strip().splitlines() or ['?'])[-1][:100]})", flush=True)
+                    del runs[name]
+                else:
+                    runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    ours = statistics.median(run["seconds"] for run in runs["ours"])
+    for name, found in runs.items():
+        seconds = statistics.median(run["seconds"] for run in found)
+        peak = statistics.median(run["peak_mb"] for run in found)
+        same = {run["digest"] for run in found} == {run["digest"] for run in runs["ours"]}
+        notes = ["same tokens" if kind == "train" else "same number of ids"] if same else []
+        print(f"  {name:<14}{seconds:8.2f} s {seconds / ours:6.1f} x {n_bytes / 1e6 / seconds:7.1f} MB/s "
+              f"{peak:7.0f} MB peak ({peak / n_bytes * 1e6:5.2f} per MB)  {' '.join(notes)}", flush=True)  # fmt: skip
+
+
+def train(args: argparse.Namespace) -> None:
+    """Compare trainers, and our own with one and two threads."""
+    docs = read(args.files)
+    for size in args.vocab_size:
+        side_by_side("train", TRAINERS, docs, size, args)
+        from rustbpe import BPE
+
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for turn in range(4 * args.repeat):
+            started = time.perf_counter()
+            BPE.train(docs, size, threads=1 + turn % 2)
+            seconds[1 + turn % 2].append(time.perf_counter() - started)
+        one, two = statistics.median(seconds[1]), statistics.median(seconds[2])
+        print(f"  ours, 1 and 2 threads: {one:.2f} s, {two:.2f} s = {one / two:.2f} x", flush=True)
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Compare encoders."""
+    for size in args.vocab_size:
+        side_by_side("encode", ENCODERS, read(args.files), size, args)
+
+
+# --- from files
+
+
+def make_text(folder: Path, files: list[str], megabytes: float, *, packed: bool, n_files: int = 8) -> str:
+    """Write C4-like files of documents spliced from pieces of the input: new chunks never stop coming."""
+    source = "".join(read(files))
+    rng = random.Random(megabytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(n_files):
+        name, written = folder / f"{number:03d}.jsonl{'.gz' if packed else ''}", 0
+        with gzip.open(name, "wt", 1, encoding="utf-8") if packed else open(name, "w", encoding="utf-8") as out:
+            while written < megabytes * 1e6 / n_files:
+                starts = [rng.randrange(len(source)) for _ in range(60)]
+                text = "".join(source[start : start + rng.randrange(5, 40)] for start in starts)
+                out.write(json.dumps({"text": text, "url": ""}, ensure_ascii=False) + "\n")
+                written += len(text.encode())
+    return str(folder / f"*.jsonl{'.gz' if packed else ''}")
+
+
+def from_files(args: argparse.Namespace) -> None:
+    """Time .jsonl.gz -> counted chunks -> tokenizer, and -> token shards, on one core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NANOZHCHAT_BASE_DIR"] = folder
+        from nanozhchat import corpus, sources, token_store
+        from nanozhchat.tokenizer import Tokenizer
+
+        spec = make_text(Path(folder) / "text", args.files, args.megabytes, packed=True)
+        for _ in range(args.repeat):
+            times: dict[str, float] = {}
+
+            def note(stage: str, done: int, total: int, times: dict[str, float] = times) -> None:
+                times.setdefault("counted" if stage == "count" and done == total else stage, time.perf_counter())
+
+            started = time.perf_counter()
+            tokenizer = Tokenizer.train(
+                sources.documents([spec], "train"), args.vocab_size[0], threads=1, progress=note
+            )
+            megabytes = tokenizer.trained_on["bytes"] / 1e6
+            reading, merging = times["counted"] - started, time.perf_counter() - times["counted"]
+            print(f"  {megabytes:.0f} MB read and counted at {megabytes / reading:.1f} MB/s; "
+                  f"merged in {merging:.2f} s = {40 * merging / megabytes:.2f} s per 40 MB", flush=True)  # fmt: skip
+            started = time.perf_counter()
+            made = corpus.build([spec], "bench", progress=lambda line: None)
+            built = time.perf_counter() - started
+            token_store.tokenize(made, tokenizer, progress=lambda line: None)
+            seconds = time.perf_counter() - started
+            rates = (megabytes / built, megabytes / (seconds - built), megabytes / seconds)
+            print(
+                "  files to text shards {:.1f} MB/s, these to token shards {:.1f} MB/s, both {:.1f} MB/s".format(*rates)
+            )
+            shutil.rmtree(folder + "/corpus")
+            shutil.rmtree(folder + "/tokens")
+
+
+# --- limits
+
+
+def tok_train(folder: str, spec: str, *flags: str) -> subprocess.Popen[bytes]:
+    """Start the script."""
+    call = [sys.executable, "-m", "scripts.tok_train", "--data", spec, "--name=t", "--max-bytes=1000000000000", *flags]
+    env = {**os.environ, "NANOZHCHAT_BASE_DIR": folder}
+    return subprocess.Popen(call, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen[bytes]) -> float:
+    """Wait for success; returns peak memory in MB."""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"tok_train failed with status {status}")
+    return usage.ru_maxrss / 1024
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Train with a memory limit of a twentieth of the text, on half of --megabytes and on all of it."""
+    limit = args.megabytes // 40
+    for megabytes in (args.megabytes / 2, args.megabytes):
+        with tempfile.TemporaryDirectory() as folder:
+            spec = make_text(Path(folder) / "text", args.files, megabytes, packed=False)
+            started = time.perf_counter()
+            flags = [f"--memory-limit={limit}m", f"--vocab-size={args.vocab_size[0]}", f"--threads={args.threads}"]
+            peak = finish(tok_train(folder, spec, *flags))
+            seconds = time.perf_counter() - started
+            print(f"  {megabytes:.0f} MB, limit {limit} MiB: {seconds:.1f} s = {megabytes / seconds:.2f} MB/s, "
+                  f"peak {peak:.0f} MB", flush=True)  # fmt: skip
+
+
+def kills(args: argparse.Namespace) -> None:
+    """Kill the script again and again; compare with an undisturbed run."""
+    rng = random.Random(0)
+    flags = [f"--vocab-size={args.vocab_size[0]}", "--memory-limit=32m", "--chunk-files=1", "--threads=2"]
+    with tempfile.TemporaryDirectory() as folder:
+        spec = make_text(Path(folder) / "text", args.files, args.megabytes, packed=True, n_files=7)
+        started = time.perf_counter()
+        finish(tok_train(folder + "/a", spec, *flags))
+        whole = time.perf_counter() - started
+        finish(tok_train(folder + "/c", spec, flags[0]))
+        done = 0
+        while done < args.kills:
+            process = tok_train(folder + "/b", spec, *flags)
+            time.sleep(rng.uniform(0.2, whole / 2))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                done += 1
+            elif process.returncode == 0:
+                shutil.rmtree(folder + "/b/tokenizer")  # it got to the end: start over
+            process.wait()
+        finish(tok_train(folder + "/b", spec, *flags))
+        hashes = [Path(f"{folder}/{run}/tokenizer/t/tokenizer.json").read_bytes() for run in "abc"]
+        after, whole_text = ("same" if hashes[0] == other else "DIFFERENT" for other in hashes[1:])
+        print(
+            f"  {done} kills, {whole:.1f} s of work undisturbed: {after} tokenizer; in memory in one piece: {whole_text}"
+        )
+
+
+def fuzz(args: argparse.Namespace) -> None:
+    """Compare with regex, tiktoken and `tokenizers` on strings of all planes, controls, marks, emoji, random bytes."""
+    import regex
+    from tokenizers import Tokenizer as HuggingFace
+
+    from nanozhchat.tokenizer import Tokenizer
+    from rustbpe import BPE_PATTERN
+
+    rng = random.Random(1)
+    docs = read(args.files[:1])
+    tokenizer = Tokenizer.train(docs, 8192)
+    encoding, pattern = tokenizer.to_tiktoken(), regex.compile(BPE_PATTERN)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        peer = HuggingFace.from_file(folder + "/tokenizer.json")
+    peer.encode_special_tokens = True  # text that looks like a special token is text, as it always is with ours
+    wrong = {"round trip": 0, "regex": 0, "tiktoken": 0, "tokenizers": 0}
+    for _ in range(100_000):
+        text = fuzzed(rng, docs)
+        ids = tokenizer.encode(text)
+        wrong["round trip"] += tokenizer.decode(ids) != text
+        wrong["regex"] += tokenizer._bpe.split(text) != [m[0] for m in pattern.finditer(text)]
+        wrong["tiktoken"] += encoding.encode_ordinary(text) != ids
+        wrong["tokenizers"] += peer.encode(text, add_special_tokens=False).ids != ids
+    print(f"  100,000 strings, differences: {wrong}", flush=True)
+
+
+def fuzzed(rng: random.Random, docs: list[str]) -> str:
+    """Return a string of pieces of real text, characters of all planes, controls, emoji, decoded random bytes."""
+    parts = []
+    for _ in range(rng.randrange(1, 12)):
+        kind = rng.randrange(6)
+        if kind == 0:
+            doc = rng.choice(docs)
+            start = rng.randrange(len(doc))
+            parts.append(doc[start : start + rng.randrange(40)])
+        elif kind == 1:
+            planes = [(0, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+            parts += [chr(rng.randrange(*rng.choice(planes))) for _ in "1234"]
+        elif kind == 2:
+            parts.append(chr(rng.randrange(0xA1)) * rng.randrange(1, 9))
+        elif kind == 3:
+            parts.append(rng.choice(SPECIALS))
+        elif kind == 4:
+            parts.append(rng.randbytes(rng.randrange(12)).decode("utf-8", "replace"))
+        else:
+            parts.append(rng.choice(" \n\t\r\u3000。，“") * rng.randrange(1, 5))
+    return "".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    else:
+        main()

@@ -5,7 +5,9 @@
 //! would then be a context never seen in training. A run is not capped either: a cap would put boundaries at places
 //! that depend on where the run began, and the encoder needs none.
 //!
-//! No pattern here looks around or backtracks, so every regex engine runs it in linear time and finds the same chunks.
+//! The classes are spelt out as ranges rather than named by Unicode properties, whose members differ from one version
+//! to the next: so every regex engine, old or new, cuts every text alike. Beyond Chinese they are coarse: whole blocks
+//! of alphabets count as letters. No pattern here looks around or backtracks: any engine runs it in linear time.
 
 use std::sync::LazyLock;
 
@@ -14,28 +16,62 @@ use regex_syntax::hir::{Class as HirClass, HirKind};
 
 use crate::error::PatternError;
 
-/// Han characters as explicit ranges, so that engines with other Unicode versions agree:
-/// extension A, the unified block, compatibility, planes 2 and 3, then the iteration mark and the zero.
+/// Extension A, the unified block, compatibility, planes 2 and 3, then the iteration mark and the zero.
 macro_rules! han {
     () => {
         "\u{3400}-\u{4DBF}\u{4E00}-\u{9FFF}\u{F900}-\u{FAFF}\u{20000}-\u{323AF}\u{3005}\u{3007}"
     };
 }
 
+/// Latin, combining marks, the alphabets up to U+1FFF and U+2C00, kana, bopomofo, Hangul, Yi and others, half and full
+/// width forms, the alphabets of plane 1.
+macro_rules! letters {
+    () => {
+        concat!(
+            "A-Za-z\u{AA}\u{B5}\u{BA}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{2C1}\u{300}-\u{374}\u{376}-\u{37D}",
+            "\u{37F}-\u{383}\u{386}\u{388}-\u{167F}\u{1681}-\u{180D}\u{180F}-\u{1FFF}\u{2C00}-\u{2DFF}",
+            "\u{3041}-\u{309A}\u{309D}-\u{309F}\u{30A1}-\u{30FA}\u{30FC}-\u{30FF}\u{3105}-\u{318E}\u{31A0}-\u{31BF}",
+            "\u{31F0}-\u{31FF}\u{A000}-\u{D7FF}\u{FB00}-\u{FDFF}\u{FE70}-\u{FEFC}\u{FF21}-\u{FF3A}\u{FF41}-\u{FF5A}",
+            "\u{FF66}-\u{FFDC}\u{10000}-\u{1BFFF}\u{1D400}-\u{1D7CB}"
+        )
+    };
+}
+
+/// Digits, fractions, superscripts, Roman and circled numbers.
+macro_rules! digits {
+    () => {
+        concat!(
+            "0-9\u{B2}\u{B3}\u{B9}\u{BC}-\u{BE}\u{2070}\u{2074}-\u{2079}\u{2080}-\u{2089}\u{2150}-\u{218B}",
+            "\u{2460}-\u{249B}\u{24EA}-\u{24FF}\u{2776}-\u{2793}\u{3220}-\u{3229}\u{3280}-\u{3289}",
+            "\u{FF10}-\u{FF19}\u{1D7CE}-\u{1D7FF}"
+        )
+    };
+}
+
+/// White space except line breaks.
+macro_rules! spaces {
+    () => {
+        "\t\u{B}\u{C} \u{85}\u{A0}\u{1680}\u{2000}-\u{200A}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}"
+    };
+}
+
 /// The default pattern, by alternative: English contraction; Han run; word of any other script, with one leading
 /// space; one digit; punctuation, symbols and controls, with one leading space; line breaks; other white space.
 pub const BPE_PATTERN: &str = concat!(
-    r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])",
-    "|[",
+    "'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])|[",
     han!(),
-    r"]+| ?[^\P{L}",
+    "]+| ?[",
+    letters!(),
+    "]+|[",
+    digits!(),
+    "]| ?[^\r\n",
+    spaces!(),
+    letters!(),
+    digits!(),
     han!(),
-    // Letters and marks except Han, written as what they are not: not every engine can intersect classes.
-    r"][^\p{N}\p{P}\p{S}\p{Z}\p{C}",
-    han!(),
-    r"]*|\p{N}| ?[^\s\p{L}\p{N}",
-    han!(),
-    r"]+|[\r\n]+|[^\S\r\n]+"
+    "]+|[\r\n]+|[",
+    spaces!(),
+    "]+"
 );
 
 /// One character per chunk: merges only build characters out of bytes.
@@ -124,27 +160,23 @@ fn split_by_regex<'t>(regex: &Regex, text: &'t str, mut emit: impl FnMut(&'t str
 enum Class {
     Han,
     Letter,
-    Mark,
     Digit,
     Newline,
     Space,
     Other,
 }
 
-/// The class of every code point, from the same tables as the regex engine, so that the two cannot disagree.
+/// The class of every code point, from the same ranges as the pattern.
 static CLASSES: LazyLock<Vec<Class>> = LazyLock::new(|| {
     let mut classes = vec![Class::Other; 0x11_0000];
-    // Later lines win: Han over the letter and number it also is, line breaks over white space.
-    let han = concat!("[", han!(), "]");
-    for (pattern, class) in [
-        (r"\p{M}", Class::Mark),
-        (r"\p{L}", Class::Letter),
-        (r"\p{N}", Class::Digit),
-        (r"\s", Class::Space),
-        (r"[\r\n]", Class::Newline),
-        (han, Class::Han),
+    for (ranges, class) in [
+        (letters!(), Class::Letter),
+        (digits!(), Class::Digit),
+        (spaces!(), Class::Space),
+        ("\r\n", Class::Newline),
+        (han!(), Class::Han),
     ] {
-        for (first, last) in class_ranges(pattern) {
+        for (first, last) in class_ranges(&format!("[{ranges}]")) {
             classes[first as usize..=last as usize].fill(class);
         }
     }
@@ -200,14 +232,12 @@ fn bpe_chunk_end(classes: &[Class], text: &str, start: usize) -> usize {
         Class::Digit => next,
         Class::Letter => word_end(classes, text, next),
         Class::Newline => run_end(classes, text, next, |c| c == Class::Newline),
-        Class::Mark | Class::Other => {
-            contraction_end(text.as_bytes(), start).unwrap_or_else(|| other_end(classes, text, next))
-        }
+        Class::Other => contraction_end(text.as_bytes(), start).unwrap_or_else(|| other_end(classes, text, next)),
         Class::Space => {
             if text.as_bytes()[start] == b' ' {
                 match class_at(classes, text, next) {
                     Some((Class::Letter, after)) => return word_end(classes, text, after),
-                    Some((Class::Mark | Class::Other, after)) => return other_end(classes, text, after),
+                    Some((Class::Other, after)) => return other_end(classes, text, after),
                     _ => {}
                 }
             }
@@ -217,11 +247,11 @@ fn bpe_chunk_end(classes: &[Class], text: &str, start: usize) -> usize {
 }
 
 fn word_end(classes: &[Class], text: &str, at: usize) -> usize {
-    run_end(classes, text, at, |c| matches!(c, Class::Letter | Class::Mark))
+    run_end(classes, text, at, |c| c == Class::Letter)
 }
 
 fn other_end(classes: &[Class], text: &str, at: usize) -> usize {
-    run_end(classes, text, at, |c| matches!(c, Class::Other | Class::Mark))
+    run_end(classes, text, at, |c| c == Class::Other)
 }
 
 fn contraction_end(bytes: &[u8], start: usize) -> Option<usize> {
