@@ -345,9 +345,7 @@ def kills(args: argparse.Namespace) -> None:
         finish(tok_train(folder + "/b", spec, *flags))
         hashes = [Path(f"{folder}/{run}/tokenizer/t/tokenizer.json").read_bytes() for run in "abc"]
         after, whole_text = ("same" if hashes[0] == other else "DIFFERENT" for other in hashes[1:])
-        print(
-            f"  {done} kills, {whole:.1f} s of work undisturbed: {after} tokenizer; in memory in one piece: {whole_text}"
-        )
+        print(f"  {done} kills within {whole:.1f} s of work: {after} tokenizer; in memory, in one piece: {whole_text}")
 
 
 def fuzz(args: argparse.Namespace) -> None:
