@@ -45,9 +45,7 @@ def killed_after(calls):
 
 
 @pytest.mark.parametrize(("memory", "chunk_files", "threads"), [(SMALL, 1, 2), (SMALL, None, 1), (2**28, 3, 2)])
-def test_memory_groups_and_threads_do_not_change_the_tokenizer(
-    spec, wanted, tmp_path, memory, chunk_files, threads
-):
+def test_memory_groups_and_threads_do_not_change_the_tokenizer(spec, wanted, tmp_path, memory, chunk_files, threads):
     got = train([spec], SIZE, "bpe", tmp_path, memory_bytes=memory, chunk_files=chunk_files, threads=threads)
     assert got.hash == wanted.hash
     assert got.trained_on == wanted.trained_on
