@@ -55,9 +55,7 @@ def conversations(
     for source in map(sources.parse, sources.resolve_specs(specs)):
         make = _builtin(source, seed, split) if source.kind == "builtin" else _external(source, split, stats, skip_bad)
         streams.append((source, make))
-    for conversation in islice(sources.mix(streams, _n_bytes), limit):
-        stats.documents += 1
-        yield conversation
+    yield from islice(sources.mix(streams, _n_bytes), limit)
 
 
 def load_conversations(

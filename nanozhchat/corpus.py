@@ -47,13 +47,24 @@ class Corpus:
         """UTF-8 bytes of text in a split."""
         return self.manifest["totals"][split]["bytes"]
 
-    def n_documents(self, split: str) -> int:
-        """Documents in a split."""
-        return self.manifest["totals"][split]["rows"]
-
     def documents(self, split: str) -> Iterator[str]:
-        """Read a split back, in the order it was written."""
-        return documents(self, split)
+        """Read a split back, in the order it was written; DamagedError names the shard that is missing or torn."""
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        remedy = f"delete its folder and run python -m scripts.data_fetch --name={self.name} again"
+        for shard in (shard for shard in self.manifest["shards"] if shard["split"] == split):
+            path = self.directory / shard["name"]
+            rows = 0
+            try:
+                with pq.ParquetFile(path) as table:
+                    for batch in table.iter_batches(batch_size=1024, columns=[COLUMN]):
+                        rows += batch.num_rows
+                        yield from batch.column(0).to_pylist()
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DamagedError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}") from error
+            if rows != shard["rows"]:
+                raise DamagedError(f"{path} has {rows:,} rows instead of {shard['rows']:,}; {remedy}")
 
 
 def build(
@@ -239,31 +250,6 @@ def load(name: str) -> Corpus:
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise DamagedError(f"{directory / MANIFEST} is no corpus manifest of version {FORMAT_VERSION}; build it again")
     return Corpus(name, directory, manifest)
-
-
-def documents(corpus: Corpus, split: str) -> Iterator[str]:
-    """Read one split of a corpus; raises DamagedError naming the shard that is missing or torn."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    for shard in corpus.manifest["shards"]:
-        if shard["split"] != split:
-            continue
-        path = corpus.directory / shard["name"]
-        rows = 0
-        try:
-            with pq.ParquetFile(path) as table:
-                for batch in table.iter_batches(batch_size=1024, columns=[COLUMN]):
-                    rows += batch.num_rows
-                    yield from batch.column(0).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DamagedError(f"{path} is damaged ({str(error).splitlines()[0]}); {_remedy(corpus.name)}") from error
-        if rows != shard["rows"]:
-            raise DamagedError(f"{path} has {rows:,} rows instead of {shard['rows']:,}; {_remedy(corpus.name)}")
-
-
-def _remedy(name: str) -> str:
-    return f"delete its folder and run python -m scripts.data_fetch --name={name} again"
 
 
 def verify(name: str) -> dict[str, Any]:

@@ -97,11 +97,6 @@ def content_key(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def is_validation(text: str) -> bool:
-    """Tell whether a document belongs to the validation split, by nothing but its content."""
-    return content_key(text.encode()) < VAL_FRAC * 2**64
-
-
 def mix(streams: Sequence[tuple[Source, Iterator[T]]], size: Callable[[T], int]) -> Iterator[T]:
     """Merge streams so that sizes follow the weights, deterministically; see the module's docstring for the end."""
     weighted = any(source.weight is not None for source, _ in streams)
@@ -309,10 +304,7 @@ def tagged(
             streams.append((source, _checked(_texts(source, text_field, stats, skip_bad), stats)))
     merged = _limited(mix(streams, lambda d: d.n_bytes), max_bytes)
     # With one split of built-in text alone there is no other split to wait for.
-    for doc in merged if builtin_split is not None else balance(merged):
-        stats.documents += 1
-        stats.n_bytes += doc.n_bytes
-        yield doc
+    yield from merged if builtin_split is not None else balance(merged)
 
 
 def _limited(docs: Iterator[Document], max_bytes: int | None) -> Iterator[Document]:
@@ -323,13 +315,6 @@ def _limited(docs: Iterator[Document], max_bytes: int | None) -> Iterator[Docume
         if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
             return
         yield doc
-
-
-def read(specs: Sequence[str], *, text_field: str | None = None, stats: ReadStats | None = None, seed: int = 0,
-         skip_bad: bool = False) -> Iterator[str]:  # fmt: skip
-    """Read all documents of the specs, both splits; endless if all sources are built in."""
-    for doc in tagged(specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad):
-        yield doc.text
 
 
 def documents(specs: Sequence[str], split: str, *, text_field: str | None = None, max_bytes: int | None = None,

@@ -12,62 +12,24 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from nanozhchat import files, paths
+from nanozhchat.corpus import Corpus
 from nanozhchat.errors import DamagedError
+from nanozhchat.sources import SPLITS
+from nanozhchat.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 27
 BATCH_CHARS = 1 << 20  # of text handed to the tokenizer at once
 REPORT_S = 5.0  # between two lines of progress
-SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 
 Array = npt.NDArray[Any]
-
-
-class CorpusLike(Protocol):
-    """What is needed of a corpus (see corpus.py)."""
-
-    @property
-    def name(self) -> str:
-        """What the folder of its tokens is called after."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """Identity of the content."""
-        ...
-
-    def n_bytes(self, split: str) -> int:
-        """UTF-8 bytes of a split."""
-        ...
-
-    def documents(self, split: str) -> Iterator[str]:
-        """Read a split."""
-        ...
-
-
-class TokenizerLike(Protocol):
-    """What is needed of a tokenizer (see tokenizer.py)."""
-
-    @property
-    def hash(self) -> str:
-        """Identity of vocabulary and rules."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        ...
-
-    def encode_batch_flat(self, texts: list[str]) -> tuple[Array, Array]:
-        """Encode texts without special tokens: all ids end to end, and the len(texts) + 1 offsets between texts."""
-        ...
 
 
 class TokenStore:
@@ -129,15 +91,6 @@ class TokenStore:
         i = index - int(self._first_doc[split][shard])
         return self._tokens[split][shard][int(offsets[i]) : int(offsets[i + 1])]
 
-    def verify(self) -> list[dict[str, str]]:
-        """Hash every file; returns the problems found, [] if there are none."""
-        problems = []
-        for shard in self.manifest["shards"]:
-            for name, digest in ((shard["name"], shard["sha256"]), (shard["index"], shard["index_sha256"])):
-                if files.sha256(self.directory / name) != digest:
-                    problems.append({"file": str(self.directory / name), "problem": "its sha256 differs"})
-        return problems
-
 
 def _remedy(directory: Path) -> str:
     return f"delete {directory} and run the command again"
@@ -162,7 +115,7 @@ def _map_shard(directory: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> 
     return tokens, offsets
 
 
-def tokenize(corpus: CorpusLike, tokenizer: TokenizerLike, *, progress: Callable[[str], None] = print) -> TokenStore:
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], None] = print) -> TokenStore:
     """Tokenize both splits of a corpus, or reuse what stands there for the same corpus and tokenizer."""
     directory = paths.tokens_dir(corpus.name, tokenizer.hash)
     key = {"format_version": FORMAT_VERSION, "corpus_hash": corpus.hash, "tokenizer_hash": tokenizer.hash}
@@ -200,13 +153,9 @@ def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
 
 
 def _write_split(
-    directory: Path,
-    split: str,
-    corpus: CorpusLike,
-    tokenizer: TokenizerLike,
-    dtype: np.dtype[Any],
+    directory: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype[Any],
     progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Write all shards of one split; returns their manifest entries."""
     report = _Reporter(f"tokens {corpus.name} {split}", progress, corpus.n_bytes(split))
     batches = _encoded(corpus.documents(split), tokenizer, report)
@@ -242,7 +191,7 @@ def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.d
     }  # fmt: skip
 
 
-def _encoded(texts: Iterator[str], tokenizer: TokenizerLike, report: _Reporter) -> Iterator[tuple[Array, Array]]:
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer, report: _Reporter) -> Iterator[tuple[Array, Array]]:
     """Yield (ids of a batch of documents end to end, offsets between the documents)."""
     for batch in _batched(texts):
         ids, offsets = tokenizer.encode_batch_flat(batch)

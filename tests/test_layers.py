@@ -27,15 +27,16 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("leaves, standard library only", "__init__ errors paths schedule hardware conversation presets"),
     ("pure rules and texts on the leaves", "recipe builtin files packing"),
     ("command line, log, raw data, charts", "cli log records charts report_page"),
-    ("data and tokens, one external library each", "sources token_store tokenizer"),
-    ("made of them, still no torch", "corpus conversation_files report tokenizer_training vocabulary"),
+    ("data and tokens, one external library each", "sources tokenizer"),
+    ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
+    ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache sampling"),
     ("the model and its batches", "gpt dataloader prepare server"),
     ("parts that need a model", "optim objectives checkpoint engine loss_eval budget"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
     ("whole activities", "run hooks task_eval"),
 )
-NO_TORCH = "made of them, still no torch"  # up to here
+NO_TORCH = "tokens of a corpus, still no torch"  # up to here
 TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here
 LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
 

@@ -74,10 +74,8 @@ def draw(rng: Rng, held: bool) -> Item:
     ask = relation.asks[j].format(s=subject, u=unit)
     answer = relation.answers[rng.random() < 0.25].format(s=subject, o=value, u=unit)
     key = f"fact:{relation.name}:{subject}{unit}|{j}"
-    if value.isdigit():
-        # The unit decides which number is meant, so the value must stand right before it.
-        return Item("facts", "", ask, answer, key, "value", (value,), (), True, _chance(r))
-    return Item("facts", "", ask, answer, key, "contains", (value,), _wrong(r, i), True, _chance(r))
+    rule, wrong = ("value", ()) if value.isdigit() else ("contains", _wrong(r, i))
+    return Item("facts", "", ask, answer, key, rule, (value,), wrong, chance=_chance(r))
 
 
 @cache

@@ -8,58 +8,23 @@ from nanozhchat.builtin.world import Draw, Item, Rng, lines, names
 from nanozhchat.conversation import Conversation, Message
 
 DRAWS: dict[str, Draw] = {
-    "arithmetic": arithmetic.draw,
-    "reading": reading.draw,
-    "facts": facts.draw,
-    "antonyms": word_skills.draw_antonym,
-    "measure": word_skills.draw_measure,
-    "idioms": word_skills.draw_idiom,
-    "counting": word_skills.draw_count,
-    "reversing": word_skills.draw_reverse,
-    "characters": word_skills.draw_nth,
-    "identity": chatting.draw_identity,
-    "unknown": unknown.draw,
-    "story": stories.draw,
-    "chat": chatting.draw_chat,
-    "repeat": word_skills.draw_repeat,
-}
+    "arithmetic": arithmetic.draw, "reading": reading.draw, "facts": facts.draw,
+    "antonyms": word_skills.draw_antonym, "measure": word_skills.draw_measure, "idioms": word_skills.draw_idiom,
+    "counting": word_skills.draw_count, "reversing": word_skills.draw_reverse, "characters": word_skills.draw_nth,
+    "identity": chatting.draw_identity, "unknown": unknown.draw, "story": stories.draw,
+    "chat": chatting.draw_chat, "repeat": word_skills.draw_repeat,
+}  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 16,
-    "reading": 16,
-    "facts": 26,
-    "antonyms": 9,
-    "measure": 9,
-    "idioms": 9,
-    "counting": 4,
-    "reversing": 5,
-    "characters": 5,
-    "identity": 3,
-    "unknown": 14,
-    "story": 3,
-    "chat": 3,
-    "repeat": 8,
-}
-PART_SKILLS: dict[str, tuple[str, ...]] = {
-    "facts": ("facts",),
-    "arithmetic": ("arithmetic",),
-    "reading": ("reading",),
-    "words": ("antonyms", "measure", "idioms", "counting", "reversing", "characters", "repeat"),
-    "identity": ("identity",),
-    "unknown": ("unknown",),
-}
+    "arithmetic": 16, "reading": 16, "facts": 26, "antonyms": 9, "measure": 9, "idioms": 9, "counting": 4,
+    "reversing": 5, "characters": 5, "identity": 3, "unknown": 14, "story": 3, "chat": 3, "repeat": 8,
+}  # fmt: skip
+WORD_SKILLS = ("antonyms", "measure", "idioms", "counting", "reversing", "characters", "repeat")
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7,
-    "descriptions": 4,
-    "dialogues": 10,
-    "facts": 26,
-    "arithmetic": 13,
-    "reading": 12,
-    "words": 32,
-    "identity": 2,
-    "unknown": 12,
-}
+    "stories": 7, "descriptions": 4, "dialogues": 10, "facts": 26, "arithmetic": 13, "reading": 12, "words": 32,
+    "identity": 2, "unknown": 12,
+}  # fmt: skip
 EXCHANGES_MAX = 4  # question-answer pairs in one document
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
@@ -86,14 +51,9 @@ def exchanges(rng: Rng, items: list[Item]) -> str:
     """Return question-answer pairs in one of the document layouts."""
     pairs = [(ask_text(rng, item), item.answer) for item in items]
     layout = rng.below(5)
-    if layout == 0:
-        ask, answer = rng.pick(SPEAKERS)
-        return "\n".join([f"{ask}{q}\n{answer}{a}" for q, a in pairs])
-    if layout == 1:
-        return "\n".join([f"{q}\n{a}" for q, a in pairs])
-    if layout == 2:
-        return "\n".join([f"问题：{q}\n回答：{a}" for q, a in pairs])
-    return "\n".join([f"问：{q}\n答：{a}" for q, a in pairs])
+    labels = (("", ""), ("问题：", "回答："), ("问：", "答："), ("问：", "答："))
+    ask, answer = labels[layout - 1] if layout else rng.pick(SPEAKERS)
+    return "\n".join([f"{ask}{q}\n{answer}{a}" for q, a in pairs])
 
 
 def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
@@ -110,11 +70,9 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
     if not held and len(skills) > 1 and rng.random() < 0.15:  # no split for plain statements, so none when held out
         return word_skills.statements(rng)
     if not held and skill == "facts" and rng.random() < 0.2:
-        return (
-            facts.article(rng)
-            if rng.random() < 0.5
-            else "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
-        )
+        if rng.random() < 0.5:
+            return facts.article(rng)
+        return "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
     if skill == "reading" and rng.random() < 0.4:
         passage, *items = about_one_passage(rng, held, 1 + rng.below(3))
         return f"{passage.context}\n{exchanges(rng, [item._replace(context='') for item in (passage, *items)])}"
@@ -148,7 +106,7 @@ def document(rng: Rng, held: bool, part: str) -> str:
         return chatting.describe(rng, held)
     if part == "dialogues":
         return chatting.everyday(rng, held) if rng.random() < 0.3 else dialogue(rng, held)
-    return skill_document(rng, held, PART_SKILLS[part])
+    return skill_document(rng, held, WORD_SKILLS if part == "words" else (part,))
 
 
 def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[str, str]]:

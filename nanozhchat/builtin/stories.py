@@ -10,6 +10,7 @@ from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, plac
 STORY_CHARS_MIN = 60
 OPEN_SHARE = 0.1  # of the stories in training: asked without name and aim, as people do first
 SWIM, SWIMMERS = "学会游泳", ("小鸭子", "小青蛙", "小乌龟", "小企鹅", "小海豚")  # who need not learn it
+MEASURES = {"小马": "匹", "小牛": "头", "小象": "头", "小猪": "头"}  # of the other animals: 只
 HUMAN_KINDS = ("小男孩", "小女孩", "年轻人", "学生", "姑娘", "孩子")
 HUMAN_PRONOUN = {"小男孩": "他", "小女孩": "她", "姑娘": "她"}
 
@@ -80,30 +81,16 @@ def draw(rng: Rng, held: bool) -> Item:
         while other == kind:
             other = rng.pick(words("names", "animal_heroes"))
         # Only animals have short lists of names; a helper without a name keeps them apart.
-        helper, intro, full = "邻居" + other, f"一只{kind}", f"{kind}{name}"
-        if kind in ("小马", "小牛", "小羊", "小象", "小猪"):
-            intro = f"一{'匹' if kind == '小马' else '只' if kind == '小羊' else '头'}{kind}"
+        helper, intro = "邻居" + other, f"一{MEASURES.get(kind, '只')}{kind}"
     else:
         helper = rng.pick(people(held)).name[0] + rng.pick(words("names", "titles"))
-        intro, full = f"一个{kind}", f"{kind}{name}"
-    slots = {
-        "n": name,
-        "h": he,
-        "k": helper,
-        "p": rng.pick(places(held, "village_kind")),
-        "d": intro,
-        "f": full,
-        "a": plot.aim,
-        "w": plot.why.format(h=he),
-        "b": plot.block.format(h=he),
-        "y": plot.attempt.format(h=he),
-        "r": plot.result.format(h=he),
-        "e": plot.end.format(h=he),
-    }
-    section = sections("plots")
-    shape = "".join(
-        [rng.pick(section[part]) for part in ("open", "want", "block", "help", "try", "result", "end", "moral")]
-    )
+        intro = f"一个{kind}"
+    told = {"w": plot.why, "b": plot.block, "y": plot.attempt, "r": plot.result, "e": plot.end}
+    slots = {slot: text.format(h=he) for slot, text in told.items()}
+    slots |= {"n": name, "h": he, "k": helper, "d": intro, "f": kind + name, "a": plot.aim}
+    slots["p"] = rng.pick(places(held, "village_kind"))
+    parts = ("open", "want", "block", "help", "try", "result", "end", "moral")
+    shape = "".join([rng.pick(lines("plots", part)) for part in parts])
     open_ask = not held and rng.random() < OPEN_SHARE  # without name and aim there is nothing to judge
     ask = rng.pick(lines("plots", "ask_open" if open_ask else "ask")).format(**slots, c=kind)
     key = f"story:{kind}|{plot.aim}"

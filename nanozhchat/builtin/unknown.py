@@ -74,9 +74,8 @@ def draw_future(rng: Rng, held: bool) -> Item:
     shape, when = shapes[i], whens[j]
     n = rng.pick(names(held))
     city = rng.pick(places(held)) if rng.random() < 0.7 else rng.pick(words("names", "cities"))
-    return _refuse(
-        "", shape.format(q=when, n=n, c=city), "，将来的事没有人能预先知道", f"unknown:{shape}|{n}|{city}|{when}"
-    )
+    ask, key = shape.format(q=when, n=n, c=city), f"unknown:{shape}|{n}|{city}|{when}"
+    return _refuse("", ask, "，将来的事没有人能预先知道", key)
 
 
 def draw_invented(rng: Rng, held: bool) -> Item:
