@@ -20,21 +20,10 @@ FLOOR_MB_PER_S = 1.0  # far below what is measured, so that a busy machine does 
 SENTENCE_ENDS = ("。", "！", "？", "”")
 
 
-def train_text(n, seed=0):
-    return "\n".join(islice(documents(seed), n))
-
-
 def test_the_same_seed_gives_the_same_documents_and_conversations():
     assert list(islice(documents(7), SAMPLE)) == list(islice(documents(7), SAMPLE))
     assert list(islice(conversations(7), SAMPLE)) == list(islice(conversations(7), SAMPLE))
     assert list(islice(documents(7), SAMPLE)) != list(islice(documents(8), SAMPLE))
-
-
-@pytest.mark.parametrize("skill", SKILLS)
-def test_questions_are_deterministic_and_distinct(skill):
-    first, again = questions(skill, 40, seed=2), questions(skill, 40, seed=2)
-    assert [(q.messages, q.expected) for q in first] == [(q.messages, q.expected) for q in again]
-    assert len({q.messages for q in first}) == 40
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -79,8 +68,10 @@ def test_every_fact_is_trained_in_most_of_its_phrasings():
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_expected_answers_pass_their_checker_and_wrong_ones_fail(skill):
-    asked = questions(skill, 60, seed=5)
+def test_questions_are_stable_and_distinct_and_pass_expected_answers_only(skill):
+    asked, again = questions(skill, 60, seed=5), questions(skill, 60, seed=5)
+    assert [(q.messages, q.expected) for q in asked] == [(q.messages, q.expected) for q in again]
+    assert len({q.messages for q in asked}) == 60
     assert all(q.check(q.expected) for q in asked)
     assert not any(q.check("") or q.check("这句话什么也没说。") for q in asked)
     assert not any(q.check("我不知道。") for q in asked if q.answerable)
@@ -95,7 +86,9 @@ def test_the_answer_to_another_question_rarely_passes(skill):
     assert sum(crossed) <= 0.4 * len(crossed)
 
 
-def test_a_story_that_loops_or_forgets_its_hero_fails():
+def test_a_second_capital_and_a_story_that_loops_or_forgets_its_hero_fail():
+    capital = next(q for q in questions("facts", 200) if "首都" in q.messages[-1].content and "首都是" in q.expected)
+    assert not capital.check(capital.expected + "巴黎、伦敦、东京都是首都。")
     question = questions("story", 1)[0]
     sentence = question.expected.split("。")[1] + "。"
     assert not question.check(question.expected + sentence)
@@ -103,18 +96,7 @@ def test_a_story_that_loops_or_forgets_its_hero_fails():
     assert not question.check(questions("story", 2, seed=9)[1].expected)
 
 
-def test_an_answer_that_names_two_capitals_fails():
-    question = next(q for q in questions("facts", 200) if "首都" in q.messages[-1].content and "首都是" in q.expected)
-    assert not question.check(question.expected + "巴黎、伦敦、东京都是首都。")
-
-
-def test_unknowable_questions_have_answerable_twins():
-    asked = questions("unknown", 200)
-    share = sum(q.answerable for q in asked) / len(asked)
-    assert 0.25 < share < 0.75
-
-
-def test_unknown_names_are_errors_that_list_the_known_ones():
+def test_unknown_names_and_more_questions_than_there_are_are_errors_that_say_so():
     for call in (
         lambda: documents(parts=["poem"]),
         lambda: conversations(skills=["poem"]),
@@ -126,9 +108,6 @@ def test_unknown_names_are_errors_that_list_the_known_ones():
         resolve("builtin:poem")
     with pytest.raises(ValueError, match="train, val"):
         documents(split="test")
-
-
-def test_more_questions_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="ran out"):
         questions("antonyms", 20_000)
 
@@ -159,7 +138,7 @@ def test_conversations_alternate_and_a_quarter_have_several_turns():
 
 
 def test_twenty_thousand_documents_name_thousands_of_people():
-    text = train_text(20_000)
+    text = "\n".join(islice(documents(), 20_000))
     candidates = set(re.findall(r"(?=([\u4e00-\u9fff]{2}))", text)) | set(re.findall(r"(?=([\u4e00-\u9fff]{3}))", text))
     assert len(candidates & set(world.names(False))) > 5000
 
@@ -202,5 +181,5 @@ def test_tasks_cover_every_skill_and_know_their_own_answers():
     assert all(
         task.check(i, task.expected(i)) and task.prompt(i)[-1].role == "user" for task in tasks for i in range(3)
     )
-    task = BuiltinTask("unknown", 20)
-    assert {task.answerable(i) for i in range(len(task))} == {True, False}
+    task = BuiltinTask("unknown", 200)  # whose refusals have answerable twins
+    assert 0.25 < sum(map(task.answerable, range(len(task)))) / len(task) < 0.75

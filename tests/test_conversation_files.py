@@ -1,23 +1,16 @@
 """Conversation files: every layout gives the same conversation; what is none is counted; the split is by content."""
 
-import gzip
 import json
 
 import pytest
 
 from nanozhchat.conversation import Message
 from nanozhchat.conversation_files import conversations, load_conversations
-from nanozhchat.errors import DamagedError
 from nanozhchat.records import ReadStats
+from tests.conftest import pack, write_jsonl
 
 SYSTEM, ASK, ANSWER = "你是助手。", "三加五等于几？", "八。"
 EXCHANGE = (Message("user", ASK), Message("assistant", ANSWER))
-
-
-def write(path, rows):
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return str(path)
 
 
 def turns(*contents, keys=("role", "content"), roles=("user", "assistant")):
@@ -25,7 +18,7 @@ def turns(*contents, keys=("role", "content"), roles=("user", "assistant")):
 
 
 def both(path, **options):
-    return [c for split in ("train", "val") for c in conversations([path], split, **options)]
+    return [c for split in ("train", "val") for c in conversations([str(path)], split, **options)]
 
 
 def numbered(n):
@@ -47,37 +40,35 @@ def numbered(n):
     ],
 )
 def test_every_layout_gives_the_same_conversation(tmp_path, row):
-    assert both(write(tmp_path / "a.jsonl", [row])) == [EXCHANGE]
+    assert both(write_jsonl(tmp_path / "a.jsonl", [row])) == [EXCHANGE]
 
 
 def test_the_input_of_an_instruction_follows_it_on_a_new_line(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"instruction": "翻译成英文", "input": "猫", "output": "cat"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "翻译成英文", "input": "猫", "output": "cat"}])
     assert both(path)[0][0].content == "翻译成英文\n猫"
 
 
 def test_system_prompts_and_earlier_turns_are_kept(tmp_path):
     row = {"system": SYSTEM, "history": [["你好", "你好！"]], "instruction": ASK, "input": "", "output": ANSWER}
-    [found] = both(write(tmp_path / "a.jsonl", [row]))
+    [found] = both(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert [m.role for m in found] == ["system", "user", "assistant", "user", "assistant"]
     assert found[-2:] == EXCHANGE
 
 
 def test_each_file_of_a_folder_may_have_its_own_layout(tmp_path):
-    write(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}])
-    write(tmp_path / "b.jsonl.gz", [{"prompt": "再见", "completion": "再见。"}])
-    (tmp_path / "c.json").write_text(json.dumps([{"instruction": "走", "output": "好"}]), encoding="utf-8")
-    assert len(both(str(tmp_path))) == 3
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}])
+    write_jsonl(tmp_path / "b.jsonl.gz", [{"prompt": "再见", "completion": "再见。"}])
+    pack(tmp_path / "c.json", json.dumps([{"instruction": "走", "output": "好"}]))
+    assert len(both(tmp_path)) == 3
 
 
-def test_an_unknown_layout_is_an_error_with_file_line_and_keys(tmp_path):
+def test_what_has_no_known_layout_is_an_error_that_says_what_was_found(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl:1 has keys answer, q; expected messages"):
-        both(write(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}]))
-
-
-def test_plain_text_is_refused_with_the_layouts_expected(tmp_path):
-    (tmp_path / "a.txt").write_text("从前有座山。", encoding="utf-8")
+        both(write_jsonl(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}]))
     with pytest.raises(ValueError, match=r"a\.txt:1 is plain text"):
-        both(str(tmp_path / "a.txt"))
+        both(pack(tmp_path / "a.txt", "从前有座山。"))
+    with pytest.raises(ValueError, match="no skill of the built-in data; there are: "):
+        both("builtin:nonsense")
 
 
 @pytest.mark.parametrize(
@@ -98,46 +89,33 @@ def test_plain_text_is_refused_with_the_layouts_expected(tmp_path):
 )
 def test_what_is_no_proper_conversation_is_skipped_and_counted(tmp_path, messages):
     stats = ReadStats()
-    path = write(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}, {"messages": messages}])
-    assert list(conversations([path], "train", stats=stats)) == [EXCHANGE]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}, {"messages": messages}])
+    assert list(conversations([str(path)], "train", stats=stats)) == [EXCHANGE]
     assert stats.skipped == {"no proper conversation": 1}
 
 
-def test_a_broken_line_is_damage_unless_told_to_skip(tmp_path):
-    path = write(tmp_path / "a.jsonl", numbered(3))
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write('{"messages": [')
-    with pytest.raises(DamagedError, match=r"a\.jsonl:4"):
-        both(path)
-    assert len(both(path, skip_bad=True)) == 3
-
-
-def test_the_splits_are_disjoint_and_together_everything(tmp_path):
-    path = write(tmp_path / "a.jsonl", numbered(1000))
-    train, val = (set(conversations([path], split)) for split in ("train", "val"))
+def test_the_splits_share_nothing_lose_nothing_and_do_not_depend_on_order_or_layout(tmp_path):
+    a = write_jsonl(tmp_path / "a.jsonl", numbered(1000))
+    rows = [{"prompt": f"问题{i}", "completion": f"回答{i}"} for i in reversed(range(1000))]
+    b = write_jsonl(tmp_path / "b.jsonl", rows)
+    train, val = (set(conversations([str(a)], split)) for split in ("train", "val"))
+    assert val == set(conversations([str(b)], "val"))
     assert not train & val
     assert len(train | val) == 1000
     assert 5 <= len(val) <= 40  # 2 % of 1,000, give or take four deviations
 
 
-def test_the_split_does_not_depend_on_order_or_layout(tmp_path):
-    a = write(tmp_path / "a.jsonl", numbered(1000))
-    rows = [{"prompt": f"问题{i}", "completion": f"回答{i}"} for i in reversed(range(1000))]
-    b = write(tmp_path / "b.jsonl", rows)
-    assert set(conversations([a], "val")) == set(conversations([b], "val"))
-
-
 def test_two_conversations_give_one_to_each_split(tmp_path):
     for i in range(20):
         rows = [{"prompt": f"甲{i}", "completion": "好"}, {"prompt": f"乙{i}", "completion": "好"}]
-        path = write(tmp_path / "a.jsonl", rows)
-        assert [len(list(conversations([path], split))) for split in ("train", "val")] == [1, 1]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        assert [len(list(conversations([str(path)], split))) for split in ("train", "val")] == [1, 1]
 
 
 def test_a_split_without_conversations_is_a_clear_error(tmp_path):
-    path = write(tmp_path / "a.jsonl", numbered(1))
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(1))
     with pytest.raises(ValueError, match="no conversation for the val split"):
-        load_conversations([path], "val", max_conversations=10)
+        load_conversations([str(path)], "val", max_conversations=10)
 
 
 def test_the_limit_is_kept_and_builtin_conversations_differ_between_the_splits():
@@ -146,13 +124,8 @@ def test_the_limit_is_kept_and_builtin_conversations_differ_between_the_splits()
     assert not set(train) & set(val)
 
 
-def test_an_unknown_builtin_skill_is_an_error_that_lists_the_skills():
-    with pytest.raises(ValueError, match="no skill of the built-in data; there are: "):
-        load_conversations(["builtin:nonsense"], "train", max_conversations=1)
-
-
 def test_files_and_builtin_are_mixed_by_weight(tmp_path):
-    path = write(tmp_path / "a.jsonl", numbered(400))
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(400))
     found = load_conversations([f"{path}@1", "builtin@1"], "train", max_conversations=10_000)
     ours = [c for c in found if c[0].content.startswith("问题")]
     size = sum(len(m.content) for c in ours for m in c) / sum(len(m.content) for c in found for m in c)

@@ -42,31 +42,27 @@ def test_json_lines_arrays_and_parquet_give_their_documents_however_packed(tmp_p
         assert sorted(read(path)) == TEXTS
 
 
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_several_archives_end_to_end_in_one_file_are_read_as_one(tmp_path, ending):
+    path, more = (write_jsonl(tmp_path / f"{name}.jsonl{ending}", [name]) for name in "ab")
+    path.write_bytes(path.read_bytes() + more.read_bytes())
+    assert sorted(read(path)) == ["a", "b"]
+
+
 def test_an_array_larger_than_the_read_buffer_is_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "READ_BYTES", 7)
     texts = [f"长{i}" * 40 for i in range(30)]
     assert sorted(read(pack(tmp_path / "a.json", json.dumps([{"text": t} for t in texts])))) == sorted(texts)
 
 
-def test_several_zstandard_frames_in_one_file_are_read_as_one(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl.zst", ["一"])
-    path.write_bytes(path.read_bytes() + write_jsonl(tmp_path / "b.jsonl.zst", ["二"]).read_bytes())
-    assert sorted(read(path)) == ["一", "二"]
-
-
-def test_a_directory_gives_all_its_supported_files_and_only_those(tmp_path):
-    write_jsonl(tmp_path / "b" / "2.jsonl", ["二"])
-    write_jsonl(tmp_path / "a" / "1.jsonl.gz", ["一"])
-    (tmp_path / "README.md").write_text("not data", encoding="utf-8")
-    write_jsonl(tmp_path / ".hidden" / "3.jsonl", ["三"])
-    assert [p.name for p in records.expand(str(tmp_path))] == ["1.jsonl.gz", "2.jsonl"]
-
-
-def test_a_glob_reaches_into_folders_and_is_sorted(tmp_path):
-    for name in ("c.jsonl", "x/b.jsonl", "x/y/a.jsonl", "x/y/a.csv"):
+@pytest.mark.parametrize(
+    ("pattern", "want"),
+    [("", ["c.jsonl", "x/b.json.gz", "x/y/a.jsonl"]), ("**/*.jsonl", ["c.jsonl", "x/y/a.jsonl"])],
+)
+def test_a_folder_or_glob_gives_all_its_supported_files_sorted_and_only_those(tmp_path, pattern, want):
+    for name in ("c.jsonl", "x/b.json.gz", "x/y/a.jsonl", "x/y/a.csv", "README.md", ".hidden/3.jsonl"):
         write_jsonl(tmp_path / name, [name])
-    found = [p.relative_to(tmp_path).as_posix() for p in records.expand(str(tmp_path / "**" / "*.jsonl"))]
-    assert found == ["c.jsonl", "x/b.jsonl", "x/y/a.jsonl"]
+    assert [p.relative_to(tmp_path).as_posix() for p in records.expand(str(tmp_path / pattern))] == want
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none/*.jsonl", "."])
@@ -94,17 +90,14 @@ def test_plain_text_without_blank_lines_is_cut_into_several_documents(tmp_path):
     assert "\n".join(blocks) == text
 
 
-def test_the_field_is_text_else_content_else_the_one_asked_for(tmp_path):
-    assert read(write_jsonl(tmp_path / "a.jsonl", [{"content": "一"}])) == ["一"]
-    assert read(write_jsonl(tmp_path / "b.jsonl", [{"story": "二"}]), text_field="story") == ["二"]
-
-
 @pytest.mark.parametrize("text_field", [None, "body"])
-def test_a_missing_field_is_an_error_that_lists_the_fields_found(tmp_path, text_field):
+def test_the_field_is_text_content_or_the_one_asked_for_and_a_missing_one_lists_those_found(tmp_path, text_field):
     with pytest.raises(ValueError, match=r"a\.jsonl:1 .*story, url.*--text-field"):
         read(write_jsonl(tmp_path / "a.jsonl", [{"story": "一", "url": "x"}]), text_field=text_field)
     with pytest.raises(ValueError, match="fields found: story"):
         read(write_parquet(tmp_path / "a.parquet", {"story": ["一"]}), text_field=text_field)
+    assert read(write_jsonl(tmp_path / "b.jsonl", [{"story": "二", "content": "一"}])) == ["一"]
+    assert read(tmp_path / "b.jsonl", text_field="story") == ["二"]
 
 
 def test_bad_documents_are_skipped_and_counted_by_reason(tmp_path, monkeypatch):
@@ -172,34 +165,25 @@ def test_hub_specs_name_data_set_configuration_and_split():
         sources.parse("hf:a:b:c:d")
 
 
-def test_weights_hold_by_bytes_until_one_source_ends(tmp_path):
+def test_weights_hold_by_bytes_until_one_source_ends_and_without_them_all_is_read(tmp_path):
     a = write_jsonl(tmp_path / "a.jsonl", [f"a{i:03}" + "x" * (i % 50) for i in range(900)])
     b = write_jsonl(tmp_path / "b.jsonl", [f"b{i:04}" for i in range(9000)])
     texts = read(f"{a}@3", f"{b}@1")
     size = {name: sum(len(t) for t in texts if t[0] == name) for name in "ab"}
     assert size["a"] / size["b"] == pytest.approx(3, rel=0.02)
     assert sum(t[0] == "a" for t in texts) == 900
+    assert len(read(a, b)) == 9900
+    assert read(a, b) == read(a, b)
 
 
-def test_without_weights_every_document_of_every_source_is_read_in_the_same_order_each_time(tmp_path):
-    specs = [write_jsonl(tmp_path / f"{n}.jsonl", [f"{n}{i}" * (i % 5 + 1) for i in range(50)]) for n in "abc"]
-    assert len(read(*specs)) == 150
-    assert read(*specs) == read(*specs)
-
-
-def test_train_and_val_are_disjoint_and_together_everything(tmp_path):
+def test_each_document_is_in_one_split_by_nothing_but_its_content(tmp_path):
     texts = [f"文档{i}" for i in range(3000)]
     path = str(write_jsonl(tmp_path / "a.jsonl", texts))
     train, val = (list(sources.documents([path], split)) for split in sources.SPLITS)
-    assert not set(train) & set(val)
     assert sorted(train + val) == sorted(texts)
+    elsewhere = write_jsonl(tmp_path / "other.json.gz", texts[::-1])
+    assert set(sources.documents([str(elsewhere)], "val")) == set(val) == {text for text in texts if is_val(text)}
     assert 10 <= len(val) <= 60  # 1 % of 3,000, give or take four deviations
-
-
-def test_the_split_depends_on_nothing_but_the_content(tmp_path):
-    texts = [f"文档{i}" for i in range(2000)]
-    path = str(write_jsonl(tmp_path / "other_name.json.gz", texts[::-1]))
-    assert set(sources.documents([path], "val")) == {text for text in texts if is_val(text)}
 
 
 @given(st.lists(st.text(min_size=1, max_size=8).filter(str.strip), max_size=12))
@@ -238,9 +222,6 @@ def test_builtin_text_differs_between_the_splits():
     train, val = (set(itertools.islice(sources.documents(["builtin"], s), 300)) for s in sources.SPLITS)
     assert len(train) > 100
     assert not train & val
-
-
-def test_an_unknown_part_of_the_builtin_data_is_an_error_that_lists_the_parts():
     with pytest.raises(ValueError, match="there are: "):
         next(sources.tagged(["builtin:nonsense"]))
 
