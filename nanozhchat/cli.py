@@ -173,12 +173,12 @@ def result_flags(args: Any) -> dict[str, Any]:
     return {f.name: chosen[f.name] for f in dataclasses.fields(args) if chosen.get(f.name, f.default) != f.default}
 
 
-def write_config(path: Path, args: Any, notes: dict[str, str] | None = None) -> None:
+def write_config(path: Path, args: Any) -> None:
     """Write the resolved configuration as YAML, each value above its one-line explanation as a comment."""
     lines = []
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        lines.append(f"# {(notes or {}).get(field.name, field.metadata['help'])}")
+        lines.append(f"# {field.metadata['help']}")
         lines.append(f"{field.name}: {json.dumps(value, ensure_ascii=False)}")
     atomic_write(path, ("\n".join(lines) + "\n").encode())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +239,20 @@ def _totals_text(totals: dict[str, dict[str, int]]) -> str:
         f"{train['rows']:,} documents, {train['bytes'] / 1e6:,.1f} MB to train on; "
         f"{val['rows']:,} documents, {val['bytes'] / 1e6:,.2f} MB to validate with"
     )
+
+
+def name_of(specs: Sequence[str]) -> str:
+    """Name a corpus after its data: `builtin` as it is, else the last words of the specs and a short hash."""
+    if list(specs) == ["builtin"]:
+        return "builtin"
+    words = re.findall(r"[A-Za-z0-9]+", " ".join(Path(s).name for s in specs)) or ["data"]
+    digest = hashlib.blake2b("\n".join(specs).encode(), digest_size=4).hexdigest()
+    return f"{'-'.join(words)[:32].strip('-')}-{digest}"
+
+
+def tokenizer_name(specs: Sequence[str], vocab_size: int) -> str:
+    """Name the tokenizer that is trained by default on this data with this vocabulary."""
+    return f"{name_of(specs)}-{vocab_size}"
 
 
 def load(name: str) -> Corpus:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from nanozhchat import corpus, paths, sources, token_store
@@ -16,22 +13,14 @@ from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def corpus_name(specs: Sequence[str]) -> str:
-    """Name a corpus after its data: `builtin` as it is, else the last words of the specs and a short hash."""
-    if list(specs) == ["builtin"]:
-        return "builtin"
-    words = re.findall(r"[A-Za-z0-9]+", " ".join(Path(s).name for s in specs)) or ["data"]
-    digest = hashlib.blake2b("\n".join(specs).encode(), digest_size=4).hexdigest()
-    return f"{'-'.join(words)[:32].strip('-')}-{digest}"
+TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
 
 
 def prepare(
     specs: Sequence[str], tokenizer: Tokenizer, compute: Compute, *, text_field: str | None = None
 ) -> TokenStore:
     """Return the token shards of the data, building corpus and shards where they are missing or out of date."""
-    name = corpus_name(specs)
+    name = corpus.name_of(specs)
 
     def build() -> TokenStore:
         made = corpus.build(specs, name, text_field=text_field, progress=log.info)
@@ -59,7 +48,7 @@ def load_or_train_tokenizer(
     """
     if name is not None:
         return name, Tokenizer.load(paths.tokenizer_dir(name))
-    name = default_tokenizer_name(specs, vocab_size)
+    name = corpus.tokenizer_name(specs, vocab_size)
     folder = paths.tokenizer_dir(name)
 
     def build() -> Tokenizer:
@@ -70,11 +59,3 @@ def load_or_train_tokenizer(
         return Tokenizer.load(folder)
 
     return name, main_first(build, compute)
-
-
-TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
-
-
-def default_tokenizer_name(specs: Sequence[str], vocab_size: int) -> str:
-    """Name of the tokenizer trained on this data with this vocabulary."""
-    return f"{corpus_name(specs)}-{vocab_size}"

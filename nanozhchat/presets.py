@@ -1,6 +1,6 @@
 """Public data sets by short name: facts only (hub id, columns, size, licence), for `--data=NAME` and `--list`.
 
-None of them has been fetched by this project's tests, which run offline: `verified` says so. Columns and sizes
+None of them has been fetched by this project's tests, which run offline. Columns and sizes
 were read on the data sets' own pages; a hub may rename files, then `hf:<dataset>` with `--text-field` still works.
 """
 
@@ -23,7 +23,6 @@ class Preset:
     split: str = "train"
     files: str | None = None  # path or glob inside the data set's repository, when only some files are wanted
     note: str = ""
-    verified: bool = False
 
 
 SEE_CARD = "see the data set's card"

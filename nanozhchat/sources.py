@@ -317,14 +317,15 @@ def _limited(docs: Iterator[Document], max_bytes: int | None) -> Iterator[Docume
         yield doc
 
 
-def documents(specs: Sequence[str], split: str, *, text_field: str | None = None, max_bytes: int | None = None,
-              stats: ReadStats | None = None, seed: int = 0, skip_bad: bool = False) -> Iterator[str]:  # fmt: skip
+def documents(
+    specs: Sequence[str], split: str, *, text_field: str | None = None, max_bytes: int | None = None
+) -> Iterator[str]:
     """Read the documents of one split ("train" or "val"), at most `max_bytes` of them (but at least one)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; splits are train and val")
     resolved = resolve_specs(specs)
     only = split if all(parse(spec).kind == "builtin" for spec in resolved) else None
-    docs = tagged(resolved, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, builtin_split=only)
+    docs = tagged(resolved, text_field=text_field, builtin_split=only)
     for doc in _limited((doc for doc in docs if doc.split == split), max_bytes):
         yield doc.text
 

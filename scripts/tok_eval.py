@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanozhchat import cli, paths, sources
+from nanozhchat import cli, corpus, paths, sources
 from nanozhchat.log import setup_logging
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.vocabulary import describe, vocabulary_facts
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(TokEvalArgs, argv, __doc__ or "", "python -m scripts.tok_eval")
     setup_logging()
     specs = sources.resolve_specs(args.data)
-    name = args.name or default_name(specs, args.vocab_size)
+    name = args.name or corpus.tokenizer_name(specs, args.vocab_size)
     tokenizer = Tokenizer.load(paths.tokenizer_dir(name))
     texts = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=args.max_bytes))
     if not texts:
@@ -52,13 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = {"tokenizer": name, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size, **rows[name], **facts}
     others = {other: rows[other] for other in args.against}
     cli.write_figures(args.json, {**figures, "split_characters_frac": split_chars, "against": others})
-
-
-def default_name(specs: Sequence[str], vocab_size: int) -> str:
-    """Return the name that base_train gives its tokenizer for this data."""
-    from nanozhchat.prepare import default_tokenizer_name  # brings in torch
-
-    return default_tokenizer_name(specs, vocab_size)
 
 
 def score(encode: Encode, texts: list[str]) -> dict[str, float]:

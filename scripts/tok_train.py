@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanozhchat import cli, files, paths, sources, tokenizer_training
+from nanozhchat import cli, corpus, files, paths, sources, tokenizer_training
 from nanozhchat.log import setup_logging
 from nanozhchat.tokenizer import KINDS, Tokenizer
 from nanozhchat.vocabulary import describe, vocabulary_facts
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(TokTrainArgs, argv, __doc__ or "", "python -m scripts.tok_train")
     setup_logging()
     specs = sources.resolve_specs(args.data)
-    name = args.name or default_name(specs, args)
+    # the name that base_train looks for on this data; a character tokenizer says so in its name
+    suffix = "" if args.kind == "bpe" else f"-{args.kind}"
+    name = args.name or corpus.tokenizer_name(specs, args.vocab_size) + suffix
     folder = paths.tokenizer_dir(name)
     settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
@@ -92,13 +94,6 @@ def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
 def memory_size() -> int:
     """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def default_name(specs: Sequence[str], args: TokTrainArgs) -> str:
-    """Return the name that base_train looks for on this data; a character tokenizer says so in its name."""
-    from nanozhchat.prepare import default_tokenizer_name  # brings in torch
-
-    return default_tokenizer_name(specs, args.vocab_size) + ("" if args.kind == "bpe" else f"-{args.kind}")
 
 
 def is_done(folder: Path, settings: dict[str, object]) -> bool:

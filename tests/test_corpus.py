@@ -28,17 +28,14 @@ def everything(built):
     return {split: list(built.documents(split)) for split in sources.SPLITS}
 
 
-def test_every_document_comes_back_in_exactly_one_split(source):
-    found = everything(build(source))
+def test_every_document_comes_back_in_exactly_one_split_and_is_counted(source):
+    built = build(source)
+    found = everything(built)
+    for split, texts in found.items():
+        assert built.n_bytes(split) == sum(len(t.encode()) for t in texts)
+        assert built.manifest["totals"][split]["rows"] == len(texts)
     assert sorted(found["train"] + found["val"]) == sorted(TEXTS)
     assert set(found["val"]) == set(sources.documents([str(source)], "val"))
-
-
-def test_the_manifest_counts_what_the_shards_hold(source):
-    built = build(source)
-    for split, texts in everything(built).items():
-        assert built.manifest["totals"][split]["rows"] == len(texts)
-        assert built.n_bytes(split) == sum(len(t.encode()) for t in texts)
 
 
 def test_many_small_shards_hold_the_same_documents_as_one(source, monkeypatch):
@@ -50,8 +47,9 @@ def test_many_small_shards_hold_the_same_documents_as_one(source, monkeypatch):
     assert everything(many) == one
 
 
-def test_the_same_inputs_are_reused_and_not_written_again(source):
+def test_the_same_inputs_are_reused_and_not_written_again_and_the_same_text_has_the_same_hash(source, tmp_path):
     first, said = build(source), []
+    assert build(write_jsonl(tmp_path / "elsewhere.jsonl", TEXTS), name="b").hash == first.hash
     before = {p.name: p.stat().st_mtime_ns for p in first.directory.iterdir()}
     assert build(source, said=said).hash == first.hash
     assert {p.name: p.stat().st_mtime_ns for p in first.directory.iterdir()} == before
@@ -68,11 +66,6 @@ def test_changed_inputs_or_settings_or_a_shard_cut_short_are_built_again_and_it_
     second = build(source, said=said)
     assert any("inputs changed" in line for line in said[2:])
     assert "新的一篇" in sum(everything(second).values(), [])
-
-
-def test_the_same_text_gives_the_same_hash_wherever_it_lies(source, tmp_path):
-    elsewhere = write_jsonl(tmp_path / "elsewhere.jsonl", TEXTS)
-    assert build(source, name="a").hash == build(elsewhere, name="b").hash
 
 
 class FailingDisk(files.Backend):
@@ -130,6 +123,18 @@ def test_too_few_documents_are_a_clear_error_and_two_are_enough(tmp_path, texts,
     assert sorted(map(len, found.values())) == [1, 1]
 
 
+def test_data_fetch_builds_and_its_verify_prints_json_and_fails_on_damage(source, capsys):
+    data_fetch.main(["--data", str(source), "--name", "c"])
+    capsys.readouterr()
+    data_fetch.main(["--verify", "--name", "c"])
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    os.unlink(corpus.load("c").directory / "val-00000.parquet")
+    with pytest.raises(DamagedError) as caught:
+        data_fetch.main(["--verify", "--name", "c"])
+    assert caught.value.exit_code == 5
+    assert json.loads(capsys.readouterr().out)["problems"][0]["problem"] == "missing"
+
+
 def test_a_limit_covers_both_splits_together(source):
     built = build(source, max_bytes=5000)
     assert 4900 < built.n_bytes("train") + built.n_bytes("val") <= 5000
@@ -166,18 +171,3 @@ def test_verify_finds_one_flipped_bit_and_reading_a_torn_shard_is_damage_that_na
     cut(shard, 30)
     with pytest.raises(DamagedError, match=r"train-00000\.parquet"):
         list(built.documents("train"))
-
-
-def test_data_fetch_builds_and_verifies(source, capsys):
-    data_fetch.main(["--data", str(source), "--name", "c"])
-    capsys.readouterr()
-    data_fetch.main(["--verify", "--name", "c"])
-    assert json.loads(capsys.readouterr().out)["ok"] is True
-
-
-def test_data_fetch_verify_prints_json_and_fails_on_damage(source, capsys):
-    os.unlink(build(source).directory / "val-00000.parquet")
-    with pytest.raises(DamagedError) as caught:
-        data_fetch.main(["--verify", "--name", "c"])
-    assert caught.value.exit_code == 5
-    assert json.loads(capsys.readouterr().out)["problems"][0]["problem"] == "missing"
