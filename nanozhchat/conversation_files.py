@@ -82,8 +82,7 @@ def _n_bytes(conversation: Conversation) -> int:
 def _builtin(source: Source, seed: int, split: str) -> Iterator[Conversation]:
     from nanozhchat import builtin
 
-    skills = sources.builtin_parts(source.name, (*builtin.SKILLS, *builtin.TALK), "skill")
-    return builtin.conversations(seed, split=split, skills=skills)
+    return builtin.conversations(seed, split=split, skills=sources.builtin_parts(source.name))
 
 
 def _external(source: Source, split: str, stats: ReadStats, skip_bad: bool) -> Iterator[Conversation]:

@@ -67,7 +67,7 @@ def test_what_has_no_known_layout_is_an_error_that_says_what_was_found(tmp_path)
         both(write_jsonl(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}]))
     with pytest.raises(ValueError, match=r"a\.txt:1 is plain text"):
         both(pack(tmp_path / "a.txt", "从前有座山。"))
-    with pytest.raises(ValueError, match="no skill of the built-in data; there are: "):
+    with pytest.raises(ValueError, match="unknown skill 'nonsense' of the built-in data; there are: "):
         both("builtin:nonsense")
 
 

@@ -44,7 +44,7 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> tu
         raise ValueError(f"{kind}s={wanted!r}: pass a non-empty list of names out of {', '.join(known)}")
     for name in wanted:
         if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}; there are: {', '.join(known)}")
+            raise ValueError(f"unknown {kind} {name!r} of the built-in data; there are: {', '.join(known)}")
     return tuple(wanted)
 
 
