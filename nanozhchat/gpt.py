@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanozhchat.attention import cached_attention, causal_attention
 from nanozhchat.cross_entropy import linear_cross_entropy
-from nanozhchat.kv_cache import KVCache
+from nanozhchat.kv_cache import CacheRows
 
 GATE_CHANNELS = 16  # channels that a gate looks at
 QK_SCALE = 1.2  # sharpens attention after the norm has made all queries and keys the same length
@@ -118,7 +118,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: CacheRows | None) -> Tensor:
         """x: (B, T, C); ve: (B, T, Hkv * D) value embeddings of the tokens. Returns (B, T, C)."""
         B, T, C = x.shape
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
@@ -160,7 +160,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, ve: Tensor | None, rope: tuple[Tensor, Tensor], cache: CacheRows | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(rms_norm(x), ve, rope, cache)
         return x + self.mlp(rms_norm(x))
@@ -223,7 +223,7 @@ class GPT(nn.Module):
         angle = positions.float()[..., None, None] * frequency
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
-    def _embed(self, idx: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
+    def _embed(self, idx: Tensor, cache: CacheRows | None, counts: Tensor | None) -> Tensor:
         """Embed tokens, norm, and let each mix in a learned share of the one before it. (B, T) -> (B, T, C)."""
         x = rms_norm(self.wte(idx).to(self.dtype))
         before = x.new_zeros(x.size(0), 1, x.size(2)) if cache is None or cache.previous is None else cache.previous
@@ -234,7 +234,7 @@ class GPT(nn.Module):
         gate = 2 * torch.sigmoid(self.smear_gate(x[..., :GATE_CHANNELS]))
         return x + self.smear_lambda.to(x.dtype) * gate * shifted
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: CacheRows | None = None, counts: Tensor | None = None) -> Tensor:
         """Run the network up to the head.
 
         idx: (B, T) ids. cache: continue the sequences it holds and add these tokens. counts: (B,) how many of the T

@@ -1,16 +1,19 @@
-"""The key/value cache: preallocated, one row per sequence, each row with its own length."""
+"""The key/value cache: preallocated slots, each holding one sequence of its own length."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of every layer for `batch_size` sequences of up to `max_len` tokens.
+    """Keys and values of every layer for `n_slots` sequences of up to `max_len` tokens.
 
-    k, v: (n_layer, B, n_kv_head, max_len, head_dim). lengths: (B,) tokens held by each row.
-    previous: (B, 1, C) normed embedding of each row's last token (what `GPT` mixes into the next), None when empty.
+    k, v: (n_layer, n_slots, n_kv_head, max_len, head_dim); on a CPU, memory is taken only where tokens are stored.
+    lengths: tokens held by each slot.
     """
 
     def __init__(
@@ -19,51 +22,74 @@ class KVCache:
         n_kv_head: int,
         head_dim: int,
         *,
-        batch_size: int,
+        n_slots: int,
         max_len: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (n_layer, batch_size, n_kv_head, max_len, head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.previous: Tensor | None = None
-        self.longest = 0  # max of lengths, kept on the host so that slicing needs no device sync
+        self.max_len = max_len
+        shape = (n_layer, n_slots, n_kv_head, max_len, head_dim)
+        self.k, self.v = _zeros(shape, device, dtype), _zeros(shape, device, dtype)
+        self.lengths = [0] * n_slots
 
-    @property
-    def max_len(self) -> int:
-        """Return the room for tokens in each row."""
-        return self.k.size(3)
+    def rows(self, slots: Sequence[int], previous: Tensor | None = None) -> CacheRows:
+        """Return some slots as the rows of a batch. previous: see `CacheRows`."""
+        return CacheRows(self, slots, previous)
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Make `target` hold the first n tokens of `source`."""
+        for part in (self.k, self.v):
+            part[:, target, :, :n] = part[:, source, :, :n]
+        self.lengths[target] = n
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot and overwrite what it held, which may not have been finite."""
+        for part in (self.k, self.v):
+            part[:, slot, :, : self.lengths[slot]] = 0
+        self.lengths[slot] = 0
+
+
+class CacheRows:
+    """Rows of a batch, each continuing the sequence of a slot: what the model reads and writes.
+
+    previous: (B, 1, C) normed embedding of each row's last token, which `GPT` mixes into the next; None = no row
+    holds any.
+    """
+
+    def __init__(self, cache: KVCache, slots: Sequence[int], previous: Tensor | None = None) -> None:
+        self.cache, self.slots, self.previous = cache, list(slots), previous
+        held = [cache.lengths[s] for s in slots]
+        self.longest, self.device = max(held), cache.k.device
+        self.lengths = torch.tensor(held, device=self.device)
+        together = self.slots == list(range(self.slots[0], self.slots[0] + len(self.slots)))
+        # Neighbouring slots are used where they lie; others are gathered for each layer.
+        self._place = slice(self.slots[0], self.slots[-1] + 1) if together else self.slots
 
     def positions(self, t: int) -> Tensor:
         """Return the (B, t) absolute positions that the next t tokens of each row will take."""
-        return self.lengths[:, None] + torch.arange(t, device=self.lengths.device)
+        return self.lengths[:, None] + torch.arange(t, device=self.device)
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v: (B, Hkv, t, D) at `positions` (B, t); return the keys and values to attend to (B, Hkv, S, D)."""
-        t = k.size(2)
-        if self.longest + t > self.max_len:
-            raise ValueError(f"{self.longest + t} tokens do not fit the cache of {self.max_len}")
-        if k.size(0) == 1 or self.longest == 0:  # all rows at the same place: a plain slice
-            place = slice(self.longest, self.longest + t)
-            self.k[layer, :, :, place] = k
-            self.v[layer, :, :, place] = v
-        else:
-            rows = torch.arange(k.size(0), device=k.device)[:, None]
-            self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-            self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        end = self.longest + t
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        end = self.longest + k.size(2)
+        if end > self.cache.max_len:
+            raise ValueError(f"{end} tokens do not fit the cache of {self.cache.max_len}")
+        slots = torch.tensor(self.slots, device=self.device)[:, None]
+        for part, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
+            part.transpose(1, 2)[slots, positions] = new.transpose(1, 2)
+        return self.cache.k[layer][self._place][:, :, :end], self.cache.v[layer][self._place][:, :, :end]
 
     def advance(self, counts: Tensor) -> None:
         """Count `counts` (B,) written tokens as held; what was written beyond them is padding, overwritten later."""
         self.lengths = self.lengths + counts
+        for slot, length in zip(self.slots, self.lengths.tolist(), strict=True):
+            self.cache.lengths[slot] = length
         self.longest = int(self.lengths.max())
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row not listed in `rows` (indices): finished sequences leave the batch."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
-        self.lengths = self.lengths[rows]
-        self.previous = None if self.previous is None else self.previous[rows]
-        self.longest = int(self.lengths.max()) if len(rows) else 0
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros; on a CPU the system hands out the memory page by page, when it is first written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(n_bytes, np.uint8)).view(dtype).view(shape)

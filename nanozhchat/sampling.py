@@ -1,29 +1,47 @@
-"""From logits to the next token: temperature, top-k, top-p, min-p, repetition penalty."""
+"""From logits to the next token: penalties and bans, temperature, top-k, top-p, min-p, and one draw.
+
+Plain NumPy on one row of logits: for a vocabulary of thousands its calls cost less than a tensor library's.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
 
 MIN_TEMPERATURE = 1e-6  # keeps logits finite when divided; below it only the likeliest is drawn anyway
+HEAD = 64  # tokens that usually hold the mass that top-p keeps, so that the rest need not be sorted
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens. temperature 0 = the likeliest; top_k 0, top_p 1, min_p 0, repetition_penalty 1 = off."""
+    """How to choose tokens. temperature 0 = the likeliest.
+
+    Off are: top_k 0, top_p 1, min_p 0, repetition_penalty 1, the other penalties 0, no_repeat_ngram 0.
+    repetition_penalty and no_repeat_ngram look at prompt and answer, presence and frequency penalty at the answer.
+    logit_bias: id -> what is added to its logit. logprobs: likeliest tokens to report per place (0 = the chosen
+    one alone), None = report nothing.
+    """
 
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     max_tokens: int = 512
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         limits = {
@@ -32,61 +50,145 @@ class SamplingParams:
             "top_p": (0.0, 1.0),
             "min_p": (0.0, 1.0),
             "repetition_penalty": (0.1, 10.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
+            "no_repeat_ngram": (0, 1000),
             "max_tokens": (1, 10**9),
+            "logprobs": (0, 20),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name}={value} must be between {low} and {high}")
         if self.top_p == 0:
             raise ValueError("top_p=0 leaves no token to choose; use temperature=0 for the likeliest")
         if any(not s for s in self.stop):
             raise ValueError("stop strings must not be empty")
+        for i, bias in self.logit_bias.items():
+            if i < 0 or not -100 <= bias <= 100:
+                raise ValueError(f"logit_bias {i}: {bias} must be a token id and a number between -100 and 100")
 
-    def generator(self, index: int = 0) -> torch.Generator:
-        """Return this request's own source of randomness (on the CPU, so that a seed means the same anywhere)."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed((self.seed * 1_000_003 + index) % 2**63)
-        return generator
+    def generator(self, index: int = 0) -> np.random.Generator:
+        """Return this request's own source of randomness: the same on every machine. index: which of its answers."""
+        return np.random.Generator(np.random.PCG64(None if self.seed is None else [self.seed % 2**64, index]))
 
 
-def filtered_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token. logprob, top: under the model itself (temperature 1, nothing filtered), if asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def filtered_probabilities(logits: Floats, params: SamplingParams) -> Floats:
     """Return the (V,) probabilities to draw from. logits: (V,) float32; params.temperature > 0."""
-    logits = logits / max(params.temperature, MIN_TEMPERATURE)
-    if 0 < params.top_k < logits.numel():
-        values, ids = logits.topk(params.top_k)
-        logits = torch.full_like(logits, -torch.inf).scatter(0, ids, values)
-    probabilities = logits.softmax(-1)
+    p = softmax((logits / max(params.temperature, MIN_TEMPERATURE)).astype(np.float32))
+    if 0 < params.top_k < p.size:
+        kept = np.argpartition(-p, params.top_k - 1)[: params.top_k]
+        p = _only(p, kept)
     if params.min_p > 0:
-        probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
+        p[p < params.min_p * p.max()] = 0.0
     if params.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the likelier ones: the first is always kept
-        probabilities[order[before >= params.top_p * probabilities.sum()]] = 0.0
-    return probabilities / probabilities.sum()
+        p = _nucleus(p, params.top_p)
+    return p / p.sum()
 
 
-def penalize(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+def softmax(logits: Floats) -> Floats:
+    """(V,) logits -> (V,) probabilities."""
+    p = np.exp(logits - logits.max())
+    return p / p.sum()
+
+
+def _only(p: Floats, kept: NDArray[np.intp]) -> Floats:
+    """Set everything to zero but `kept`."""
+    out = np.zeros_like(p)
+    out[kept] = p[kept]
+    return out
+
+
+def _nucleus(p: Floats, top_p: float) -> Floats:
+    """Keep the likeliest tokens that together reach `top_p` of the mass (arXiv 1904.09751), one at least."""
+    target = top_p * p.sum()
+    head = np.argpartition(-p, HEAD - 1)[:HEAD] if p.size > HEAD else np.arange(p.size)
+    if p[head].sum() < target:
+        head = np.arange(p.size)
+    order = head[np.argsort(-p[head], kind="stable")]
+    before = np.cumsum(p[order]) - p[order]  # mass of the likelier ones
+    return _only(p, order[: max(1, int(np.searchsorted(before, target)))])
+
+
+def draw(p: Floats, uniform: float | NDArray[np.float64]) -> NDArray[np.intp]:
+    """Turn numbers from [0, 1) into ids distributed as `p` (V,), by inverting the cumulative distribution."""
+    mass = np.cumsum(p, dtype=np.float64)
+    return np.searchsorted(mass, uniform * mass[-1], side="right")
+
+
+def penalize(logits: Floats, seen: Sequence[int], penalty: float) -> Floats:
     """Make tokens already seen less likely (arXiv 1909.05858): positive logits shrink, negative ones grow."""
     if penalty == 1.0 or not seen:
         return logits
-    ids = torch.tensor(sorted(set(seen)), device=logits.device)
-    values = logits[ids]
-    return logits.index_copy(0, ids, torch.where(values > 0, values / penalty, values * penalty))
+    ids = np.unique(seen)
+    out, values = logits.copy(), logits[ids]
+    out[ids] = np.where(values > 0, values / penalty, values * penalty)
+    return out
 
 
-def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator, seen: Sequence[int]) -> int:
-    """Choose one token. logits: (V,) float32; seen: ids of the prompt and the answer so far.
+def completes_ngram(seen: Sequence[int], n: int) -> list[int]:
+    """Ids that would repeat a run of `n` tokens that `seen` already holds."""
+    if n < 1 or len(seen) < n:
+        return []
+    tail = list(seen[len(seen) - n + 1 :])
+    return [seen[i + n - 1] for i in range(len(seen) - n + 1) if list(seen[i : i + n - 1]) == tail]
 
-    Raises FloatingPointError when the logits are not finite: nothing can be drawn from them.
-    """
-    logits = penalize(logits, seen, params.repetition_penalty)
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the model's output is not finite; the checkpoint is not usable")
-    if params.temperature == 0:
-        return int(logits.argmax())
-    probabilities = filtered_probabilities(logits.cpu(), params)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+class Sampler:
+    """Chooses the tokens of one answer; knows what was said so far. index: which of a request's answers."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
+        self.params, self.seen = params, list(prompt)
+        self._counts: Counter[int] = Counter()
+        self._random = params.generator(index)
+
+    def choose(self, logits: Floats) -> Choice:
+        """Choose a token and remember it. logits: (V,) float32.
+
+        Raises FloatingPointError when the logits are not finite: nothing can be drawn from them.
+        """
+        if not np.isfinite(logits.sum()):
+            raise FloatingPointError("the model's output is not finite; the checkpoint is not usable")
+        adjusted = self._adjusted(logits)
+        if self.params.temperature == 0:
+            token = int(adjusted.argmax())
+        else:
+            token = int(draw(filtered_probabilities(adjusted, self.params), self._random.random()))
+        self.seen.append(token)
+        self._counts[token] += 1
+        return self._with_logprobs(token, logits)
+
+    def _adjusted(self, logits: Floats) -> Floats:
+        """Apply penalties, bias and bans, to a copy if anything changes."""
+        p = self.params
+        out = penalize(logits, self.seen, p.repetition_penalty)
+        if self._counts and (p.presence_penalty or p.frequency_penalty):
+            out = out.copy()
+            ids = np.fromiter(self._counts, np.intp)
+            out[ids] -= p.presence_penalty + p.frequency_penalty * np.fromiter(self._counts.values(), np.float32)
+        if p.logit_bias:
+            out = out.copy()
+            for i, bias in p.logit_bias.items():
+                if i < out.size:
+                    out[i] += bias
+        if banned := completes_ngram(self.seen, p.no_repeat_ngram):
+            out = out.copy()
+            out[banned] = np.finfo(np.float32).min
+        return out
+
+    def _with_logprobs(self, token: int, logits: Floats) -> Choice:
+        if self.params.logprobs is None:
+            return Choice(token)
+        shifted = logits.astype(np.float64) - logits.max()
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        likeliest = np.argsort(-logprobs, kind="stable")[: self.params.logprobs]
+        return Choice(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in likeliest))

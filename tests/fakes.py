@@ -18,11 +18,12 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script><a href='https:/
 
 @dataclass(frozen=True)
 class Delta:
-    """Fakes `nanozhchat.engine.Delta`; n_tokens counts from the start of the answer."""
+    """Fakes `nanozhchat.batching.Delta`; n_tokens counts from the start of the answer."""
 
     text: str
     n_tokens: int
     finish_reason: str | None = None
+    choices: tuple = ()
 
 
 class FakeEngine:

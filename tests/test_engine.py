@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nanozhchat import engine as engine_module
-from nanozhchat.engine import Delta, Engine
+from nanozhchat.batching import Delta
+from nanozhchat.engine import Engine, TorchDecoder
 from nanozhchat.gpt import GPT
 from nanozhchat.kv_cache import KVCache
 from nanozhchat.sampling import SamplingParams
@@ -76,8 +77,8 @@ def test_hidden_states_do_not_depend_on_how_a_sequence_is_fed_to_the_cache(bytes
     with torch.inference_mode():
         whole = engine.model.hidden(ids)
         for cuts in ([30], [1] * 30, [7, 1, 1, 21], [29, 1]):
-            cache = engine.new_cache(2, 30)
-            parts = [engine.model.hidden(part, cache) for part in ids.split(cuts, 1)]
+            rows = TorchDecoder(engine.model, 2).rows([0, 1])
+            parts = [engine.model.hidden(part, rows) for part in ids.split(cuts, 1)]
             torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -120,8 +121,8 @@ class Scripted(GPT):
     said = 0
 
     def logits(self, hidden):
-        out = torch.full((len(hidden), self.config.vocab_size), -10.0)
-        out[:, self.script[self.said]] = 10.0
+        out = torch.full((*hidden.shape[:-1], self.config.vocab_size), -10.0)
+        out[..., self.script[self.said]] = 10.0
         self.said += 1
         return out
 
@@ -261,7 +262,7 @@ def test_generating_builds_no_autograd_graph(engine):
 
 
 def test_a_cache_that_is_too_small_says_so():
-    cache = KVCache(1, 1, 2, batch_size=1, max_len=4, device=torch.device("cpu"), dtype=torch.float32)
-    k = torch.zeros(1, 1, 5, 2)
+    cache = KVCache(1, 1, 2, n_slots=1, max_len=4, device=torch.device("cpu"), dtype=torch.float32)
+    rows, k = cache.rows([0]), torch.zeros(1, 1, 5, 2)
     with pytest.raises(ValueError, match="5 tokens do not fit the cache of 4"):
-        cache.write(0, cache.positions(5), k, k)
+        rows.write(0, rows.positions(5), k, k)

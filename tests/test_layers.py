@@ -31,8 +31,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
     ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache sampling"),
-    ("the model and its batches", "gpt dataloader prepare server"),
-    ("parts that need a model", "optim objectives checkpoint engine loss_eval budget"),
+    ("the model and its batches", "gpt dataloader prepare server batching"),
+    ("parts that need a model", "optim objectives checkpoint loss_eval budget"),
+    ("the model made to speak", "engine"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
     ("whole activities", "run hooks task_eval"),
 )

@@ -2,13 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
-import torch
 
-from nanozhchat.sampling import SamplingParams, choose, filtered_probabilities, penalize
+from nanozhchat.sampling import Sampler, SamplingParams, completes_ngram, draw, filtered_probabilities, penalize
 
-LOGITS = [2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -8.0]
-DRAWS = 10_000
+LOGITS = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -8.0], np.float32)
+DRAWS = 100_000
 
 
 def softmax(logits):
@@ -20,6 +20,10 @@ def softmax(logits):
 def keep(p, kept):
     total = sum(p[i] for i in kept)
     return [p[i] / total if i in kept else 0.0 for i in range(len(p))]
+
+
+def sampler(seen=(), index=0, **changes):
+    return Sampler(params(**changes), seen, index)
 
 
 def params(**changes):
@@ -44,48 +48,80 @@ CASES = [
 
 
 @pytest.mark.parametrize(("given", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_probabilities_are_those_worked_out_by_hand(given, expected):
-    got = filtered_probabilities(torch.tensor(LOGITS), given)
-    assert got.tolist() == pytest.approx(expected, abs=1e-6)
+def test_probabilities_are_those_worked_out_by_hand_and_draws_follow_them(given, expected):
+    p = filtered_probabilities(LOGITS, given)
+    assert p.tolist() == pytest.approx(expected, abs=1e-6)
+    counts = np.bincount(draw(p, given.generator().random(DRAWS)), minlength=8)
+    for want, count in zip(expected, counts.tolist(), strict=True):
+        assert abs(count - want * DRAWS) <= 4.5 * math.sqrt(DRAWS * want * (1 - want)), (want, count)
 
 
-@pytest.mark.parametrize("name", ["plain", "hot", "top_k", "top_p", "min_p"])
-def test_draws_follow_the_distribution_and_never_leave_it(name):
-    given, expected = next((c[1], c[2]) for c in CASES if c[0] == name)
-    generator, logits = given.generator(), torch.tensor(LOGITS)
-    counts = torch.bincount(torch.tensor([choose(logits, given, generator, []) for _ in range(DRAWS)]), minlength=8)
-    for p, count in zip(expected, counts.tolist(), strict=True):
-        assert abs(count - p * DRAWS) <= 4.5 * math.sqrt(DRAWS * p * (1 - p)), (p, count)
+def test_a_sampler_draws_from_those_probabilities_one_after_the_other():
+    given = params(temperature=2.0, top_p=0.9)
+    p, mine = filtered_probabilities(LOGITS, given), Sampler(given, [])
+    assert [mine.choose(LOGITS).token for _ in range(200)] == draw(p, given.generator().random(200)).tolist()
+
+
+def test_top_p_over_a_large_vocabulary_keeps_what_sorting_it_all_would_keep():
+    random = np.random.default_rng(0)
+    for scale, top_p in ((0.1, 0.9), (1.0, 0.5), (3.0, 0.9), (8.0, 0.99)):
+        logits = (scale * random.standard_normal(1000)).astype(np.float32)
+        p = np.sort(softmax(logits.tolist()))[::-1]
+        want = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        assert abs(int((filtered_probabilities(logits, params(top_p=top_p)) > 0).sum()) - want) <= 1
 
 
 def test_top_k_keeps_no_more_than_k_tokens_when_logits_tie():
-    got = filtered_probabilities(torch.tensor([1.0, 1.0, 1.0, 0.0]), params(top_k=2))
+    got = filtered_probabilities(np.array([1.0, 1.0, 1.0, 0.0], np.float32), params(top_k=2))
     assert int((got > 0).sum()) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9, 1e-3])
 def test_a_temperature_of_nearly_zero_takes_the_likeliest(temperature):
-    given = params(temperature=temperature)
-    assert choose(torch.tensor(LOGITS), given, given.generator(), []) == 0
+    assert sampler(temperature=temperature).choose(LOGITS).token == 0
 
 
 def test_the_penalty_shrinks_positive_and_grows_negative_logits_once_per_token():
-    logits = torch.tensor([2.0, 0.0, -1.0, 3.0])
+    logits = np.array([2.0, 0.0, -1.0, 3.0], np.float32)
     assert penalize(logits, [0, 2, 2, 0], 2.0).tolist() == [1.0, 0.0, -2.0, 3.0]
     assert logits.tolist() == [2.0, 0.0, -1.0, 3.0]
 
 
-def test_the_penalty_can_change_the_greedy_choice():
-    logits = torch.tensor([2.0, 1.5])
-    assert choose(logits, params(temperature=0.0, repetition_penalty=2.0), torch.Generator(), [0]) == 1
-    assert choose(logits, params(temperature=0.0, repetition_penalty=1.0), torch.Generator(), [0]) == 0
+@pytest.mark.parametrize(
+    ("changes", "seen", "expected"),
+    [
+        ({}, [0, 1, 0], [0, 0, 0, 0, 0]),
+        ({"repetition_penalty": 2.0}, [0], [1, 0, 0, 0, 0]),  # 2 / 2 < 1.5, then 1 > .75
+        ({"presence_penalty": 0.6}, [0], [0, 1, 0, 0, 0]),  # the prompt does not count: 2, 1.5, then 1.4 > .9
+        ({"frequency_penalty": 0.3}, [], [0, 0, 1, 0, 1]),  # 2 and 1.5 take turns as each falls by .3 a time
+        ({"no_repeat_ngram": 2}, [0, 0], [1, 0, 2, 0, 3]),
+        ({"logit_bias": {4: 5.0, 99: 1.0}}, [], [4, 4, 4, 4, 4]),
+        ({"logit_bias": {0: -100.0}}, [], [1, 1, 1, 1, 1]),
+    ],
+)
+def test_penalties_bans_and_biases_change_the_greedy_choice_as_worked_out_by_hand(changes, seen, expected):
+    mine = sampler(seen, temperature=0.0, **changes)
+    assert [mine.choose(LOGITS).token for _ in expected] == expected
+
+
+def test_a_run_of_tokens_is_banned_only_where_it_would_be_completed():
+    assert completes_ngram([1, 2, 3, 1, 2], 3) == [3]
+    assert completes_ngram([1, 2, 3, 1, 2, 4, 1, 2], 3) == [3, 4]
+    assert completes_ngram([1, 2, 3], 3) == completes_ngram([1, 2], 0) == completes_ngram([], 2) == []
+
+
+def test_logprobs_are_the_models_own_whatever_is_filtered():
+    choice = sampler(temperature=0.5, top_k=1, logprobs=2, logit_bias={5: 100.0}).choose(LOGITS)
+    assert choice.token == 5
+    assert choice.logprob == pytest.approx(math.log(P[5]), abs=1e-6)
+    assert [i for i, _ in choice.top] == [0, 1]
+    assert [p for _, p in choice.top] == pytest.approx([math.log(P[0]), math.log(P[1])], abs=1e-6)
 
 
 def test_the_same_seed_draws_the_same_and_other_seeds_or_rows_do_not():
     def draws(seed, index=0):
-        given = params(seed=seed, temperature=2.0)
-        generator = given.generator(index)
-        return [choose(torch.tensor(LOGITS), given, generator, []) for _ in range(50)]
+        mine = sampler(seed=seed, index=index, temperature=2.0)
+        return [mine.choose(LOGITS).token for _ in range(50)]
 
     assert draws(1) == draws(1)
     assert draws(1) != draws(2)
@@ -93,26 +129,25 @@ def test_the_same_seed_draws_the_same_and_other_seeds_or_rows_do_not():
     assert draws(None) != draws(None)
 
 
-def test_drawing_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    given = params(seed=None)
-    choose(torch.tensor(LOGITS), given, given.generator(), [])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_raise_instead_of_choosing(bad, temperature):
-    given = params(temperature=temperature)
     with pytest.raises(FloatingPointError, match="not finite"):
-        choose(torch.tensor([1.0, bad, 0.0]), given, given.generator(), [])
+        sampler(temperature=temperature).choose(np.array([1.0, bad, 0.0], np.float32))
+
+
+@pytest.mark.parametrize("bias", [{-1: 0.0}, {1: 101.0}, {1: math.nan}])
+def test_a_bias_out_of_range_is_refused(bias):
+    with pytest.raises(ValueError, match="logit_bias"):
+        SamplingParams(logit_bias=bias)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("top_k", -1), ("top_k", 1001),
      ("top_p", 0), ("top_p", 1.01), ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0),
-     ("repetition_penalty", math.inf), ("max_tokens", 0)],
+     ("repetition_penalty", math.inf), ("max_tokens", 0),
+     ("presence_penalty", -2.1), ("frequency_penalty", 2.1), ("no_repeat_ngram", -1), ("logprobs", 21)],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
     with pytest.raises(ValueError, match=rf"{name}={value}"):

@@ -1,0 +1,143 @@
+"""Requests that share a batch: none notices the others, beginnings are shared, one failure stays one failure."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from nanozhchat import batching
+from nanozhchat.batching import Batch
+from nanozhchat.sampling import SamplingParams
+from tests.test_engine import GREEDY, bytes_tokenizer, prompt, random_engine  # noqa: F401
+
+SAMPLED = SamplingParams(temperature=1.5, top_p=0.9, max_tokens=20, seed=4)
+
+
+class Counting:
+    """Wraps a decoder and notes the tokens it was fed; poison: a slot whose logits are NaN."""
+
+    def __init__(self, decoder):
+        self.decoder, self.fed, self.poison = decoder, [], None
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+    def forward(self, parts):
+        self.fed.append(sorted(len(p.ids) for p in parts))
+        out = self.decoder.forward(parts)
+        return [np.full_like(x, np.nan) if p.slot == self.poison else x for p, x in zip(parts, out, strict=True)]
+
+    @property
+    def n_fed(self):
+        return sum(map(sum, self.fed))
+
+
+@pytest.fixture
+def engine(bytes_tokenizer):  # noqa: F811
+    return random_engine(bytes_tokenizer, sequence_len=96)
+
+
+def batch_of(engine, rows):
+    return Batch(Counting(engine.new_batch(rows).decoder), engine.tokenizer)
+
+
+def drain(batch):
+    """Step until all is done; returns the text of each request."""
+    texts = {}
+    while batch.n_running or batch.n_waiting:
+        for request, delta in batch.step():
+            texts[request] = texts.get(request, "") + delta.text
+    return texts
+
+
+def alone(engine, ids, params, index=0):
+    batch = batch_of(engine, 1)
+    request = batch.add(ids, params, index=index)
+    text = drain(batch)[request]
+    return request.ids, text
+
+
+def test_requests_that_come_and_go_at_random_answer_as_if_alone(engine):
+    dice = random.Random(1)
+    batch, texts, asked = batch_of(engine, 4), {}, []
+    while len(asked) < 16 or batch.n_running:
+        if len(asked) < 16 and dice.random() < 0.4:
+            ids, params = prompt(dice.randint(1, 60), dice.randint(0, 5)), dice.choice([GREEDY, SAMPLED])
+            asked.append((batch.add(ids, params), ids, params))
+        for request, delta in batch.step():
+            texts[request] = texts.get(request, "") + delta.text
+    for request, ids, params in asked:
+        assert (request.ids, texts[request]) == alone(engine, ids, params)
+    assert max(map(len, batch.decoder.fed)) == 4
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_go_on_answering(engine, monkeypatch):
+    monkeypatch.setattr(batching, "PREFILL_TOKENS", 8)
+    batch = batch_of(engine, 3)
+    first = batch.add(prompt(3), GREEDY)
+    batch.step()
+    batch.add(prompt(60, 1), GREEDY)
+    batch.add(prompt(20, 2), GREEDY)
+    before = len(first.ids)
+    for _ in range(5):
+        batch.step()
+    assert len(first.ids) == before + 5
+    assert batch.decoder.fed[1] == [1, 4, 4]
+
+
+def test_a_later_turn_and_a_shared_beginning_are_not_computed_again(engine):
+    batch = batch_of(engine, 2)
+    turn = batch.add(prompt(40), SAMPLED)
+    drain(batch)
+    for follow_up in ([*turn.prompt, *turn.ids, 1, 2, 3], [*turn.prompt[:30], 9, 9]):
+        batch.decoder.fed.clear()
+        again = batch.add(follow_up, GREEDY)
+        drain(batch)
+        assert batch.decoder.n_fed - len(again.ids) <= 4
+        assert again.ids == alone(engine, follow_up, GREEDY)[0]
+
+
+def test_several_answers_to_one_prompt_read_it_once_and_differ(engine):
+    batch = batch_of(engine, 4)
+    requests = [batch.add(prompt(40), SAMPLED, index=i) for i in range(4)]
+    drain(batch)
+    assert batch.decoder.n_fed <= 40 + 3 + sum(len(r.ids) for r in requests)
+    assert [r.ids for r in requests] == [alone(engine, prompt(40), SAMPLED, i)[0] for i in range(4)]
+    assert len({tuple(r.ids) for r in requests}) == 4
+
+
+def test_logits_that_are_not_finite_end_that_request_only_and_leave_nothing_behind(engine):
+    batch = batch_of(engine, 3)
+    requests = [batch.add(prompt(20, i), GREEDY) for i in range(3)]
+    batch.step()
+    batch.decoder.poison = requests[1].slot
+    drain(batch)
+    assert [r.finish_reason == "error" for r in requests] == [False, True, False]
+    assert isinstance(requests[1].error, FloatingPointError)
+    for i in (0, 2):
+        assert requests[i].ids == alone(engine, prompt(20, i), GREEDY)[0]
+    assert batch.decoder.held[requests[1].slot] == []
+
+
+def test_cancelled_and_removed_requests_give_their_slot_to_the_next(engine):
+    batch, cancel = batch_of(engine, 1), threading.Event()
+    first, second, third = (batch.add(prompt(5, i), GREEDY, cancel=cancel if i == 0 else None) for i in range(3))
+    batch.step()
+    assert (batch.n_running, batch.n_waiting) == (1, 2)
+    cancel.set()
+    assert [d.finish_reason for r, d in batch.step() if r is first] == ["cancelled"]
+    batch.remove(second)
+    drain(batch)
+    assert third.ids == alone(engine, prompt(5, 2), GREEDY)[0]
+    assert (batch.n_running, batch.n_waiting, first.finish_reason) == (0, 0, "cancelled")
+
+
+def test_logprobs_come_with_the_text_of_their_tokens(engine):
+    batch = batch_of(engine, 1)
+    request = batch.add(prompt(9), SamplingParams(temperature=0.0, max_tokens=12, logprobs=1))
+    choices = []
+    while batch.n_running or batch.n_waiting:
+        choices += [c for _, delta in batch.step() for c in delta.choices]
+    assert [c.token for c in choices] == request.ids == [c.top[0][0] for c in choices]
+    assert all(c.logprob == c.top[0][1] < 0 for c in choices)
