@@ -10,9 +10,11 @@ import torch
 from nanozhchat.batching import TURN_TOKENS, Batch, Decoder, Delta, Part, Request, first_stop, room_for
 from nanozhchat.gpt import GPT, rms_norm
 from nanozhchat.kv_cache import CacheRows, KVCache
+from nanozhchat.native import NativeDecoder, native_model
 from nanozhchat.sampling import Floats, SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 
+KINDS = ("torch", "native", "native-int8")
 MAX_BATCH = 32  # sequences decoded together
 
 
@@ -69,10 +71,19 @@ NO_LOGITS: Floats = torch.empty(0, 0).numpy()
 
 
 class Engine:
-    """A model and its tokenizer, ready to generate. After its weights have changed, make a new one."""
+    """A model and its tokenizer, ready to generate. After its weights have changed, make a new one.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    kind: "torch" runs the model itself, on any device; "native" and "native-int8" run packed copies of its weights
+    on the CPU. Raises ValueError for a kind that cannot run this model.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, *, kind: str = "torch") -> None:
+        self.model, self.tokenizer, self.kind = model, tokenizer, kind
+        if kind not in KINDS:
+            raise ValueError(f"engine {kind!r} is unknown; choose from {', '.join(KINDS)}")
+        if kind != "torch" and (model.wte.weight.device.type != "cpu" or model.dtype != torch.float32):
+            raise ValueError(f"engine {kind!r} runs on a CPU from float32 weights; choose --engine=torch")
+        self._packed = None if kind == "torch" else native_model(model, int8=kind == "native-int8")
         self.context = model.config.sequence_len
         self.end_ids = frozenset(map(tokenizer.special, TURN_TOKENS))
         self._shared: Batch | None = None  # of all streams: a later turn of a chat finds the earlier ones
@@ -83,7 +94,10 @@ class Engine:
         return Batch(self._new_decoder(max_rows), self.tokenizer)
 
     def _new_decoder(self, n_slots: int) -> Decoder:
-        return TorchDecoder(self.model, n_slots)
+        if self._packed is None:
+            return TorchDecoder(self.model, n_slots)
+        sizes = {"context": self.context, "vocab_size": self.model.config.vocab_size}
+        return NativeDecoder(self._packed, n_slots=n_slots, **sizes)
 
     def _steps(
         self, prompt_ids: Sequence[int], params: SamplingParams, cancel: threading.Event | None

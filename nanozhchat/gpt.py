@@ -99,7 +99,7 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def applyrope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels by position (arXiv 2104.09864). x: (B, T, H, D); cos, sin: (B or 1, T, 1, D/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
@@ -127,8 +127,8 @@ class Attention(nn.Module):
         if ve is not None and self.ve_gate is not None:
             gate = 2 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, Hkv), 1 at the start
             v = v + gate.unsqueeze(-1) * ve.view_as(v)
-        q = rms_norm(apply_rope(q, *rope)) * QK_SCALE
-        k = rms_norm(apply_rope(k, *rope)) * QK_SCALE
+        q = rms_norm(applyrope(q, *rope)) * QK_SCALE
+        k = rms_norm(applyrope(k, *rope)) * QK_SCALE
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is None:
             y = causal_attention(q, k, v, self.window)
@@ -216,7 +216,7 @@ class GPT(nn.Module):
         self.smear_lambda.zero_()
         self.backout_lambda.fill_(0.2)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin of every position and frequency, (B or 1, T, 1, D/2), in the activations' dtype."""
         half = self.config.head_dim // 2
         frequency = self.config.rope_base ** -(torch.arange(half, device=positions.device, dtype=torch.float32) / half)
@@ -244,7 +244,7 @@ class GPT(nn.Module):
         if cache is None and self.config.sequence_len < T:
             raise ValueError(f"{T} tokens exceed the model's context of {self.config.sequence_len}")
         positions = torch.arange(T, device=idx.device)[None] if cache is None else cache.positions(T)
-        rope = self._rope(positions)
+        rope = self.rope(positions)
         x = x0 = self._embed(idx, cache, counts)
         middle = x
         resid, first = self.resid_lambdas.to(x.dtype), self.x0_lambdas.to(x.dtype)

@@ -103,7 +103,7 @@ def test_initialising_fills_every_parameter_and_leaves_the_global_generator_alon
 def test_every_block_starts_as_the_identity():
     model = make_model()
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    rope = model._rope(torch.arange(5)[None])
+    rope = model.rope(torch.arange(5)[None])
     for i, block in enumerate(model.h):
         ve = model.value_embeds[str(i)](torch.zeros(2, 5, dtype=torch.long)) if str(i) in model.value_embeds else None
         assert torch.equal(block(x, ve, rope, None), x)
