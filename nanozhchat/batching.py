@@ -19,6 +19,9 @@ from nanozhchat.tokenizer import StreamDecoder, Tokenizer
 
 PREFILL_TOKENS = 256  # prompt tokens fed per step, shared among the requests that wait for their first token
 MIN_SHARED = 4  # a shorter common beginning is not worth copying
+LOOKUP = 3  # tokens that must occur earlier for what followed them to be foretold
+MAX_DRAFT = 11  # drafted tokens per step: with the last token, two full blocks of the native kernels
+DRAFTING_ROWS = 2  # with more requests in a step, their rows already share the reading of the weights
 TURN_TOKENS = ("<|end|>", "<|bos|>", "<|user|>", "<|system|>", "<|assistant|>")  # any of them ends an answer
 
 
@@ -84,6 +87,29 @@ class Request:
         self._sampler = Sampler(params, prompt, index)
         self._decoder, self._held = StreamDecoder(tokenizer), ""
         self._choices: list[Choice] = []
+        self._followers: dict[tuple[int, ...], int] = {}  # LOOKUP tokens -> index of what followed them last
+        self._hits = 0  # tokens in a row that were foretold
+        self._noted = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far."""
+        return self._sampler.seen
+
+    def draft(self) -> list[int]:
+        """Tokens that the past foretells, as many as it has earned trust for: none until it has been right."""
+        tokens = self.tokens
+        for end in range(max(self._noted, LOOKUP), len(tokens)):
+            place = self._followers.get(tuple(tokens[end - LOOKUP : end]))
+            foretold = place is not None and tokens[place] == tokens[end]
+            self._hits = self._hits + 1 if foretold else 0
+            self._followers[tuple(tokens[end - LOOKUP : end])] = end
+        self._noted = len(tokens)
+        place = self._followers.get(tuple(tokens[-LOOKUP:]))
+        size = min(self._hits, MAX_DRAFT, self.room - len(self.ids) - 1)
+        if place is None or self._hits < LOOKUP or size < 1:
+            return []
+        return (tokens[place:] * size)[:size]  # a loop shorter than the draft goes round
 
     @property
     def cancelled(self) -> bool:
@@ -198,21 +224,28 @@ class Batch:
     def _parts(self, requests: Sequence[Request]) -> list[Part]:
         """What to feed each: the token chosen last, or a share of the prompt."""
         assert all(r.slot is not None for r in requests)
-        pending = {id(r): [*r.prompt, *r.ids][len(self.decoder.held[r.slot]) :] for r in requests}  # type: ignore[index]
+        pending = {r: r.tokens[len(self.decoder.held[r.slot]) :] for r in requests}  # type: ignore[index]
         unread = sum(len(ids) > 1 for ids in pending.values())
         share = max(1, PREFILL_TOKENS // max(1, unread))
         parts = []
-        for request in requests:
-            ids = pending[id(request)]
-            parts.append(Part(request.slot, ids[:share], int(len(ids) <= share)))  # type: ignore[arg-type]
+        for request, ids in pending.items():
+            drafted = request.draft() if len(requests) <= DRAFTING_ROWS and len(ids) == 1 else []
+            wanted = 1 + len(drafted) if len(ids) <= share else 0
+            parts.append(Part(request.slot, [*ids[:share], *drafted], wanted))  # type: ignore[arg-type]
         return parts
 
     def _consume(self, request: Request, part: Part, logits: Floats) -> None:
+        """Choose tokens as long as they agree with what was fed, and take back the rest of what was fed."""
         try:
-            request.take(logits[0], self.end_ids)
+            for row, drafted in zip(logits, [*part.ids[len(part.ids) - part.wanted + 1 :], None], strict=True):
+                if request.take(row, self.end_ids) != drafted or drafted is None:
+                    break
         except FloatingPointError as error:
             request.fail("error", error)
             self.decoder.clear(part.slot)
+        else:
+            if part.wanted > 1:
+                self.decoder.truncate(part.slot, len(request.prompt) + len(request.ids) - 1)
 
     def _admit(self) -> None:
         """Give free slots to those who wait, first come first served.

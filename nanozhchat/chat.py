@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from nanozhchat import checkpoint, paths
 from nanozhchat.compute import detect_device, detect_dtype
@@ -12,6 +15,8 @@ from nanozhchat.conversation import Message, make_conversation
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Message | Mapping[str, Any]]
 
@@ -75,20 +80,36 @@ def load(
     step: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    engine: str = "auto",
 ) -> Chat:
     """Load a model by tag, stage and step; None = the most recent model, its furthest stage, its newest step.
 
-    device: "cpu", "cuda", ... None = detected. dtype: "float32", ... None = float32 on a CPU, else detected.
+    device: "cpu", "cuda", ... None = detected. dtype: "float32", ... None = float32 on a CPU, else detected; "int8"
+    quantizes the weights for decoding. engine: "native", "torch", or "auto": native for float32 and int8 on a CPU.
     Raises FileNotFoundError, ValueError or DamagedError with the next command to run.
     """
-    import torch
-
     name, stage, saved = find(tag, source, step)
     where = torch.device(detect_device(device))
-    kind, _ = detect_dtype(where, dtype, measure=False)
+    weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)
-    model = saved.load_model(where, kind)
-    return Chat(Engine(model, tokenizer), tokenizer, name=name, source=stage, step=saved.step)
+    model = saved.load_model(where, weights)
+    log.info("engine: %s, %s", kind, str(weights).removeprefix("torch."))
+    return Chat(Engine(model, tokenizer, kind=kind), tokenizer, name=name, source=stage, step=saved.step)
+
+
+def choose_engine(device: torch.device, dtype: str | None, engine: str) -> tuple[torch.dtype, str]:
+    """Return the dtype of the loaded weights and the kind of `Engine`.
+
+    Raises ValueError when what was asked for does not go together: nothing is replaced silently.
+    """
+    if dtype == "int8":
+        if device.type != "cpu" or engine == "torch":
+            raise ValueError("--dtype=int8 runs in the native engine on a CPU; add --device-type=cpu --engine=auto")
+        return torch.float32, "native-int8"
+    weights, _ = detect_dtype(device, dtype, measure=False)
+    if engine == "auto":
+        engine = "native" if device.type == "cpu" and weights == torch.float32 else "torch"
+    return weights, engine
 
 
 def load_tokenizer(saved: checkpoint.Saved) -> Tokenizer:

@@ -48,7 +48,10 @@ class ChatCliArgs:
     max_tokens: int = cli.opt(512, "most tokens in an answer", group="sampling")
     seed: int | None = cli.opt(None, "same seed, same answer; none = a new one each time", group="sampling")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
-    dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine")
+    dtype: str = cli.opt("auto", "float32, bfloat16, float16, or int8 for decoding", group="machine")
+    engine: str = cli.opt(
+        "auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch")
+    )
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip():
@@ -132,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "max_tokens", "seed")
     sampling = {name: getattr(args, name) for name in names}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
-    where = {"device": args.device_type, "dtype": args.dtype}
+    where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
     chat = models.load(args.model_tag, source=args.source, step=args.step, **where)
     if args.prompt is None:
         talk(chat, args, sampling)

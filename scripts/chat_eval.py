@@ -27,7 +27,7 @@ class ChatEvalArgs:
     max_tokens: int = cli.opt(256, "longest answer")
     show: int = cli.opt(0, "print this many questions per task with expected and given answers")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
-    dtype: str = cli.opt("auto", "float32, bfloat16")
+    dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for decoding")
     json: str | None = cli.opt(None, "write the scores to this file")
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging(int(os.environ.get("RANK", 0)))
     names = [n for group in args.tasks for n in group.split(",")]
     tasks = registry.resolve(names, n=args.num_questions)
-    with compute.start(args.device_type, args.dtype) as comp:
+    with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures = evaluate(model, tasks, comp, args)
         if comp.is_main:

@@ -2,15 +2,20 @@
 
 import random
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from nanozhchat import batching
 from nanozhchat.batching import Batch
+from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
+from tests.conftest import make_config, make_model
 from tests.test_engine import GREEDY, bytes_tokenizer, prompt, random_engine  # noqa: F401
 
+LONG = SamplingParams(temperature=0.0, max_tokens=200, logit_bias=dict.fromkeys(range(256, 263), -100.0))  # no end
 SAMPLED = SamplingParams(temperature=1.5, top_p=0.9, max_tokens=20, seed=4)
 
 
@@ -40,6 +45,16 @@ def engine(bytes_tokenizer):  # noqa: F811
 
 def batch_of(engine, rows):
     return Batch(Counting(engine.new_batch(rows).decoder), engine.tokenizer)
+
+
+def looping_engine(tokenizer):
+    """An engine whose model looks at the last token only, and so soon goes round in circles."""
+    config = make_config(vocab_size=tokenizer.vocab_size, sequence_len=256, n_layer=1)
+    model = make_model(config, seed=5, perturb=True).eval()
+    with torch.no_grad():
+        model.h[0].attn.c_proj.weight.zero_()
+        model.smear_lambda.zero_()
+    return Engine(model, tokenizer, kind="native")
 
 
 def drain(batch):
@@ -131,6 +146,23 @@ def test_cancelled_and_removed_requests_give_their_slot_to_the_next(engine):
     drain(batch)
     assert third.ids == alone(engine, prompt(5, 2), GREEDY)[0]
     assert (batch.n_running, batch.n_waiting, first.finish_reason) == (0, 0, "cancelled")
+
+
+@pytest.mark.parametrize("params", [LONG, replace(LONG, temperature=0.1, seed=1)], ids=["greedy", "sampled"])
+def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, monkeypatch, params):  # noqa: F811
+    saved = []
+    for ids in ([1, 2, 3] * 10, prompt(30, 1), prompt(9, 2)):
+        engine, answers, steps = looping_engine(bytes_tokenizer), [], []
+        for rows in (2, 0):
+            monkeypatch.setattr(batching, "DRAFTING_ROWS", rows)
+            batch = batch_of(engine, 1)
+            request = batch.add(ids, params)
+            text = drain(batch)[request]
+            answers.append((request.ids, text, request.finish_reason))
+            steps.append(len(batch.decoder.fed))
+        assert answers[0] == answers[1]
+        saved.append(steps[1] - steps[0])
+    assert max(saved) > 20
 
 
 def test_logprobs_come_with_the_text_of_their_tokens(engine):

@@ -135,33 +135,79 @@ impl Isa {
             Kind::Portable => by_rows!(int8_portable),
         }
     }
-
-    /// Replace every x by e to the x. Relative error below 3e-7 between -87 and 88, where x is clamped.
-    pub fn exp(self, x: &mut [f32]) {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Vnni | Kind::Avx512 | Kind::Avx2 => {
-                // SAFETY: `self` proves that the instructions exist.
-                unsafe { x86::exp_avx2(x) }
-            }
-            Kind::Portable => exp_portable(x),
-        }
-    }
 }
 
-/// Written so that the compiler turns it into vector code; no fused operations, so that every machine agrees.
-#[inline(always)]
-fn exp_portable(x: &mut [f32]) {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
-    for x in x {
-        let v = x.clamp(-87.0, 88.0);
-        let n = (v * std::f32::consts::LOG2_E + ROUND) - ROUND;
-        let r = (v - n * 0.693_359_4) - n * -2.121_944_4e-4; // ln 2 in two parts
-        let mut p = 1.987_569_1e-4_f32;
-        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
-            p = p * r + c;
+/// Define methods of [`Isa`] by plain loops, which the compiler turns into vector code for AVX2 as well.
+macro_rules! vectorized {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),*) $(-> $out:ty)? $body:block)*) => {$(
+        impl Isa {
+            $(#[$doc])*
+            pub fn $name(self, $($arg: $kind),*) $(-> $out)? {
+                #[inline(always)]
+                fn portable($($arg: $kind),*) $(-> $out)? $body
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $kind),*) $(-> $out)? {
+                    portable($($arg),*)
+                }
+                match self.0 {
+                    #[cfg(target_arch = "x86_64")]
+                    Kind::Vnni | Kind::Avx512 | Kind::Avx2 => {
+                        // SAFETY: `self` proves that the instructions exist.
+                        unsafe { avx2($($arg),*) }
+                    }
+                    Kind::Portable => portable($($arg),*),
+                }
+            }
         }
-        *x = p * f32::from_bits(((n as i32 + 127) as u32) << 23);
+    )*};
+}
+
+/// 1.5 * 2^23: adding it to a small number rounds that to a whole one, kept in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
+
+vectorized! {
+    /// Replace every x by e to the x. Relative error below 3e-7 between -87 and 88, where x is clamped.
+    fn exp(x: &mut [f32]) {
+        for x in x {
+            let v = x.clamp(-87.0, 88.0);
+            let n = (v * std::f32::consts::LOG2_E + ROUND) - ROUND;
+            let r = (v - n * 0.693_359_4) - n * -2.121_944_4e-4; // ln 2 in two parts
+            let mut p = 1.987_569_1e-4_f32;
+            for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+                p = p * r + c;
+            }
+            *x = p * f32::from_bits(((n as i32 + 127) as u32) << 23);
+        }
+    }
+
+    /// Spread a row's range, zero included, over 0 to 255; returns the scale and the zero point.
+    ///
+    /// The scale of a row that is not finite is not finite.
+    fn quantize(from: &[f32], to: &mut [u8]) -> (f32, i32) {
+        let (mut low, mut high, mut check) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+        for lanes in from.chunks(LANES) {
+            for (l, &v) in lanes.iter().enumerate() {
+                low[l] = if v < low[l] { v } else { low[l] };
+                high[l] = if v > high[l] { v } else { high[l] };
+                check[l] += v * 0.0; // NaN if any value is NaN or infinite
+            }
+        }
+        let low = low.iter().copied().fold(0.0, f32::min);
+        let range = high.iter().copied().fold(0.0, f32::max) - low;
+        let scale = if range > 0.0 { range / 255.0 } else { 1.0 };
+        let (inverse, zero) = (1.0 / scale, (-low / scale + 0.5).floor());
+        for (t, &v) in to.iter_mut().zip(from) {
+            *t = ((v * inverse + zero).clamp(0.0, 255.0) + ROUND).to_bits() as u8;
+        }
+        (scale + check.iter().sum::<f32>(), zero as i32)
+    }
+
+    /// Turn sums over bytes back into numbers: `(sum - zero * column sum) * scale * column scale`.
+    fn dequantize(sums: &[i32], zero: i32, scale: f32, columns: &[i32], scales: &[f32], out: &mut [f32]) {
+        for (((out, &sum), &column), &s) in out.iter_mut().zip(sums).zip(columns).zip(scales) {
+            *out = (sum - zero * column) as f32 * (scale * s);
+        }
     }
 }
 
@@ -206,7 +252,7 @@ unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut 
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{exp_portable, int8_portable, Block, LANES, PANEL};
+    use super::{int8_portable, Block, LANES, PANEL};
     use std::arch::x86_64::*;
 
     /// SAFETY: needs AVX-512F, and `x`, `w` as long as [`super::Isa::float`] demands for M rows and W * 16 columns.
@@ -301,12 +347,6 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub unsafe fn int8_avx2<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>) {
         int8_portable::<M>(k, x, w, out);
-    }
-
-    /// SAFETY: needs AVX2.
-    #[target_feature(enable = "avx2")]
-    pub unsafe fn exp_avx2(x: &mut [f32]) {
-        exp_portable(x);
     }
 }
 

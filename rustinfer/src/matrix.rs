@@ -107,7 +107,7 @@ impl Matrix {
     pub fn multiply(&self, isa: Isa, threads: usize, x: &[f32], rows: usize) -> Vec<f32> {
         let input = match &self.packed {
             Packed::Float(_) => Input::Float(x),
-            Packed::Int8(..) => Input::int8(x, rows, self.k),
+            Packed::Int8(..) => Input::int8(isa, x, rows, self.k),
         };
         let panels = self.columns.div_ceil(PANEL);
         let work = rows * self.k * self.columns;
@@ -167,11 +167,10 @@ impl Matrix {
                 let mut sum = [[0; PANEL]; ROWS];
                 isa.int8(n, *k, &values[row * k..], &w[panel * PANEL * k..(panel + 1) * PANEL * k], &mut sum);
                 let at = panel * PANEL;
+                let place = at..at + columns;
                 for m in 0..n {
-                    let (scale, zero) = (scale[row + m], zero[row + m]);
-                    for c in 0..columns {
-                        out[m][c] = (sum[m][c] - zero * sums[at + c]) as f32 * (scale * scales[at + c]);
-                    }
+                    let (zero, scale) = (zero[row + m], scale[row + m]);
+                    isa.dequantize(&sum[m], zero, scale, &sums[place.clone()], &scales[place.clone()], &mut out[m]);
                 }
             }
             _ => unreachable!("the input is made for the matrix"),
@@ -186,31 +185,11 @@ enum Input<'a> {
 }
 
 impl Input<'_> {
-    /// Spread each row's range, zero included, over 0 to 255. A row that is not finite stays so through its scale.
-    fn int8(x: &[f32], rows: usize, width: usize) -> Self {
+    fn int8(isa: Isa, x: &[f32], rows: usize, width: usize) -> Self {
         let k = width.next_multiple_of(4);
         let mut values = vec![0; rows * k];
-        let (mut scales, mut zeros) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        for (from, to) in x.chunks_exact(width).zip(values.chunks_exact_mut(k)) {
-            let (mut low, mut high) = ([0f32; 8], [0f32; 8]);
-            for eight in from.chunks(8) {
-                for (l, &v) in eight.iter().enumerate() {
-                    low[l] = if v < low[l] { v } else { low[l] };
-                    high[l] = if v > high[l] { v } else { high[l] };
-                }
-            }
-            let low = low.iter().copied().fold(0.0, f32::min);
-            let range = high.iter().copied().fold(0.0, f32::max) - low;
-            let scale = if range > 0.0 { range / 255.0 } else { 1.0 };
-            let (inverse, zero) = (1.0 / scale, (-low / scale + 0.5).floor());
-            let mut check = 0.0;
-            for (t, &v) in to.iter_mut().zip(from) {
-                check += v * 0.0; // NaN if any value is NaN or infinite
-                *t = (v * inverse + zero + 0.5) as i32 as u8;
-            }
-            scales.push(scale + check);
-            zeros.push(zero as i32);
-        }
-        Self::Int8 { values, scale: scales, zero: zeros, k }
+        let rows = x.chunks_exact(width).zip(values.chunks_exact_mut(k));
+        let (scale, zero) = rows.map(|(from, to)| isa.quantize(from, to)).unzip();
+        Self::Int8 { values, scale, zero, k }
     }
 }

@@ -329,6 +329,9 @@ impl Model {
     }
 
     fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        if hidden.is_empty() {
+            return Vec::new();
+        }
         let mut normed = vec![0.0; hidden.len()];
         rms_norm(hidden, self.config.n_embd, &mut normed);
         let n = hidden.len() / self.config.n_embd;

@@ -1,0 +1,119 @@
+"""The native decoder equals the model it was made from, for every switch of its configuration."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import rustinfer
+from nanozhchat.batching import Part
+from nanozhchat.engine import Engine, TorchDecoder
+from nanozhchat.gpt import GPTConfig
+from nanozhchat.native import NativeDecoder, native_model
+from nanozhchat.quantize import dequantize, is_quantized, quantize
+from tests.conftest import make_config, make_model
+
+SWITCHES = {  # field -> other values than make_config's
+    "sequence_len": [80, 150],
+    "vocab_size": [64, 131],
+    "n_layer": [1, 3],
+    "n_head": [2],
+    "n_kv_head": [1, 4],
+    "n_embd": [16, 128, 512],
+    "window_pattern": ["L", "S"],
+    "value_embeddings": [False],
+    "softcap": [3.0],
+    "rope_base": [1000.0],
+}
+CHANGES = [{}] + [{name: value} for name, values in SWITCHES.items() for value in values]
+
+
+def decoders(changes, *, int8=False, isa=None):
+    """A native decoder and the plain one of the same random model, with three slots each."""
+    model = make_model(make_config(**changes), seed=3, perturb=True).eval()
+    c = model.config
+    packed = native_model(model, int8=int8, isa=isa)
+    return NativeDecoder(packed, n_slots=3, context=c.sequence_len, vocab_size=c.vocab_size), TorchDecoder(model, 3)
+
+
+def some_ids(decoder, seed=0):
+    return np.random.default_rng(seed).integers(0, 64, decoder.context).tolist()
+
+
+def test_the_table_of_switches_knows_every_field_of_the_configuration():
+    assert set(SWITCHES) == {f.name for f in dataclasses.fields(GPTConfig)}
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_native_logits_are_the_models(changes):
+    native, plain = decoders(changes)
+    parts = [Part(1, some_ids(native), native.context)]
+    torch.testing.assert_close(native.forward(parts)[0], plain.forward(parts)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("isa", rustinfer.instruction_sets())
+def test_how_a_sequence_is_fed_and_what_runs_beside_it_changes_no_bit(isa, int8):
+    native, _ = decoders({"sequence_len": 150}, int8=int8, isa=isa)
+    ids, other = some_ids(native), some_ids(native, 1)
+    whole = native.forward([Part(0, ids, len(ids))])[0]
+    native.forward([Part(2, other[:70], 0)])
+    at, pieces = 0, []
+    for size in (1, 66, 1, 7, 75):
+        beside = Part(2, other[70 + len(pieces) :][:1], 1)
+        pieces.append(native.forward([beside, Part(1, ids[at : at + size], size)])[1])
+        at += size
+    assert np.array_equal(np.concatenate(pieces), whole)
+    native.copy(1, 2, 100)
+    assert np.array_equal(native.forward([Part(2, ids[100:], 50)])[0], whole[100:])
+    native.truncate(2, 30)
+    assert np.array_equal(native.forward([Part(2, ids[30:], 1)])[0], whole[-1:])
+
+
+@pytest.mark.parametrize("isa", rustinfer.instruction_sets())
+def test_int8_is_near_the_model_and_the_same_on_every_instruction_set(isa):
+    native, plain = decoders({"n_embd": 128}, int8=True, isa=isa)
+    parts = [Part(0, some_ids(native), native.context)]
+    got, want = native.forward(parts)[0], plain.forward(parts)[0]
+    assert np.abs(got - want).mean() < 0.05 * want.std()
+    best, _ = decoders({"n_embd": 128}, int8=True)
+    assert np.abs(got - best.forward(parts)[0]).mean() < 0.01 * want.std()  # a rounded byte may differ by one
+
+
+def test_quantizing_loses_at_most_half_a_step_per_weight_and_repeats_exactly():
+    parameters = dict(make_model(perturb=True).named_parameters())
+    stored = quantize(parameters.items())
+    restored = dequantize(stored)
+    for name, p in parameters.items():
+        step = p.abs().amax(1, keepdim=True) / 127 if is_quantized(name, p) else torch.zeros(1)
+        assert ((restored[name] - p).abs() <= 0.501 * step).all()
+    again = quantize(restored.items())
+    assert all(torch.equal(again[name], t) for name, t in stored.items() if t.dtype == torch.int8)
+
+
+def test_a_broken_row_stays_broken_and_its_neighbour_whole():
+    native, _ = decoders({})
+    model = make_model(make_config(), seed=3, perturb=True).eval()
+    with torch.no_grad():
+        model.wte.weight[7] = torch.nan
+    for int8 in (False, True):
+        bad = NativeDecoder(native_model(model, int8=int8), n_slots=2, context=32, vocab_size=100)
+        one, two = bad.forward([Part(0, [1, 7, 2], 1), Part(1, [1, 2, 3], 1)])
+        assert not np.isfinite(one).any()
+        assert np.isfinite(two).all()
+    assert np.isfinite(native.forward([Part(0, [1, 7, 2], 1)])[0]).all()
+
+
+@pytest.mark.parametrize(("ids", "message"), [([100], "token 100"), ([1] * 33, "33 tokens do not fit")])
+def test_what_cannot_be_fed_is_refused_by_name(ids, message):
+    with pytest.raises(ValueError, match=message):
+        decoders({})[0].forward([Part(0, ids, 1)])
+
+
+def test_an_engine_that_cannot_run_a_model_says_so():
+    tokenizer = type("T", (), {"special": lambda self, name: 0})()
+    with pytest.raises(ValueError, match="float32 weights"):
+        Engine(make_model(dtype=torch.bfloat16), tokenizer, kind="native")
+    with pytest.raises(ValueError, match="choose from torch, native"):
+        Engine(make_model(), tokenizer, kind="fast")
