@@ -156,19 +156,22 @@ class Request:
 
 
 class Batch:
-    """Requests that share a decoder, as many at once as it has slots; the others wait in line. Not thread-safe."""
+    """Requests that share a decoder, as many at once as it has slots; the others wait in line. Not thread-safe.
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
-        self.decoder, self.tokenizer = decoder, tokenizer
+    drafts: whether text that repeats itself may be decoded several tokens a step.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, drafts: bool = True) -> None:
+        self.decoder, self.tokenizer, self.drafts = decoder, tokenizer, drafts
         self.end_ids = frozenset(map(tokenizer.special, TURN_TOKENS))
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self.running: list[Request] = []
         self._free = list(range(len(decoder.held)))  # longest unused first
 
     @property
     def n_running(self) -> int:
         """Requests that have a slot."""
-        return len(self._running)
+        return len(self.running)
 
     @property
     def n_waiting(self) -> int:
@@ -197,19 +200,19 @@ class Batch:
         """Forget a request, whatever its state."""
         if request in self._waiting:
             self._waiting.remove(request)
-        if request in self._running:
-            self._running.remove(request)
+        if request in self.running:
+            self.running.remove(request)
             assert request.slot is not None
             self._free.append(request.slot)
 
     def step(self) -> list[tuple[Request, Delta]]:
         """Move every running request on by a token or a piece of its prompt; return what became ready."""
-        stopped = [r for r in (*self._running, *self._waiting) if r.cancelled]
+        stopped = [r for r in (*self.running, *self._waiting) if r.cancelled]
         for request in stopped:
             request.fail("cancelled")
             self.remove(request)
         self._admit()
-        fed = list(self._running)
+        fed = list(self.running)
         parts = self._parts(fed)
         if parts:
             for request, part, logits in zip(fed, parts, self.decoder.forward(parts), strict=True):
@@ -226,10 +229,11 @@ class Batch:
         assert all(r.slot is not None for r in requests)
         pending = {r: r.tokens[len(self.decoder.held[r.slot]) :] for r in requests}  # type: ignore[index]
         unread = sum(len(ids) > 1 for ids in pending.values())
+        drafting = self.drafts and len(requests) <= DRAFTING_ROWS
         share = max(1, PREFILL_TOKENS // max(1, unread))
         parts = []
         for request, ids in pending.items():
-            drafted = request.draft() if len(requests) <= DRAFTING_ROWS and len(ids) == 1 else []
+            drafted = request.draft() if drafting and len(ids) == 1 else []
             wanted = 1 + len(drafted) if len(ids) <= share else 0
             parts.append(Part(request.slot, [*ids[:share], *drafted], wanted))  # type: ignore[arg-type]
         return parts
@@ -258,11 +262,11 @@ class Batch:
             shared = [common_prefix(ids, useful) for ids in self.decoder.held]
             source = max(range(len(shared)), key=shared.__getitem__)
             n = shared[source] if shared[source] >= MIN_SHARED else 0
-            if any(common_prefix(r.prompt, useful) > max(n, MIN_SHARED) for r in self._running if not r.ids):
+            if any(common_prefix(r.prompt, useful) > max(n, MIN_SHARED) for r in self.running if not r.ids):
                 return
             self._waiting.popleft()
             request.slot = self._take_slot(source, n)
-            self._running.append(request)
+            self.running.append(request)
 
     def _take_slot(self, source: int, n: int) -> int:
         """Take a free slot that holds the first n tokens of `source`: itself if free and mostly wanted, else a copy."""

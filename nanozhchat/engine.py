@@ -89,9 +89,9 @@ class Engine:
         self._shared: Batch | None = None  # of all streams: a later turn of a chat finds the earlier ones
         self._lock = threading.Lock()
 
-    def new_batch(self, max_rows: int = MAX_BATCH) -> Batch:
-        """Return an empty batch of its own with slots for `max_rows` requests at once."""
-        return Batch(self._new_decoder(max_rows), self.tokenizer)
+    def new_batch(self, max_rows: int = MAX_BATCH, *, drafts: bool = True) -> Batch:
+        """Return an empty batch of its own with slots for `max_rows` requests at once. drafts: see `Batch`."""
+        return Batch(self._new_decoder(max_rows), self.tokenizer, drafts=drafts)
 
     def _new_decoder(self, n_slots: int) -> Decoder:
         if self._packed is None:

@@ -49,9 +49,7 @@ class ChatCliArgs:
     seed: int | None = cli.opt(None, "same seed, same answer; none = a new one each time", group="sampling")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
     dtype: str = cli.opt("auto", "float32, bfloat16, float16, or int8 for decoding", group="machine")
-    engine: str = cli.opt(
-        "auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch")
-    )
+    engine: str = cli.opt("auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch"))
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip():

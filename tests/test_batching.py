@@ -43,8 +43,8 @@ def engine(bytes_tokenizer):  # noqa: F811
     return random_engine(bytes_tokenizer, sequence_len=96)
 
 
-def batch_of(engine, rows):
-    return Batch(Counting(engine.new_batch(rows).decoder), engine.tokenizer)
+def batch_of(engine, rows, *, drafts=True):
+    return Batch(Counting(engine.new_batch(rows).decoder), engine.tokenizer, drafts=drafts)
 
 
 def looping_engine(tokenizer):
@@ -149,13 +149,12 @@ def test_cancelled_and_removed_requests_give_their_slot_to_the_next(engine):
 
 
 @pytest.mark.parametrize("params", [LONG, replace(LONG, temperature=0.1, seed=1)], ids=["greedy", "sampled"])
-def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, monkeypatch, params):  # noqa: F811
+def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, params):  # noqa: F811
     saved = []
     for ids in ([1, 2, 3] * 10, prompt(30, 1), prompt(9, 2)):
         engine, answers, steps = looping_engine(bytes_tokenizer), [], []
-        for rows in (2, 0):
-            monkeypatch.setattr(batching, "DRAFTING_ROWS", rows)
-            batch = batch_of(engine, 1)
+        for drafts in (True, False):
+            batch = batch_of(engine, 1, drafts=drafts)
             request = batch.add(ids, params)
             text = drain(batch)[request]
             answers.append((request.ids, text, request.finish_reason))

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("parts that need a model", "optim objectives checkpoint native loss_eval budget"),
     ("the model made to speak", "engine"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
-    ("whole activities", "run hooks task_eval"),
+    ("whole activities", "run hooks task_eval engine_speed"),
 )
 NO_TORCH = "tokens of a corpus, still no torch"  # up to here
 TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here

@@ -1,0 +1,132 @@
+"""Time the engines beside transformers' Llama of the same size: python dev/bench_engine.py --json FILE. One thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nanozhchat import cli, compute, engine_speed, recipe
+from nanozhchat.engine import Engine
+from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.run import gpt_config
+from nanozhchat.sampling import SamplingParams
+
+KINDS = {"native": "fp32", "native-int8": "int8", "torch": "fp32 torch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArgs:
+    depths: tuple[int, ...] = cli.opt((4, 6), "models, random weights")
+    batches: tuple[int, ...] = cli.opt((1, 16), "requests decoded together")
+    vocab_size: int = cli.opt(8192, "tokens")
+    context: int = cli.opt(64, "prompt tokens")
+    steps: int = cli.opt(64, "tokens timed per request; medians are printed")
+    json: str | None = cli.opt(None, "write the figures to this file")
+
+
+class NoText:
+    """A tokenizer for random weights: ids mean nothing."""
+
+    def special(self, name: str) -> int:
+        return 0
+
+    def _bytes_of(self, i: int) -> bytes:
+        return b"."
+
+
+def transformers_rows(config: GPTConfig, args: BenchArgs) -> dict[int, float]:
+    """Decode tokens/s of a Llama with the same width, depth, heads and number of weights, per batch size."""
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "hidden_size": config.n_embd, "intermediate_size": 8 * config.n_embd // 3, "vocab_size": args.vocab_size,
+        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head, "max_position_embeddings": config.sequence_len,
+    }  # fmt: skip
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    rates = {}
+    for batch in args.batches:
+        with torch.inference_mode():
+            out = model(torch.randint(0, 256, (batch, args.context)), past_key_values=DynamicCache(), use_cache=True)
+            times = []
+            for _ in range(args.steps):
+                start = time.perf_counter()
+                token = out.logits[:, -1:].argmax(-1)
+                out = model(token, past_key_values=out.past_key_values, use_cache=True)
+                times.append(time.perf_counter() - start)
+        rates[batch] = batch / statistics.median(times)
+    return rates
+
+
+def arrivals_gain(engine: Engine, steps: int) -> float:
+    """16 requests that come at random moments: aggregate speed over one after the other."""
+    dice = torch.Generator().manual_seed(0)
+    prompts = torch.randint(1, 256, (16, 64), generator=dice).tolist()
+    params = SamplingParams(temperature=0.0, max_tokens=steps, logit_bias={0: -100.0})
+    spent = []
+    for rows, chance in ((1, 1.0), (16, 0.5)):
+        batch, waiting, start = engine.new_batch(rows, drafts=False), list(prompts), time.perf_counter()
+        while waiting or batch.n_running or batch.n_waiting:
+            if waiting and torch.rand(1, generator=dice) <= chance:
+                batch.add(waiting.pop(), params)
+            batch.step()
+        spent.append(time.perf_counter() - start)
+    return spent[0] / spent[1]
+
+
+def drafts_gain(engine: Engine, prompt: list[int], steps: int) -> float:
+    """Speed with drafts over speed without, same request."""
+    params = SamplingParams(temperature=0.0, max_tokens=steps, logit_bias={0: -100.0})
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    for drafts in [True, False] * 5:
+        batch = engine.new_batch(1, drafts=drafts)
+        batch.add(prompt, params)
+        start = time.perf_counter()
+        while batch.n_running or batch.n_waiting:
+            batch.step()
+        spent[drafts].append(time.perf_counter() - start)
+    return statistics.median(spent[False]) / statistics.median(spent[True])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = cli.parse(BenchArgs, argv, __doc__ or "")
+    torch.set_num_threads(1)
+    bytes_per_s, rows = engine_speed.read_bytes_per_s(), []
+    peak = compute.matmul_flops(torch.device("cpu"), torch.float32)
+    print(f"memory {bytes_per_s / 1e9:.1f} GB/s, float32 matmul {peak / 1e9:.0f} GFLOP/s")
+    for depth in args.depths:
+        model = GPT(gpt_config(recipe.resolve(depth, vocab_size=args.vocab_size)))
+        model.init_weights(torch.Generator().manual_seed(0))
+        llama = transformers_rows(model.config, args)
+        for kind, dtype in KINDS.items():
+            engine = Engine(model.eval(), NoText(), kind=kind)  # type: ignore[arg-type]
+            long = engine_speed.measure(engine, batch=1, context=500, steps=4, bytes_per_s=bytes_per_s)
+            short = engine_speed.measure(engine, batch=1, context=200, steps=4, bytes_per_s=bytes_per_s)
+            work = 2 * (engine_speed.read_per_token(engine) - model.lm_head.weight.numel())
+            work += 2 * model.config.n_layer * model.config.n_embd * 500  # attention, half of it masked
+            frac = long.prefill_tok_per_s * work / peak
+            print(f"d{depth} {dtype:10} prefill 500 {long.prefill_tok_per_s:8,.0f} tok/s = {frac:.0%} of matmul peak; "
+                  f"first token of 200 {short.ttft_ms:.1f} ms, cached {short.cached_ttft_ms:.1f} ms")  # fmt: skip
+            for batch in args.batches:
+                sizes = {"batch": batch, "context": args.context, "steps": args.steps}
+                speed = engine_speed.measure(engine, **sizes, bytes_per_s=bytes_per_s)
+                rows.append({"model": f"d{depth}", "dtype": dtype, **dataclasses.asdict(speed),
+                             "transformers_tok_per_s": llama[batch], "prefill_500_frac": frac})  # fmt: skip
+                print(f"   batch {batch:2}  {speed.decode_tok_per_s:8,.0f} tok/s, {speed.bandwidth_frac:4.0%} of "
+                      f"bandwidth; transformers {llama[batch]:6,.0f}")  # fmt: skip
+            if depth == args.depths[0]:
+                plain = torch.randint(1, 8000, (64,), generator=torch.Generator().manual_seed(1)).tolist()
+                print(f"   16 arrivals: {arrivals_gain(engine, 48):.1f} x sequential")
+                print(f"   drafts on a loop: {drafts_gain(engine, plain[:8] * 8, 128):.2f} x, on text that never "
+                      f"repeats: {drafts_gain(engine, plain, 12):.2f} x")  # fmt: skip
+    cli.write_figures(args.json, {"rows": rows})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""Measure prefill and decode speed of a model against the limits of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanozhchat import chat, cli, paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferBenchArgs:
+    """Flags of this script."""
+
+    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
+    source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
+    step: int | None = cli.opt(None, "checkpoint; none = the newest")
+    batch: tuple[int, ...] = cli.opt((1, 4, 16), "requests decoded together")
+    context: int = cli.opt(200, "tokens of each prompt")
+    steps: int = cli.opt(64, "tokens decoded per request")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
+    dtype: str = cli.opt("auto", "float32, bfloat16, float16, or int8")
+    engine: str = cli.opt("auto", "native = for CPUs", choices=("auto", "native", "torch"))
+    json: str | None = cli.opt(None, "write the figures to this file")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, measure, print."""
+    args = cli.parse(InferBenchArgs, argv, __doc__ or "", "python -m scripts.infer_bench")
+    where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
+    engine = chat.load(args.model_tag, source=args.source, step=args.step, **where).engine
+    from nanozhchat import engine_speed
+
+    if not 0 < args.context < engine.context - args.steps - engine_speed.WARM_STEPS:
+        raise ValueError(f"--context={args.context} and --steps={args.steps} do not fit {engine.context} tokens")
+    bytes_per_s, rows = engine_speed.read_bytes_per_s(), []
+    print(f"engine {engine.kind}, memory {bytes_per_s / 1e9:.1f} GB/s\nbatch  context  prefill tok/s  decode tok/s"
+          "  first token ms  cached ms  of bandwidth")  # fmt: skip
+    for batch in args.batch:
+        sizes = {"batch": batch, "context": args.context, "steps": args.steps}
+        speed = engine_speed.measure(engine, **sizes, bytes_per_s=bytes_per_s)
+        rows.append({**dataclasses.asdict(speed), "engine": engine.kind, "mem_bytes": memory_bytes()})
+        print(f"{speed.batch:5}  {speed.context:7}  {speed.prefill_tok_per_s:13,.0f}  {speed.decode_tok_per_s:12,.0f}"
+              f"  {speed.ttft_ms:14.1f}  {speed.cached_ttft_ms:9.1f}  {speed.bandwidth_frac:12.0%}")  # fmt: skip
+    cli.write_figures(args.json, {"rows": rows})
+
+
+def memory_bytes() -> int:
+    """Peak resident memory of this process."""
+    import torch
+
+    from nanozhchat.compute import Compute
+
+    return Compute(torch.device("cpu"), torch.float32).memory_bytes()
+
+
+if __name__ == "__main__":
+    cli.run(main)
