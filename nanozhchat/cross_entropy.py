@@ -18,7 +18,7 @@ CHUNK_ELEMENTS = 2**20  # logits held at a time
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, softcap: float, *, per_token: bool = False
 ) -> Tensor:
-    """Cross-entropy of softmax(softcap * tanh(x @ weight.T / softcap)) in nats.
+    """Cross-entropy of softmax(softcap * tanh(x @ weight.T / softcap)) in nats; softcap 0 = of softmax(x @ weight.T).
 
     x: (N, C) activations; weight: (V, C) float32; targets: (N,) ids, -1 = not scored.
     Returns the sum as a float32 scalar, differentiable once; or the (N,) losses without gradient when `per_token`.
@@ -38,11 +38,14 @@ def _chunks(x: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor
 
 
 def _chunk_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (n,), tanh of the scaled logits (n, V), log-sum-exp (n, 1), mask (n,), all float32."""
-    squashed = F.linear(x, weight).float().div_(softcap).tanh_()
-    log_total = torch.logsumexp(squashed * softcap, dim=1, keepdim=True)
+    """Losses (n,), logits over softcap (n, V), log-sum-exp (n, 1), mask (n,), all float32."""
+    squashed = F.linear(x, weight).float()
+    if softcap:
+        squashed.div_(softcap).tanh_()
+    scale = softcap or 1.0
+    log_total = torch.logsumexp(squashed * scale, dim=1, keepdim=True)
     mask = targets >= 0
-    chosen = squashed.gather(1, targets.clamp(min=0)[:, None]) * softcap
+    chosen = squashed.gather(1, targets.clamp(min=0)[:, None]) * scale
     losses = (log_total - chosen).squeeze(1) * mask
     return losses, squashed, log_total, mask
 
@@ -59,9 +62,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses, squashed, log_total, mask = _chunk_loss(part, low, ids, softcap)
             total += losses.sum()
             # d loss / d logit = (softmax - one hot) * (1 - tanh^2), zero where not scored
-            grad = torch.sub(squashed * softcap, log_total).exp_()
+            grad = torch.sub(squashed * (softcap or 1.0), log_total).exp_()
             grad.scatter_add_(1, ids.clamp(min=0)[:, None], grad.new_full((len(ids), 1), -1.0))
-            grad.mul_(squashed.square_().neg_().add_(1.0)).mul_(mask[:, None])
+            if softcap:
+                grad.mul_(squashed.square_().neg_().add_(1.0))
+            grad.mul_(mask[:, None])
             low_grad = grad.to(x.dtype)
             torch.mm(low_grad, low, out=grad_x[start : start + len(ids)])
             grad_weight += (low_grad.t() @ part).float()

@@ -32,7 +32,11 @@ MLP_IN_SCALE = 0.5  # initial c_fc relative to the other matrices
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Sizes of the model. window_pattern: one letter a layer, repeated; L = full context, S = a quarter of it."""
+    """Sizes of the model. window_pattern: one letter a layer, repeated; L = full context, S = a quarter of it.
+
+    plain: only what other software knows (the Arcee architecture): no norm of queries and keys, value embeddings,
+    smear, backout, first-embedding scales or softcap.
+    """
 
     sequence_len: int = 512
     vocab_size: int = 4096
@@ -44,8 +48,11 @@ class GPTConfig:
     value_embeddings: bool = True
     softcap: float = 15.0
     rope_base: float = 100_000.0
+    plain: bool = False
 
     def __post_init__(self) -> None:
+        if self.plain and (self.value_embeddings or set(self.window_pattern) != {"L"}):
+            raise ValueError("a plain model has no value_embeddings, and its window_pattern is L")
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size")
         if self.n_head % self.n_kv_head:
@@ -62,6 +69,11 @@ class GPTConfig:
     def kv_dim(self) -> int:
         """Channels of all key (or value) heads together."""
         return self.n_kv_head * self.head_dim
+
+    @property
+    def logit_cap(self) -> float:
+        """What logits are squeezed into, plus or minus; 0 = not at all."""
+        return 0.0 if self.plain else self.softcap
 
     @property
     def padded_vocab_size(self) -> int:
@@ -99,7 +111,7 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-def applyrope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels by position (arXiv 2104.09864). x: (B, T, H, D); cos, sin: (B or 1, T, 1, D/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
@@ -112,6 +124,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.window = layer, config.window(layer)
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.norm_qk = not config.plain
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
@@ -127,8 +140,9 @@ class Attention(nn.Module):
         if ve is not None and self.ve_gate is not None:
             gate = 2 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, Hkv), 1 at the start
             v = v + gate.unsqueeze(-1) * ve.view_as(v)
-        q = rms_norm(applyrope(q, *rope)) * QK_SCALE
-        k = rms_norm(applyrope(k, *rope)) * QK_SCALE
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if self.norm_qk:
+            q, k = rms_norm(q) * QK_SCALE, rms_norm(k) * QK_SCALE
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is None:
             y = causal_attention(q, k, v, self.window)
@@ -183,6 +197,9 @@ class GPT(nn.Module):
         self.smear_lambda = nn.Parameter(torch.zeros(1))
         self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.lm_head = Linear(config.n_embd, vocab)
+        if config.plain:  # these stay as `init_weights` makes them: without effect
+            for p in (self.x0_lambdas, self.smear_gate.weight, self.smear_lambda, self.backout_lambda):
+                p.requires_grad_(False)
         self._compiled: list[Any] = []
 
     @torch.no_grad()
@@ -215,6 +232,9 @@ class GPT(nn.Module):
         self.smear_gate.weight.zero_()
         self.smear_lambda.zero_()
         self.backout_lambda.fill_(0.2)
+        if self.config.plain:
+            self.x0_lambdas.zero_()
+            self.backout_lambda.zero_()
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin of every position and frequency, (B or 1, T, 1, D/2), in the activations' dtype."""
@@ -265,13 +285,14 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) float32 logits, softcapped."""
         raw = self.lm_head(hidden)[..., : self.config.vocab_size].float()
-        return self.config.softcap * torch.tanh(raw / self.config.softcap)
+        cap = self.config.logit_cap
+        return cap * torch.tanh(raw / cap) if cap else raw
 
     def forward(self, idx: Tensor, targets: Tensor, *, per_token: bool = False) -> Tensor:
         """Cross-entropy of `targets` (B, T), -1 = not scored, in nats: the sum, or (B, T) when `per_token`."""
         x = self.hidden(idx).flatten(0, 1)
         head = self.lm_head.weight[: self.config.vocab_size]
-        loss = linear_cross_entropy(x, head, targets.flatten(), self.config.softcap, per_token=per_token)
+        loss = linear_cross_entropy(x, head, targets.flatten(), self.config.logit_cap, per_token=per_token)
         return loss.view_as(targets) if per_token else loss
 
     def blocks(self) -> list[Block]:

@@ -26,9 +26,9 @@ def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> M
     c = model.config
     sizes = {
         "n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
-        "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.softcap,
+        "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
         "windows": [c.window(layer) for layer in range(c.n_layer)],
-        "gate_channels": GATE_CHANNELS, "qk_scale": QK_SCALE,
+        "gate_channels": GATE_CHANNELS, "qk_scale": 0.0 if c.plain else QK_SCALE,
     }  # fmt: skip
     named = dict(model.named_parameters())
     tensors = quantize(named.items()) if int8 else {name: p.detach().float() for name, p in named.items()}

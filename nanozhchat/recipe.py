@@ -46,11 +46,14 @@ class Overrides:
     target_flops: float | None = None
     target_ratio: float | None = None
     window_pattern: str | None = None
+    arch: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, (int, float)) and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite")
+        if self.arch not in (None, "full", "plain"):
+            raise ValueError(f"arch={self.arch!r} is unknown; choose full or plain")
         horizon = [n for n in ("num_steps", "target_flops", "target_ratio") if getattr(self, n) is not None]
         if len(horizon) > 1:
             raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
@@ -76,6 +79,7 @@ class Recipe:
     sequence_len: int
     window_pattern: str
     value_embeddings: bool
+    plain: bool = False
     num_params: int
     scaling_params: int
     flops_per_token: int
@@ -132,6 +136,7 @@ def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides())
         raise ValueError(f"vocab_size={vocab_size} must be positive")
     head_dim = 64 if depth < 12 else 128
     n_embd = head_dim * math.ceil(depth * ASPECT / head_dim)
+    plain = overrides.arch == "plain"
     sequence_len = overrides.max_seq_len or _by_depth(CONTEXT_BY_DEPTH, depth)
     return {
         "depth": depth,
@@ -143,8 +148,9 @@ def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides())
         "vocab_size": vocab_size,
         "padded_vocab_size": -(-vocab_size // 64) * 64,
         "sequence_len": sequence_len,
-        "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 else "SSSL"),
-        "value_embeddings": depth >= 6,
+        "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 or plain else "SSSL"),
+        "value_embeddings": depth >= 6 and not plain,
+        "plain": plain,
     }
 
 
@@ -323,6 +329,7 @@ FORMULAS = {
     "sequence_len": "512 up to depth 7, 1024 up to 11, then 2048",
     "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
     "value_embeddings": "from depth 6",
+    "plain": "--arch=plain: only what transformers and llama.cpp know",
     "num_params": "closed form, equal to the model's",
     "scaling_params": "block matrices + lm_head",
     "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",

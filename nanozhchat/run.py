@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MODEL_FIELDS = (
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern", "value_embeddings",
+    "plain",
 )  # fmt: skip
 
 

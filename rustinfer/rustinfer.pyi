@@ -6,7 +6,7 @@ class Model:
     """A model's weights, packed for this machine; slots share them.
 
     config: n_layer, n_head, n_kv_head, head_dim, context, n_embd, vocab_size, windows (tokens seen, per layer),
-    gate_channels, qk_scale, softcap (0 = none). tensors: names of the Python model -> float32 bytes, or (int8 bytes,
+    gate_channels, qk_scale and softcap (0 = none). tensors: names of the Python model -> float32 bytes, or (int8 bytes,
     float32 bytes of a scale per row); beside them rope.cos and rope.sin, (context, head_dim / 2) each. isa: one of
     `instruction_sets()`, None = the best. Raises ValueError when a setting or tensor is missing or not known.
     """

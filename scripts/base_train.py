@@ -55,6 +55,7 @@ class BaseTrainArgs:
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
+    arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")

@@ -25,8 +25,10 @@ SWITCHES = {  # field -> other values than make_config's
     "value_embeddings": [False],
     "softcap": [3.0],
     "rope_base": [1000.0],
+    "plain": [True],
 }
-CHANGES = [{}] + [{name: value} for name, values in SWITCHES.items() for value in values]
+PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L"}
+CHANGES = [{}] + [PLAIN if name == "plain" else {name: v} for name, values in SWITCHES.items() for v in values]
 
 
 def decoders(changes, *, int8=False, isa=None):

@@ -25,7 +25,7 @@ pub struct Config {
     pub windows: Vec<usize>,
     /// Channels that a gate looks at.
     pub gate_channels: usize,
-    /// Factor on normalised queries.
+    /// Factor on normalised queries and keys; 0 = they are not normalised.
     pub qk_scale: f32,
     /// Logits are squeezed into plus or minus this; 0 = not at all.
     pub softcap: f32,
@@ -242,13 +242,13 @@ impl Model {
         let (d, kv) = (heads.head_dim, heads.n_kv_head * heads.head_dim);
         let layer = &self.layers[i];
         let mut qkv = layer.qkv.multiply(self.isa, self.threads, normed, rows.len());
-        let scale = self.config.qk_scale / (d as f32).sqrt();
+        let scale = 1.0 / (d as f32).sqrt();
         let mut value = vec![0.0; kv];
         for ((row, qkv), normed) in rows.iter().zip(qkv.chunks_exact_mut(c + 2 * kv)).zip(normed.chunks_exact(c)) {
             let (q, rest) = qkv.split_at_mut(c);
             let (k, v) = rest.split_at_mut(kv);
             q.chunks_exact_mut(d).for_each(|head| self.rotate(head, row.position, scale));
-            k.chunks_exact_mut(d).for_each(|head| self.rotate(head, row.position, self.config.qk_scale));
+            k.chunks_exact_mut(d).for_each(|head| self.rotate(head, row.position, 1.0));
             if let Some((table, gates)) = &layer.value {
                 table.read(row.token, &mut value);
                 for (h, gate) in gates.chunks_exact(self.config.gate_channels).enumerate() {
@@ -324,7 +324,8 @@ impl Model {
         for j in 0..half {
             (a[j], b[j]) = (a[j] * cos[j] + b[j] * sin[j], b[j] * cos[j] - a[j] * sin[j]);
         }
-        let factor = inverse_rms(head) * scale;
+        let norm = if self.config.qk_scale > 0.0 { inverse_rms(head) * self.config.qk_scale } else { 1.0 };
+        let factor = norm * scale;
         head.iter_mut().for_each(|v| *v *= factor);
     }
 
