@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanozhchat import checkpoint, paths
+from nanozhchat import checkpoint, export, paths
 from nanozhchat.compute import detect_device, detect_dtype
 from nanozhchat.conversation import Message, make_conversation
 from nanozhchat.engine import Engine
@@ -84,17 +85,28 @@ def load(
 ) -> Chat:
     """Load a model by tag, stage and step; None = the most recent model, its furthest stage, its newest step.
 
+    tag: also a folder that `scripts.export` wrote with --to=hf or --to=int8.
+
     device: "cpu", "cuda", ... None = detected. dtype: "float32", ... None = float32 on a CPU, else detected; "int8"
     quantizes the weights for decoding. engine: "native", "torch", or "auto": native for float32 and int8 on a CPU.
     Raises FileNotFoundError, ValueError or DamagedError with the next command to run.
     """
-    name, stage, saved = find(tag, source, step)
     where = torch.device(detect_device(device))
+    if tag and Path(tag).joinpath("config.json").is_file():
+        return _load_exported(Path(tag), where, dtype, engine)
+    name, stage, saved = find(tag, source, step)
     weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)
     model = saved.load_model(where, weights)
     log.info("engine: %s, %s", kind, str(weights).removeprefix("torch."))
     return Chat(Engine(model, tokenizer, kind=kind), tokenizer, name=name, source=stage, step=saved.step)
+
+
+def _load_exported(folder: Path, where: torch.device, dtype: str | None, engine: str) -> Chat:
+    model, tokenizer = export.load_folder(folder)
+    weights, kind = choose_engine(where, dtype, engine)
+    model.dtype = weights
+    return Chat(Engine(model.to(where), tokenizer, kind=kind), tokenizer, name=folder.name, source="sft", step=0)
 
 
 def choose_engine(device: torch.device, dtype: str | None, engine: str) -> tuple[torch.dtype, str]:

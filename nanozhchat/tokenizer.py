@@ -268,6 +268,10 @@ class Tokenizer:
 
     # --- other libraries
 
+    def to_json(self) -> str:
+        """Return the contents of tokenizer.json."""
+        return self._tokenizer_json.decode()
+
     def to_tiktoken(self) -> tiktoken.Encoding:
         """Return the same tokenizer as a tiktoken.Encoding."""
         import tiktoken

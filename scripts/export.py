@@ -1,0 +1,36 @@
+"""Write a trained model for other software: a transformers folder, a GGUF file, or int8 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanozhchat import chat, cli, paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """Flags of this script."""
+
+    to: str = cli.opt("hf", "hf = transformers, gguf = llama.cpp (plain models), int8 = our engine",
+                      choices=("hf", "int8", "gguf"))  # fmt: skip
+    out: str | None = cli.opt(None, "folder to write; none = <tag>-<format> here")
+    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
+    source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
+    step: int | None = cli.opt(None, "checkpoint; none = the newest")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, write."""
+    args = cli.parse(ExportArgs, argv, __doc__ or "", "python -m scripts.export")
+    from nanozhchat.export import export
+
+    model = chat.load(args.model_tag, source=args.source, step=args.step, device="cpu", dtype="float32", engine="torch")
+    out = Path(args.out or f"{model.name}-{args.to}")
+    for path in export(args.to, model.engine.model, model.tokenizer, out):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,119 @@
+"""Exported models say in other software what they say in ours."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from nanozhchat import builtin
+from nanozhchat.chat import load
+from nanozhchat.engine import Engine
+from nanozhchat.export import arcee_tensors, export, load_folder
+from nanozhchat.sampling import SamplingParams
+from nanozhchat.tokenizer import Tokenizer
+from tests.conftest import make_config, make_model
+
+PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L", "n_embd": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([c[0].content + c[-1].content for c in conversations(300)], 600)
+
+
+def conversations(n):
+    return [c for c, _ in zip(builtin.conversations(seed=1), range(n), strict=False)]
+
+
+def some_model(tokenizer, **changes):
+    """A random model whose scales are those of a trained one: positive per layer, and nothing where plain has none."""
+    config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 128, **changes})
+    model = make_model(config, seed=2, perturb=True).eval()
+    with torch.no_grad():
+        model.resid_lambdas.uniform_(0.8, 1.3, generator=torch.Generator().manual_seed(0))
+        if config.plain:
+            for p in (model.x0_lambdas, model.smear_lambda, model.backout_lambda):
+                p.zero_()
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN], ids=["full", "plain"])
+def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(tokenizer, tmp_path, changes, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = some_model(tokenizer, **changes)
+    folder = tmp_path / "out"
+    export("hf", model, tokenizer, folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not changes).eval()
+    assert type(theirs).__name__ == ("ArceeForCausalLM" if changes else "NanozhchatForCausalLM")
+    prompts = [tokenizer.render_prompt(c[:1] if c[0].role == "user" else c[:2])[:60] for c in conversations(20)]
+    with torch.inference_mode():
+        for ids in prompts:
+            want = model.logits(model.hidden(torch.tensor([ids])))
+            torch.testing.assert_close(theirs(torch.tensor([ids])).logits, want, atol=1e-4, rtol=1e-4)
+    greedy = SamplingParams(temperature=0.0, max_tokens=64)
+    ours = Engine(model, tokenizer).batch(prompts[:3], greedy)
+    for ids, want in zip(prompts[:3], ours, strict=True):
+        end_ids = list(Engine(model, tokenizer).end_ids)
+        made = theirs.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=end_ids)
+        made = made[0, len(ids) :].tolist()
+        assert [i for i in made if i not in end_ids] == want
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder)
+    for c in conversations(1000):
+        turns = [{"role": m.role, "content": m.content} for m in c]
+        prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+        got = hf_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        assert got == tokenizer.render_prompt(prompt)
+        assert hf_tokenizer.apply_chat_template(turns, return_dict=False) == tokenizer.render(turns)[0]
+    sys.modules.pop("transformers_modules", None)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("hf", {}), ("hf", PLAIN), ("int8", {})], ids=["full", "plain", "int8"])
+def test_our_own_exports_come_back(tokenizer, tmp_path, kind, changes):
+    model = some_model(tokenizer, **changes)
+    files = export(kind, model, tokenizer, tmp_path / "out")
+    again, same_tokenizer = load_folder(tmp_path / "out")
+    assert (again.config, same_tokenizer.hash) == (model.config, tokenizer.hash)
+    ids = torch.tensor([tokenizer.encode("小猫在河边看鱼，今天天气很好。")])
+    with torch.inference_mode():
+        got, want = again.logits(again.hidden(ids)), model.logits(model.hidden(ids))
+    torch.testing.assert_close(
+        got, want, **({"atol": 1e-4, "rtol": 1e-4} if kind == "hf" else {"atol": 1, "rtol": 0.1})
+    )
+    size = next(p for p in files if p.name == "model.safetensors").stat().st_size
+    assert kind == "hf" or size < 0.4 * 4 * sum(p.numel() for p in model.parameters())  # rows of 32 have large scales
+    chat = load(str(tmp_path / "out"), dtype="int8")
+    assert chat.engine.kind == "native-int8"
+    assert chat("你好", max_tokens=3, temperature=0) == chat("你好", max_tokens=3, temperature=0)
+
+
+def test_a_gguf_file_holds_every_tensor_and_the_vocabulary_and_only_of_plain_models(tokenizer, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = some_model(tokenizer, **PLAIN)
+    (path,) = export("gguf", model, tokenizer, tmp_path / "out")
+    reader = gguf.GGUFReader(path)
+    held = {t.name: np.asarray(t.data) for t in reader.tensors}
+    want = arcee_tensors(model)
+    assert len(held) == len(want)
+    assert np.array_equal(held["token_embd.weight"], want["model.embed_tokens.weight"].numpy())
+    assert np.array_equal(held["blk.1.ffn_down.weight"], want["model.layers.1.mlp.down_proj.weight"].numpy())
+    assert np.array_equal(held["output.weight"], want["lm_head.weight"].numpy())
+    q, ours = held["blk.0.attn_q.weight"], model.h[0].attn.c_q.weight.detach().numpy()
+    half = model.config.head_dim // 2  # neighbours are a pair of channels, the second half of ours first
+    assert np.array_equal(q[:2], ours[[half, 0]])
+    assert reader.fields["general.architecture"].contents() == "arcee"
+    assert reader.fields["tokenizer.ggml.tokens"].contents()[-1] == "<|tool_result|>"
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == tokenizer.vocab_size
+    with pytest.raises(ValueError, match="--arch=plain"):
+        export("gguf", some_model(tokenizer), tokenizer, tmp_path / "other")
+
+
+def test_a_folder_that_holds_something_is_left_alone(tokenizer, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        export("hf", some_model(tokenizer), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="not a folder written by scripts.export"):
+        load_folder(tmp_path)
