@@ -23,7 +23,8 @@ from nanozhchat.tokenizer import Tokenizer
 
 KINDS = ("hf", "int8", "gguf")
 EPSILON = torch.finfo(torch.float32).eps
-REMOTE_CODE = ("attention", "cross_entropy", "kv_cache", "gpt", "hf_model")  # what the model's file imports, and itself
+REMOTE_CODE = ("attention.py", "cross_entropy.py", "kv_cache.py", "gpt.py")  # what a model is made of
+WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here, where nothing may need transformers
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -50,10 +51,10 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
     else:
         tensors = {f"gpt.{name}": t for name, t in tensors.items()}
         write_json(out / "config.json", remote_config(model.config, tokenizer))
-        for name in REMOTE_CODE:
-            code = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        for name in (*REMOTE_CODE, WRAPPER):
+            code = (Path(__file__).parent / name).read_text(encoding="utf-8")
             code = re.sub(r"from nanozhchat\.(\w+) import", r"from .\1 import", code)
-            atomic_write(out / f"{name}.py", code.encode())
+            atomic_write(out / name.removesuffix(".txt"), code.encode())
     save_file({name: t.contiguous() for name, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
     tokenizer.save(out)
     names = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
@@ -74,6 +75,18 @@ def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:
         tensors = dict(model.named_parameters()) | from_arcee(tensors, model.config)
     fill_model(model, {name.removeprefix("gpt."): t for name, t in dequantize(tensors).items()}, folder)
     return model.eval(), Tokenizer.load(folder)
+
+
+def fill_from_folder(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
+    """Give a model the weights that `export` wrote; raises ValueError if sizes or tokenizer differ."""
+    given, its_tokenizer = load_folder(Path(folder))
+    ours, theirs = model.config.to_dict(), given.config.to_dict()
+    if odd := [f"{name} {theirs[name]} there, {value} here" for name, value in ours.items() if theirs[name] != value]:
+        raise ValueError(f"--init-from={folder} has another shape: {', '.join(odd)}; use the settings it was made with")
+    if tokenizer.hash != its_tokenizer.hash:
+        raise ValueError(f"--init-from={folder} has another tokenizer; copy its files to a folder under tokenizer/ in "
+                         "NANOZHCHAT_BASE_DIR and name that with --tokenizer")  # fmt: skip
+    fill_model(model, {name: p.detach() for name, p in given.named_parameters()}, Path(folder))
 
 
 def _common_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nanozhchat import budget, cli, compute, hooks, sources
+from nanozhchat import budget, cli, compute, export, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import DocumentLoader, eval_batches
 from nanozhchat.engine import Engine
@@ -55,6 +55,7 @@ class BaseTrainArgs:
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
+    init_from: str | None = cli.opt(None, "start from the weights of a folder of scripts.export", group="overrides")
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
@@ -106,25 +107,20 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
             log.info("  %-20s %14s  %s", field, value, formula)
         if comp.is_main:
             cli.write_config(run.folder / "config.yaml", args)
-        state = train_run(args, run, recipe, tokenizer, store, held_out, started)
+        state = train_run(args, run, recipe, tokenizer, (store, held_out), started)
         log.info("done: %d steps, %.1f M tokens, %.0f s; %s", state.step, state.tokens / 1e6, state.time_s, run.folder)
 
 
 def train_run(
-    args: BaseTrainArgs,
-    run: Run,
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    store: TokenStore,
-    held_out: TokenStore,
-    started: float,
+    args: BaseTrainArgs, run: Run, recipe: Recipe, tokenizer: Tokenizer, stores: Sequence[TokenStore], started: float
 ) -> TrainState:
-    """Build model, optimizer, loader and hooks, and fit."""
-    comp = run.compute
+    """Build model, optimizer, loader and hooks, and fit. stores: to train on, and to validate on."""
+    comp, (store, held_out) = run.compute, stores
     model = GPT(gpt_config(recipe), dtype=comp.dtype, grad_checkpoint=args.grad_checkpoint)
     model.init_weights(torch.Generator().manual_seed(args.seed))
-    model.to(comp.device)
-    optimizer = Optimizer(param_groups(model, recipe), comp)
+    if args.init_from and run.saved is None:
+        export.fill_from_folder(model, tokenizer, args.init_from)
+    optimizer = Optimizer(param_groups(model.to(comp.device), recipe), comp)
     if run.saved is not None:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
@@ -137,7 +133,6 @@ def train_run(
     eval_every = tenth if args.eval_every is None else args.eval_every
     sample_every = eval_every if args.sample_every is None else args.sample_every
     batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens, **shape)
-
     save_every = tenth if args.save_every is None else args.save_every
     plan = run.plan(model, optimizer, recipe, tokenizer, started=started, save_every=save_every)
     actions = [

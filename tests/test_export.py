@@ -9,7 +9,7 @@ import torch
 from nanozhchat import builtin
 from nanozhchat.chat import load
 from nanozhchat.engine import Engine
-from nanozhchat.export import arcee_tensors, export, load_folder
+from nanozhchat.export import arcee_tensors, export, fill_from_folder, load_folder
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 from tests.conftest import make_config, make_model
@@ -117,3 +117,14 @@ def test_a_folder_that_holds_something_is_left_alone(tokenizer, tmp_path):
         export("hf", some_model(tokenizer), tokenizer, tmp_path)
     with pytest.raises(ValueError, match="not a folder written by scripts.export"):
         load_folder(tmp_path)
+
+
+def test_training_starts_from_a_folder_of_the_same_shape_and_tokenizer_only(tokenizer, tmp_path):
+    model, fresh = some_model(tokenizer), make_model(some_model(tokenizer).config, seed=9)
+    export("hf", model, tokenizer, tmp_path / "out")
+    fill_from_folder(fresh, tokenizer, str(tmp_path / "out"))
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="n_layer 4 there, 3 here"):
+        fill_from_folder(some_model(tokenizer, n_layer=3), tokenizer, str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        fill_from_folder(fresh, Tokenizer.train(["一二三四" * 9], 264), str(tmp_path / "out"))

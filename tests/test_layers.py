@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache sampling quantize"),
     ("the model and its batches", "gpt dataloader prepare server batching"),
-    ("parts that need a model", "optim objectives checkpoint native hf_model loss_eval budget"),
+    ("parts that need a model", "optim objectives checkpoint native loss_eval budget"),
     ("the model made to speak", "engine export"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
     ("whole activities", "run hooks task_eval engine_speed"),
