@@ -10,7 +10,7 @@ import torch
 from nanozhchat.batching import TURN_TOKENS, Batch, Decoder, Delta, Part, Request, first_stop, room_for
 from nanozhchat.gpt import GPT, rms_norm
 from nanozhchat.kv_cache import CacheRows, KVCache
-from nanozhchat.native import NativeDecoder, native_model
+from nanozhchat.native import NativeDecoder, Scorer, native_model
 from nanozhchat.sampling import Floats, SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 
@@ -98,6 +98,11 @@ class Engine:
             return TorchDecoder(self.model, n_slots)
         sizes = {"context": self.context, "vocab_size": self.model.config.vocab_size}
         return NativeDecoder(self._packed, n_slots=n_slots, **sizes)
+
+    def scorer(self) -> torch.nn.Module:
+        """Return what computes the loss with this engine's numbers: called like the model."""
+        decoder = self._new_decoder(1)
+        return Scorer(decoder) if isinstance(decoder, NativeDecoder) else self.model
 
     def _steps(
         self, prompt_ids: Sequence[int], params: SamplingParams, cancel: threading.Event | None

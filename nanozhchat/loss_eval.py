@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Batch
-from nanozhchat.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,11 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: GPT, batches: Iterable[Batch], token_bytes: Tensor, compute: Compute) -> HeldOut:
-    """Score batches (of this rank; results are summed over ranks). token_bytes: (V,) UTF-8 bytes of each id."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, compute: Compute) -> HeldOut:
+    """Score batches (of this rank; results are summed over ranks). token_bytes: (V,) UTF-8 bytes of each id.
+
+    model: a `GPT`, or anything called like one.
+    """
     was_training = model.training
     model.eval()
     nats, tokens, n_bytes = 0.0, 0, 0

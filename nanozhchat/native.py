@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from nanozhchat.batching import Part
 from nanozhchat.gpt import GATE_CHANNELS, GPT, QK_SCALE
@@ -70,3 +72,20 @@ class NativeDecoder:
         """Empty a slot whose content may not be finite."""
         self._slots.clear(slot)
         self.held[slot] = []
+
+
+class Scorer(torch.nn.Module):
+    """Cross-entropy by a native decoder, called like `GPT`: what int8 weights cost in bits per byte."""
+
+    def __init__(self, decoder: NativeDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Sum over `targets` (B, T), -1 = not scored, in nats."""
+        total = torch.zeros(())
+        for ids, wanted in zip(idx.tolist(), targets, strict=True):
+            self.decoder.truncate(0, 0)
+            logits = torch.from_numpy(self.decoder.forward([Part(0, ids, len(ids))])[0].copy())
+            total += F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum")
+        return total

@@ -25,9 +25,11 @@ if [ -z "${CHROMIUM:-$(find_chromium)}" ]; then
 fi
 
 export OMP_NUM_THREADS=1 WANDB_MODE=offline
-step "rust: format" cargo fmt --manifest-path rustbpe/Cargo.toml --check
-step "rust: clippy" cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
-step "rust: tests" cargo test --quiet --manifest-path rustbpe/Cargo.toml
+for crate in rustbpe rustinfer; do
+  step "$crate: format" cargo fmt --manifest-path $crate/Cargo.toml --check
+  step "$crate: clippy" cargo clippy --quiet --manifest-path $crate/Cargo.toml --all-targets -- -D warnings
+  step "$crate: tests" cargo test --quiet --manifest-path $crate/Cargo.toml
+done
 step "python: lint" ruff check .
 step "python: format" ruff format --check .
 step "python: types" pyrefly check

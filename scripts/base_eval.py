@@ -34,7 +34,7 @@ class BaseEvalArgs:
     eval_tokens: int = cli.opt(1 << 20, "tokens scored at most")
     max_tokens: int = cli.opt(100, "length of each sample")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
-    dtype: str = cli.opt("auto", "float32, bfloat16")
+    dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for native decoding")
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = args.eval.split(",")
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"--eval={args.eval}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")
-    with compute.start(args.device_type, args.dtype) as comp:
+    with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures: dict[str, Any] = {"model": model.name, "source": model.source, "step": model.step}
         if "bpb" in kinds:
@@ -65,7 +65,7 @@ def score(model: chat.Chat, store: TokenStore, comp: Compute, args: BaseEvalArgs
     shape = {"batch_rows": 8, "sequence_len": model.engine.context, "bos_id": tokenizer.bos_id}
     batches = eval_batches(store, "val", max_tokens=args.eval_tokens, rank=comp.rank, world_size=comp.world_size,
                            device=comp.device, **shape)  # fmt: skip
-    result = evaluate(model.engine.model, batches, token_bytes, comp)
+    result = evaluate(model.engine.scorer(), batches, token_bytes, comp)
     order, counts = eval_documents(store, "val", args.eval_tokens)
     scored = (store.doc("val", int(i))[:n].tolist() for i, n in zip(order, counts, strict=True))
     baselines = compressor_bpb(b"".join(map(tokenizer.decode_bytes, scored)))

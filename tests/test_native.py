@@ -10,7 +10,7 @@ import rustinfer
 from nanozhchat.batching import Part
 from nanozhchat.engine import Engine, TorchDecoder
 from nanozhchat.gpt import GPTConfig
-from nanozhchat.native import NativeDecoder, native_model
+from nanozhchat.native import NativeDecoder, Scorer, native_model
 from nanozhchat.quantize import dequantize, is_quantized, quantize
 from tests.conftest import make_config, make_model
 
@@ -92,6 +92,14 @@ def test_quantizing_loses_at_most_half_a_step_per_weight_and_repeats_exactly():
         assert ((restored[name] - p).abs() <= 0.501 * step).all()
     again = quantize(restored.items())
     assert all(torch.equal(again[name], t) for name, t in stored.items() if t.dtype == torch.int8)
+
+
+def test_the_loss_of_the_native_engine_is_the_models():
+    model = make_model(make_config(), seed=3, perturb=True).eval()
+    idx = torch.randint(0, 100, (2, 32), generator=torch.Generator().manual_seed(0))
+    targets = idx.roll(-1, 1).masked_fill(idx < 20, -1)
+    scorer = Scorer(NativeDecoder(native_model(model), n_slots=1, context=32, vocab_size=100))
+    assert float(scorer(idx, targets)) == pytest.approx(float(model(idx, targets)), rel=1e-5)
 
 
 def test_a_broken_row_stays_broken_and_its_neighbour_whole():
