@@ -9,13 +9,16 @@ a valid manifest does not exist for any reader.
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from nanozhchat import __version__, files
 from nanozhchat.compute import Compute
-from nanozhchat.errors import DamagedError, DiskError
+from nanozhchat.errors import DamagedError, DiskError, DivergedError
 from nanozhchat.gpt import GPT, GPTConfig
 
 log = logging.getLogger(__name__)
@@ -86,7 +89,72 @@ def fill_model(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
             p.copy_(tensors[name])
 
 
-def save(
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints outlive the next save: the newest `last`, every `every` steps (0 = none), and the best."""
+
+    last: int = 3
+    every: int = 0
+
+
+class Pending:
+    """A checkpoint that a thread of each rank is writing; it exists once `commit`, called by all ranks, returns."""
+
+    def __init__(self, folder: Path, work: Path, step: int, compute: Compute, keep: Keep, best: int | None) -> None:
+        self.folder, self.work, self.step, self.compute = folder, work, step, compute
+        self.keep, self.best = keep, best
+        self.written: dict[str, str] = {}
+        self.error: Exception | None = None
+
+    def start(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None, about: dict[str, Any]) -> None:
+        """Write the tensor files, and on rank 0 the state, in the background."""
+        self.about = about
+        self.thread = threading.Thread(target=self._write, args=(tensors, state), daemon=True)
+        self.thread.start()
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None) -> None:
+        try:
+            for name, content in tensors.items():
+                self.written[name] = files.write_with(self.work / name, partial(_save_tensors, content))
+            if state is not None:
+                files.write_json(self.work / "state.json", state)
+                self.written["state.json"] = files.sha256(self.work / "state.json")
+        except Exception as error:  # raised by commit, on every rank
+            self.error = error
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank's files are on the disk."""
+        return not self.thread.is_alive()
+
+    def commit(self) -> Path:
+        """Wait for all ranks' files and make the checkpoint exist; raises DiskError on every rank if one failed."""
+        self.thread.join()
+        gathered: list[Any] = self.compute.gather((self.written, self.error and str(self.error)))
+        failure = next((text for _, text in gathered if text), "")
+        final = self.folder / f"step_{self.step:08d}"
+        if self.compute.is_main and not failure:
+            try:
+                entries = {name: digest for part, _ in gathered for name, digest in part.items()}
+                _commit(self.folder, self.work, final, self.step, entries, self.about)
+                prune(self.folder, self.keep.last, every=self.keep.every, best=self.best, verify=False)
+            except DiskError as error:
+                failure = str(error)
+        failure = next((str(text) for text in self.compute.gather(failure) if text), "")
+        if failure:
+            raise DiskError(failure)
+        return final
+
+
+def save(folder: Path, **options: Any) -> Path | None:
+    """Commit a checkpoint; all ranks call it with what `begin` takes. Returns its folder, or None if space is short."""
+    pending = begin(folder, **options)
+    if isinstance(pending, Pending):
+        return pending.commit()
+    return pending
+
+
+def begin(
     folder: Path,
     *,
     step: int,
@@ -95,15 +163,19 @@ def save(
     state: dict[str, Any],
     identity: dict[str, Any],
     compute: Compute,
-    keep_last: int = 2,
-) -> Path | None:
-    """Commit a checkpoint; all ranks call it. Returns its folder, or None (with a warning) when space is short.
+    keep: Keep = Keep(),
+) -> Pending | Path | None:
+    """Copy a run's tensors and start writing them; all ranks call it.
 
-    state: plain JSON types. identity: what must be equal to resume (stored in the manifest).
+    state: plain JSON types. identity: what must be equal to resume (stored in the manifest). Returns the checkpoint
+    to commit, its folder if it is there already, or None (with a warning) when space is short. Raises DivergedError
+    rather than save weights that are not finite.
     """
     final = folder / f"step_{step:08d}"
     if compute.broadcast([float(not problems(final))])[0]:
         return final
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
     expected = sum(p.numel() * 4 for p in model.parameters()) * 3
     free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
     if compute.broadcast([float(free > expected * SPACE_MARGIN)])[0] == 0.0:
@@ -117,34 +189,27 @@ def save(
         shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
         work.mkdir(parents=True)
     compute.barrier()
-    written = {}
-    rank_file = work / f"optim.rank{compute.rank}.safetensors"
-    written[rank_file.name] = _write_tensors(rank_file, optimizer_state)
+    tensors = {f"optim.rank{compute.rank}.safetensors": optimizer_state}
     if compute.is_main:
-        weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
-        if not all(torch.isfinite(t).all() for t in weights.values()):
-            raise DiskError(f"step {step}: weights are not finite; nothing was saved")
-        written["model.safetensors"] = _write_tensors(work / "model.safetensors", weights)
-        files.write_json(work / "state.json", state)
-        written["state.json"] = files.sha256(work / "state.json")
-    entries = {name: digest for part in compute.gather(written) for name, digest in part.items()}  # type: ignore[attr-defined]
-    if compute.is_main:
-        _commit(folder, work, final, step, entries, {"model": model.config.to_dict(), "identity": identity})
-        prune(folder, keep_last, verify=False)  # the newest was written just now
-    compute.barrier()
-    return final
+        tensors["model.safetensors"] = dict(model.named_parameters())
+    copies = {name: {k: _copy(t) for k, t in content.items()} for name, content in tensors.items()}
+    pending = Pending(folder, work, step, compute, keep, state.get("best_step"))
+    pending.start(
+        copies, copy.deepcopy(state) if compute.is_main else None,
+        {"model": model.config.to_dict(), "identity": identity, "world_size": compute.world_size},
+    )  # fmt: skip
+    return pending
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    with files.disk_errors(path):
-        try:
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
-        except SafetensorError as error:
-            full = "No space left" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-        with open(path, "rb+") as handle:
-            os.fsync(handle.fileno())
-        return files.sha256(path)
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
 
 
 def _commit(folder: Path, work: Path, final: Path, step: int, entries: dict[str, str], about: dict[str, Any]) -> None:
@@ -195,12 +260,12 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-def find(folder: Path, step: int | None = None) -> Saved | None:
-    """Return the newest whole checkpoint (or the one of `step`), None if there is none at all.
+def find(folder: Path, step: int | None = None, *, newest: int | None = None) -> Saved | None:
+    """Return the newest whole checkpoint (up to step `newest`, or the one of `step`), None if there is none at all.
 
     A damaged one is skipped with a warning; if all are damaged, raises DamagedError.
     """
-    steps = list_steps(folder)
+    steps = [s for s in list_steps(folder) if newest is None or s <= newest]
     if step is not None and step not in steps:
         raise ValueError(
             f"{folder} has no checkpoint of step {step}; there are: {', '.join(map(str, steps)) or 'none'}"
@@ -220,14 +285,15 @@ def find(folder: Path, step: int | None = None) -> Saved | None:
 
 
 def prune(
-    folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree, *, verify: bool = True
-) -> list[int]:
-    """Delete all but the newest `keep_last` checkpoints (at least one); returns the deleted steps.
+    folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree, *, every: int = 0,
+    best: int | None = None, verify: bool = True,
+) -> list[int]:  # fmt: skip
+    """Delete checkpoints, but not the newest `keep_last` (at least one), multiples of `every`, or step `best`.
 
-    With `verify`, the newest whole one stays even if newer ones are damaged.
+    With `verify`, the newest whole one stays even if newer ones are damaged. Returns the deleted steps.
     """
     steps = list_steps(folder)
-    doomed = steps[: -max(1, keep_last)]
+    doomed = [s for s in steps[: -max(1, keep_last)] if s != best and not (every and s % every == 0)]
     if verify and doomed:
         whole = next((step for step in reversed(steps) if not problems(folder / f"step_{step:08d}")), None)
         doomed = [step for step in doomed if step != whole]

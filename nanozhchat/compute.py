@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanozhchat.errors import RankLostError
 from nanozhchat.hardware import find_device
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,11 @@ class Compute:
         if self.device.type in ("cuda", "xpu", "mps"):
             getattr(torch, self.device.type).synchronize()
 
+    def free_cache(self) -> None:
+        """Give freed device memory back, before trying a smaller batch."""
+        if self.device.type in ("cuda", "xpu", "mps"):
+            getattr(torch, self.device.type).empty_cache()
+
     def memory_bytes(self) -> int:
         """Peak memory so far: of the device, or resident memory of the process on a CPU."""
         if self.device.type in ("cuda", "xpu"):
@@ -146,7 +152,7 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device)[0] >= 8:
             return torch.bfloat16, "this GPU has bfloat16 tensor cores"
-        return torch.float32, "this GPU has no bfloat16 tensor cores (float16 would need loss scaling)"
+        return torch.float16, "this GPU has no bfloat16 tensor cores; the loss is scaled"
     if device.type == "xpu":
         return torch.bfloat16, "Intel GPUs have bfloat16 units"
     if device.type == "cpu" and measure:
@@ -180,18 +186,45 @@ def start(device_type: str | None = None, dtype: str | None = None, *, measure: 
         _keep_freed_memory()
     if world_size > 1:
         backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=_timeout())
     try:
-        chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
-        compute = Compute(device, chosen, rank, world_size)
-        if world_size > 1:  # rank 0's measurement decides for all
-            index = compute.broadcast([float(list(DTYPES.values()).index(chosen))])[0]
-            chosen = list(DTYPES.values())[int(index)]
-        log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
-        yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
+        with _rank_errors(world_size):
+            yield from _join(device, dtype, rank, world_size, measure)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _rank_errors(world_size: int) -> Iterator[None]:
+    """Say in one line that a collective failed: the other end is dead, or silent for longer than the timeout."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
+            raise
+        raise RankLostError(
+            f"another rank died or did not answer for {_timeout().seconds} s ({text.splitlines()[0][:120]}); "
+            "the same command continues from the last checkpoint"
+        ) from error
+
+
+def _timeout() -> timedelta:
+    """How long a rank waits for the others: $NANOZHCHAT_TIMEOUT_S, else COLLECTIVE_TIMEOUT."""
+    seconds = os.environ.get("NANOZHCHAT_TIMEOUT_S")
+    return timedelta(seconds=float(seconds)) if seconds else COLLECTIVE_TIMEOUT
+
+
+def _join(device: torch.device, dtype: str | None, rank: int, world_size: int, measure: bool) -> Iterator[Compute]:
+    """Agree on the number format, say it, and give the caller its Compute."""
+    chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
+    compute = Compute(device, chosen, rank, world_size)
+    if world_size > 1:  # rank 0's measurement decides for all
+        index = compute.broadcast([float(list(DTYPES.values()).index(chosen))])[0]
+        chosen = list(DTYPES.values())[int(index)]
+    log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
+    yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:

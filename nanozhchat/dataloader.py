@@ -8,7 +8,9 @@ permutation and the pieces waiting in the buffer, never tokens; it travels with 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +26,7 @@ IGNORE = -1  # target of a position that is not scored
 BUFFER_DOCS = 256
 EVAL_BUFFER_DOCS = 64
 EVAL_SEED = 0
+PREFETCH_BATCHES = 4
 
 Rendered = list[tuple[Array, Array]]  # (ids, mask) of conversations
 
@@ -32,13 +35,30 @@ Rendered = list[tuple[Array, Array]]  # (ids, mask) of conversations
 class Batch:
     """Rows to train on. inputs, targets: (B, T) int64, target -1 = not scored; epoch: passes finished before this one.
 
-    state: the loader's state after this batch, plain JSON types.
+    state: the loader's state after this batch, plain JSON types. documents: whose text it holds.
     """
 
     inputs: Tensor
     targets: Tensor
     epoch: int
     state: dict[str, Any]
+    documents: tuple[int, ...] = ()
+
+
+class Batches(Protocol):
+    """What the training loop needs of a loader."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch of this rank."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last batch, plain JSON types."""
+        ...
+
+    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
+        """Continue after the batch that carried `state`, with so many rows a batch."""
+        ...
 
 
 @runtime_checkable
@@ -81,7 +101,8 @@ class _Loader:
         epoch = self.packer.epoch
         rows = self._own_rows()
         inputs, targets = self._fill(rows)
-        return _batch(inputs, targets, epoch, self.packer.state_dict(), self.device)
+        documents = tuple(sorted({doc for row in rows for _, doc, _ in row}))
+        return _batch(inputs, targets, epoch, self.packer.state_dict(), self.device, documents)
 
     def _own_rows(self) -> list[list[Piece]]:
         rows = [self.packer.next_row() for _ in range(self.world_size * self.batch_rows)]
@@ -98,14 +119,56 @@ class _Loader:
         """Continue after the batch that carried `state`; ValueError if it belongs to other data or settings."""
         self.packer.load_state_dict(state)
 
+    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
+        """Continue after the batch that carried `state`, with so many rows a batch."""
+        self.load_state_dict(state)
+        self.batch_rows = batch_rows
 
-def _batch(inputs: Array, targets: Array, epoch: int, state: dict[str, Any], device: torch.device) -> Batch:
+
+class Prefetch:
+    """Makes batches ahead of the model in a thread; the state travels with the batch, so nothing is lost by it."""
+
+    def __init__(self, loader: _Loader, depth: int = PREFETCH_BATCHES) -> None:
+        """Start at the loader's place. depth: batches ready at most."""
+        self.loader, self.depth = loader, depth
+        self.state = loader.state_dict()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._ahead: deque[Future[Batch]] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._ahead) <= self.depth:
+            self._ahead.append(self._pool.submit(next, self.loader))
+        batch = self._ahead.popleft().result()  # an error of the thread is raised here
+        self.state = batch.state
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last batch given out, not after what was read ahead."""
+        return self.state
+
+    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
+        """Throw away what was read ahead and continue after `state`."""
+        for future in self._ahead:
+            future.cancel()
+        wait(self._ahead)
+        self._ahead.clear()
+        self.loader.seek(state, batch_rows)
+        self.state = state
+
+
+def _batch(
+    inputs: Array, targets: Array, epoch: int, state: dict[str, Any], device: torch.device,
+    documents: tuple[int, ...] = (),
+) -> Batch:  # fmt: skip
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
     if device.type == "cuda":
         x, y = x.pin_memory(), y.pin_memory()
     if device.type != "cpu":
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-    return Batch(x, y, epoch, state)
+    return Batch(x, y, epoch, state, documents)
 
 
 def _document_rows(rows: list[list[Piece]], read: Callable[[int], Array], capacity: int, bos_id: int) -> Array:

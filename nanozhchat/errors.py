@@ -37,6 +37,10 @@ class LockedError(RunError):
     exit_code = 7
 
 
+class RankLostError(RunError):
+    """Another rank died or stopped answering; torchrun ends or restarts the rest."""
+
+
 class StoppedError(RunError):
     """A signal asked the run to stop; everything was saved first."""
 

@@ -1,7 +1,7 @@
 """The one module that writes durable files: a reader sees the old content or the new, never half of it.
 
 Protocol of `atomic_write`: write `.<name>.<pid>.tmp` beside the target, flush, fsync, rename over the target,
-fsync the directory. Operations go through `Backend`, so that tests can make the k-th one fail.
+fsync the directory. Operations go through `Backend`, where tests and NANOZHCHAT_FAULTS make the k-th one fail.
 """
 
 from __future__ import annotations
@@ -18,29 +18,50 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nanozhchat import faults
 from nanozhchat.errors import DamagedError, DiskError, LockedError
 
 CHUNK_BYTES = 1 << 20
 
 
 class Backend:
-    """The operating-system calls that durable writes need; replace `files.backend` to inject faults."""
+    """The operating-system calls that durable writes need; each tells `tick` its name first."""
+
+    def tick(self, operation: str) -> None:
+        """Fail here if a fault is due; tests replace it."""
+        faults.current().operation(operation)
 
     def open(self, path: Path) -> BinaryIO:
         """Open a temporary file for writing."""
+        self.tick("open")
         return open(path, "wb")
+
+    def write(self, handle: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:
+        """Write the content; a fault leaves half of it."""
+        try:
+            self.tick("write")
+        except BaseException:
+            handle.write(content[: len(content) // 2] if isinstance(content, bytes) else b"half")
+            raise
+        if isinstance(content, bytes):
+            handle.write(content)
+        else:
+            content(handle)
 
     def fsync(self, handle: BinaryIO) -> None:
         """Flush Python's buffer and the kernel's to the disk."""
+        self.tick("fsync")
         handle.flush()
         os.fsync(handle.fileno())
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically."""
+        self.tick("replace")
         os.replace(source, target)
 
     def fsync_dir(self, path: Path) -> None:
         """Make renames inside `path` durable."""
+        self.tick("fsync_dir")
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
@@ -62,10 +83,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with backend.open(temporary) as handle:
-            if callable(content):
-                content(handle)
-            else:
-                handle.write(content)
+            backend.write(handle, content)
             backend.fsync(handle)
         backend.replace(temporary, path)
         backend.fsync_dir(path.parent)
@@ -75,6 +93,16 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> str:
+    """Let a library write a file of a folder that is committed later; returns its SHA-256, raises DiskError."""
+    with disk_errors(path):
+        backend.tick("write")
+        write(path)
+        with open(path, "rb+") as handle:
+            backend.fsync(handle)
+        return sha256(path)
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:

@@ -19,13 +19,15 @@ SAMPLE_TOKENS = 48
 
 
 def evaluation(
-    every: int, model: GPT, batches: Callable[[], Iterable[Batch]], token_bytes: torch.Tensor, compute: Compute
-) -> Hook:
-    """Score the held-out batches every so many steps."""
+    every: int, model: GPT, batches: Callable[[], Iterable[Batch]], token_bytes: torch.Tensor, compute: Compute,
+    stop: Sequence[int] = (),
+) -> Hook:  # fmt: skip
+    """Score the held-out batches every so many steps. stop: signals received."""
 
     def action(state: TrainState) -> dict[str, float]:
-        result = evaluate(model, batches(), token_bytes, compute)
-        state.best_val = result.loss if state.best_val is None else min(state.best_val, result.loss)
+        result = evaluate(model, batches(), token_bytes, compute, stop)
+        if state.best_val is None or result.loss < state.best_val:
+            state.best_val, state.best_step = result.loss, state.step
         return {"val/loss": result.loss, "val/bpb": result.bpb, "val/ppl": result.ppl}
 
     return Hook(every, action)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Batch
+from nanozhchat.errors import StoppedError
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,22 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, compute: Compute) -> HeldOut:
-    """Score batches (of this rank; results are summed over ranks). token_bytes: (V,) UTF-8 bytes of each id.
-
-    model: a `GPT`, or anything called like one.
+from nanozhchat.errors import StoppedError
     """
     was_training = model.training
     model.eval()
     nats, tokens, n_bytes = 0.0, 0, 0
     for batch in batches:
+        if stop:
+            break
         scored = batch.targets >= 0
         nats += float(model(batch.inputs, batch.targets))
         tokens += int(scored.sum())
         n_bytes += int(token_bytes[batch.targets.clamp(min=0)][scored].sum())
     model.train(was_training)
-    nats, total, n_bytes_all = compute.sum([nats, float(tokens), float(n_bytes)])
+    nats, total, n_bytes_all, stopped = compute.sum([nats, float(tokens), float(n_bytes), float(bool(stop))])
+    if stopped:
+        raise StoppedError("stopped while evaluating")
     if total == 0:
         raise ValueError("no token was scored: the held-out data is empty; give more text or --val-data")
     loss = nats / total

@@ -135,6 +135,10 @@ class _Muon:
         first = self.compute.rank * self.per_rank
         return list(enumerate(self.names[first : first + self.per_rank]))
 
+    def owned_grads(self) -> list[tuple[str, Tensor]]:
+        """Reduced gradients of this rank's matrices."""
+        return [(name, self.grad[i]) for i, name in self._owned()] if self.grad is not None else []
+
     def state(self) -> dict[str, Tensor]:
         """Momentum and variance of the matrices that this rank owns, by parameter name."""
         out = {}
@@ -200,6 +204,11 @@ class _AdamW:
                 all_gather(p.detach(), shard, self.compute)
             shard.grad = None
 
+    def owned_grads(self) -> list[tuple[str, Tensor]]:
+        """Reduced gradients of the owned rows; tensors updated by every rank come from rank 0 alone."""
+        return [(name, shard.grad) for name, (p, shard, _) in self.shards.items()
+                if shard.grad is not None and (self.compute.is_main or shard.size(0) != p.size(0))]  # fmt: skip
+
     def state(self) -> dict[str, Tensor]:
         """Moments of the owned rows; the key says which rows they are."""
         out = {}
@@ -226,12 +235,19 @@ class _AdamW:
             self.inner.state[shard]["step"] = torch.tensor(float(step), device=shard.device)
 
 
+def layer_of(name: str) -> str:
+    """Layer that a parameter belongs to: h.3 of h.3.attn.c_q.weight, else its first word."""
+    words = name.split(".")
+    return ".".join(words[: 2 if words[0] == "h" else 1])
+
+
 class Optimizer:
     """All parameters of a model: Muon and AdamW behind one step."""
 
     def __init__(self, groups: list[ParamGroup], compute: Compute, *, muon_steps: int = 5) -> None:
         self.compute, self.steps_done = compute, 0
         self.params = [p for group in groups for p in group.params.values()]
+        self.names = [name for group in groups for name in group.params]
         by_shape: dict[tuple[int, torch.Size], dict[str, nn.Parameter]] = defaultdict(dict)
         for i, group in enumerate(groups):
             if group.kind == "muon":
@@ -259,9 +275,18 @@ class Optimizer:
             group.apply(scale, lr_multiplier, momentum, decay_multiplier, self.steps_done)
 
     def discard(self) -> None:
-        """Forget the reduced gradients without a step."""
-        for _, shard, _ in self.adamw.shards.values():
-            shard.grad = None
+        """Forget gradients, reduced or not, without a step."""
+        for p in [*self.params, *(shard for _, shard, _ in self.adamw.shards.values())]:
+            p.grad = None
+
+    @torch.no_grad()
+    def layer_norms(self, scale: float) -> dict[str, float]:
+        """Norm of the reduced gradient times `scale`, per layer: which one went wrong. Collective."""
+        squares = dict.fromkeys(sorted({layer_of(n) for n in self.names}), 0.0)
+        for name, grad in [*self.adamw.owned_grads(), *(pair for group in self.muon for pair in group.owned_grads())]:
+            squares[layer_of(name)] += float(grad.double().square().sum())
+        sums = self.compute.sum(list(squares.values()))
+        return {layer: total**0.5 * scale for layer, total in zip(squares, sums, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this rank's share of the optimizer state as flat tensors, to be merged over ranks on loading."""

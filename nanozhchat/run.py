@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from nanozhchat import checkpoint, files, paths
+from nanozhchat import checkpoint, cli, faults, files, paths
+from nanozhchat.checkpoint import Keep
 from nanozhchat.compute import Compute
+from nanozhchat.errors import DiskError
 from nanozhchat.gpt import GPT, GPTConfig
-from nanozhchat.log import NO_RUN, Metrics
+from nanozhchat.log import Metrics
 from nanozhchat.optim import Optimizer
+from nanozhchat.plan import Plan, TrainState, for_world, stop_signals
 from nanozhchat.recipe import Recipe
-from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import Plan, TrainState
 
 log = logging.getLogger(__name__)
 
+ROLLBACKS = "rollbacks.json"
 MODEL_FIELDS = (
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern", "value_embeddings",
     "plain",
@@ -32,6 +36,31 @@ MODEL_FIELDS = (
 def gpt_config(recipe: Recipe) -> GPTConfig:
     """Return the model configuration of a recipe."""
     return GPTConfig(**{name: getattr(recipe, name) for name in MODEL_FIELDS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags that every training script has."""
+
+    model_tag: str | None = cli.opt(
+        None, "name of the model; none = d<depth>, or the latest", group="run", neutral=True
+    )
+    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
+    resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
+    change_ranks: bool = cli.opt(False, "continue on another number of ranks", group="run", neutral=True)
+    seed: int = cli.opt(42, "of weights and data order", group="run")
+    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
+    dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine", neutral=True)
+    eval_every: int | None = cli.opt(None, "steps between evaluations; none = some in all", group="hooks", neutral=True)
+    save_every: int | None = cli.opt(None, "steps between checkpoints; none = some in all", group="hooks", neutral=True)
+    keep_last: int = cli.opt(3, "newest checkpoints to keep", group="hooks", neutral=True)
+    keep_every: int = cli.opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 2 or self.keep_every < 0:
+            raise ValueError(
+                f"--keep-last={self.keep_last} must be at least 2, --keep-every={self.keep_every} not below 0"
+            )
 
 
 @dataclass
@@ -46,10 +75,12 @@ class Run:
     metrics: Metrics
     saved: checkpoint.Saved | None
     state: TrainState
+    stop: list[int]
+    flags: RunFlags
+    checkpoints: RunCheckpoints | None = None
 
     def recipe(self, make: Callable[[], Recipe]) -> Recipe:
         """Return the recipe that the run started with, or make it; kept in recipe.json."""
-        path = self.folder / "recipe.json"
         world = self.compute.world_size
         if self.saved is None:
             recipe = make()
@@ -59,15 +90,8 @@ class Run:
                 recipe = for_world(recipe, world)
                 log.info("resumed on %d rank(s): same batch of %d tokens a step", world, recipe.total_batch_size)
         if self.compute.is_main:
-            files.write_json(path, recipe.to_dict())
+            files.write_json(self.folder / "recipe.json", recipe.to_dict())
         return recipe
-
-    def restore(self, model: GPT, optimizer: Optimizer) -> None:
-        """Fill model and optimizer from the checkpoint that the run resumes from."""
-        assert self.saved is not None
-        tensors = checkpoint.read_tensors(self.saved.folder / "model.safetensors")
-        checkpoint.fill_model(model, tensors, self.saved.folder)
-        optimizer.load_state_dict(self.saved.optimizer_tensors(), self.saved.state()["optimizer_steps"])
 
     def loader_shape(self, recipe: Recipe) -> dict[str, Any]:
         """Return what every loader of this run is made with."""
@@ -80,49 +104,82 @@ class Run:
         }
 
     def plan(
-        self,
-        model: GPT,
-        optimizer: Optimizer,
-        recipe: Recipe,
-        tokenizer: Tokenizer,
-        *,
-        started: float,
+        self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: Tensor, *, started: float,
         save_every: int,
-    ) -> Plan:
-        """Return the training plan. started: `time.monotonic()` when the command began."""
-        token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(self.compute.device)
-        save = self.saver(model, optimizer, recipe)
-        return Plan(recipe=recipe, token_bytes=token_bytes, save=save, save_every=save_every, started=started)
+    ) -> Plan:  # fmt: skip
+        """Return the training plan. started: `time.monotonic()` when the command began; token_bytes: (V,)."""
+        keep = Keep(self.flags.keep_last, self.flags.keep_every)
+        self.checkpoints = RunCheckpoints(self, model, optimizer, keep)
+        return Plan(
+            recipe=recipe, token_bytes=token_bytes.to(self.compute.device), checkpoints=self.checkpoints,
+            save_every=save_every, started=started, stop=self.stop,
+        )  # fmt: skip
 
-    def saver(self, model: GPT, optimizer: Optimizer, recipe: Recipe) -> Callable[[TrainState], None]:
-        """Return the function that commits a checkpoint."""
-
-        def save(state: TrainState) -> None:
-            extra = {"recipe": recipe.to_dict(), "optimizer_steps": optimizer.steps_done}
-            checkpoint.save(
-                self.folder,
-                step=state.step,
-                model=model,
-                optimizer_state=optimizer.state_dict(),
-                state={**state.to_dict(), **extra},
-                identity=self.identity,
-                compute=self.compute,
-            )
-
-        return save
+    def restore(self, model: GPT, optimizer: Optimizer) -> None:
+        """Fill model and optimizer from the checkpoint that the run resumes from."""
+        assert self.saved is not None
+        tensors = checkpoint.read_tensors(self.saved.folder / "model.safetensors")
+        checkpoint.fill_model(model, tensors, self.saved.folder)
+        optimizer.load_state_dict(self.saved.optimizer_tensors(), self.saved.state()["optimizer_steps"])
 
 
-def for_world(recipe: Recipe, world_size: int) -> Recipe:
-    """Spread the same total batch over another number of ranks; raises ValueError if it does not divide."""
-    rows = recipe.total_batch_size // recipe.sequence_len
-    if rows % world_size:
-        raise ValueError(
-            f"total_batch_size={recipe.total_batch_size} is {rows} rows, which {world_size} ranks cannot share evenly; "
-            "resume with a number of ranks that divides it"
-        )
-    each = rows // world_size
-    device = max(size for size in range(1, each + 1) if each % size == 0 and size <= recipe.device_batch_size)
-    return replace(recipe, world_size=world_size, device_batch_size=device, grad_accum_steps=each // device)
+class RunCheckpoints:
+    """The checkpoints of a run (see `plan.Checkpoints`): one in flight, reported once it is committed."""
+
+    def __init__(self, run: Run, model: GPT, optimizer: Optimizer, keep: Keep) -> None:
+        self.run, self.model, self.optimizer, self.keep = run, model, optimizer, keep
+        self.pending: checkpoint.Pending | None = None
+
+    def begin(self, state: TrainState, recipe: Recipe) -> None:
+        """Start writing a checkpoint, after committing the one in flight."""
+        self.commit()
+        extra = {"recipe": recipe.to_dict(), "optimizer_steps": self.optimizer.steps_done}
+        started = checkpoint.begin(
+            self.run.folder, step=state.step, model=self.model, optimizer_state=self.optimizer.state_dict(),
+            state={**state.to_dict(), **extra}, identity=self.run.identity, compute=self.run.compute, keep=self.keep,
+        )  # fmt: skip
+        if isinstance(started, checkpoint.Pending):
+            self.pending = started
+        elif state.finished and started is None:
+            raise DiskError(f"no space in {self.run.folder} for the last checkpoint; free some and run this again")
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank has written its part of the one in flight."""
+        return self.pending is not None and self.pending.ready
+
+    def commit(self) -> None:
+        """Finish the one in flight, if any, and report it."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.commit()
+            self.run.metrics.event("save", step=pending.step)
+
+    def go_back(self, step: int) -> TrainState | None:
+        """Load the newest whole checkpoint of at most `step` and delete later ones; None if there is none."""
+        compute, folder = self.run.compute, self.run.folder
+        saved = checkpoint.find(folder, newest=step)
+        compute.barrier()
+        if saved is None:
+            return None
+        if compute.is_main:
+            for later in checkpoint.list_steps(folder):
+                if later > saved.step:
+                    shutil.rmtree(folder / f"step_{later:08d}")
+        self.run.saved = saved
+        self.run.restore(self.model, self.optimizer)
+        self.run.metrics.forget_after(saved.step)
+        return TrainState.from_dict(saved.state())
+
+    def remember(self, state: TrainState) -> None:
+        """Keep `rollbacks` and `detours` whatever happens before the next checkpoint."""
+        if self.run.compute.is_main:
+            files.write_json(self.run.folder / ROLLBACKS, {"rollbacks": state.rollbacks, "detours": state.detours})
+
+    def close(self) -> None:
+        """Wait for the thread of one that will not be committed."""
+        if self.pending is not None:
+            self.pending.thread.join()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -138,42 +195,60 @@ def open_run(
     identity: dict[str, Any],
     compute: Compute,
     *,
-    resume: bool,
-    wandb_run: str = NO_RUN,
+    flags: RunFlags,
     config: dict[str, Any] | None = None,
 ) -> Iterator[Run]:
-    """Lock a run's folder and find where it left off.
+    """Lock a run's folder, find where it left off, and from then on collect signals instead of dying of them.
 
-    With `resume`, a checkpoint of the same identity is continued and one of another identity is refused with the
-    differences. Without, an earlier run is moved aside, never deleted.
+    With `flags.resume`, a checkpoint of the same identity is continued and one of another identity is refused with
+    the differences; so is another number of ranks, unless `flags.change_ranks`. Without, an earlier run is moved
+    aside, never deleted.
     """
     folder = paths.run_dir(stage, tag)
-    with files.lock(folder) if compute.is_main else contextlib.nullcontext():
+    if os.environ.get(faults.VARIABLE):
+        log.warning("%s=%s: this run is meant to fail", faults.VARIABLE, os.environ[faults.VARIABLE])
+    with files.lock(folder) if compute.is_main else contextlib.nullcontext(), stop_signals() as stop:
         if compute.is_main:
             files.remove_temporaries(folder)
-            if not resume and any(p.name != ".lock" for p in folder.iterdir()):
+            if not flags.resume and any(p.name != ".lock" for p in folder.iterdir()):
                 _move_aside(folder)
         compute.barrier()
         saved = checkpoint.find(folder)
         state = TrainState()
         if saved is not None:
-            changed = differences(saved.manifest["identity"], identity)
-            if changed:
-                raise ValueError(
-                    f"{folder} holds a run that differs ({'; '.join(changed)}); use the same settings, another "
-                    "--model-tag, or --no-resume to start over (the old run is kept aside)"
-                )
-            names = TrainState.__dataclass_fields__
-            state = TrainState(**{k: v for k, v in saved.state().items() if k in names})
-        metrics = Metrics(folder, run=wandb_run, config=config, enabled=compute.is_main)
+            _check_same(saved, identity, compute, flags.change_ranks)
+            state = TrainState.from_dict(saved.state())
+        if (folder / ROLLBACKS).exists():
+            known = files.read_json(folder / ROLLBACKS)
+            state.rollbacks, state.detours = known["rollbacks"], known["detours"]
+        metrics = Metrics(folder, run=flags.run, config=config, enabled=compute.is_main)
         metrics.forget_after(state.step if saved else -1)
-        metrics.event("resume" if saved else "start", step=state.step)
+        metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size)
         if saved is not None and not state.finished:
             log.info("continuing %s at step %d", folder, state.step)
+        run = Run(stage, tag, folder, identity, compute, metrics, saved, state, stop, flags)
         try:
-            yield Run(stage, tag, folder, identity, compute, metrics, saved, state)
+            yield run
         finally:
+            if run.checkpoints is not None:
+                run.checkpoints.close()
             metrics.close()
+
+
+def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Compute, change_ranks: bool) -> None:
+    """Raise ValueError with the differences between a saved run and this one."""
+    changed = differences(saved.manifest["identity"], identity)
+    if changed:
+        raise ValueError(
+            f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, another "
+            "--model-tag, or --no-resume to start over (the old run is kept aside)"
+        )
+    ranks = saved.manifest.get("world_size", compute.world_size)
+    if ranks != compute.world_size and not change_ranks and not saved.state()["finished"]:
+        raise ValueError(
+            f"{saved.folder.parent} was saved by {ranks} rank(s), now there are {compute.world_size}; use as many, or "
+            "--change-ranks to go on with the same batches in the same order, spread anew"
+        )
 
 
 def _move_aside(folder: Path) -> None:

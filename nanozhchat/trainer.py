@@ -1,87 +1,41 @@
-"""The only training loop: pretraining, SFT and RL differ in their batches, objective and hooks."""
+"""The only training loop: pretraining, SFT and RL differ in their batches, objective and hooks.
+
+What goes wrong on one rank is agreed on by all: every step ends in one sum over the ranks that also carries the
+signals received, micro-batches that did not fit, and whether the checkpoint in flight is on the disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-import os
-import signal
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanozhchat import faults
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import Batch
-from nanozhchat.errors import DivergedError, OutOfMemoryError, StoppedError
+from nanozhchat.dataloader import Batch, Batches
+from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics, clock
 from nanozhchat.objectives import Loss
 from nanozhchat.optim import Optimizer
+from nanozhchat.plan import Hook, Plan, TrainState, for_world
 from nanozhchat.recipe import Recipe
 from nanozhchat.schedule import decay_multiplier, lr_multiplier, muon_momentum
+from nanozhchat.watch import LossWatch
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 2.0  # seconds between console lines
-SKIP_WINDOW, MAX_SKIPS = 50, 5  # more bad steps than this among so many means that training has diverged
 SPEED_SMOOTHING = 0.9
-
-
-@dataclass
-class TrainState:
-    """Everything that a resumed run needs besides weights and optimizer; plain JSON types."""
-
-    step: int = 0
-    time_s: float = 0.0
-    tokens: int = 0
-    bytes: int = 0
-    flops: float = 0.0
-    skipped: int = 0
-    best_val: float | None = None
-    reserve_s: float = 0.0  # of a wall-clock budget, kept for the work after the last step
-    finished: bool = False
-    loader: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Hook:
-    """Work between steps: `action` runs before the first step, every `every` steps (0 = never) and at the end.
-
-    It returns numbers to record with the step (may be empty). All ranks run it together.
-    """
-
-    every: int
-    action: Callable[[TrainState], dict[str, float]]
-
-    def due(self, step: int, last: bool) -> bool:
-        """Whether to run after `step` optimizer steps."""
-        return self.every > 0 and (last or step % self.every == 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long, at what pace, and what to do on saving.
-
-    started: `time.monotonic()` when the command began: a wall-clock budget counts from there.
-    save: commits a checkpoint of the given state; collective.
-    """
-
-    recipe: Recipe
-    token_bytes: Tensor
-    save: Callable[[TrainState], None]
-    save_every: int
-    started: float
+MAX_ROLLBACKS = 3
+START_LOSS_SCALE, SCALE_GROWS_AFTER = 2.0**8, 500  # of float16; doubled after so many good steps
 
 
 class _Clock:
@@ -103,151 +57,260 @@ class _Clock:
         return min(1.0, self.compute.broadcast([left])[0])
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 instead of dying; a second SIGINT ends the process at once."""
-    received: list[int] = []
-
-    def handle(number: int, _frame: object) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            sys.stderr.write("stopped at once; the last checkpoint is untouched\n")
-            os._exit(130)
-        received.append(number)
-
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    old = {name: signal.signal(name, handle) for name in names}
-    try:
-        yield received
-    finally:
-        for name, handler in old.items():
-            signal.signal(name, handler)
-
-
 def fit(
-    model: GPT,
-    optimizer: Optimizer,
-    batches: Iterator[Batch],
-    objective: Callable[[GPT, Batch], Loss],
-    plan: Plan,
-    hooks: list[Hook],
-    state: TrainState,
-    compute: Compute,
-    metrics: Metrics,
-) -> TrainState:
+    model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+    hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
+) -> TrainState:  # fmt: skip
     """Train until the recipe's horizon; returns the final state, saved.
 
-    Raises StoppedError after a signal (saved first), DivergedError when too many steps are not finite,
-    OutOfMemoryError with advice when a micro-batch does not fit.
+    Raises StoppedError after a signal (saved first), DivergedError when going back does not help, OutOfMemoryError
+    when not even single rows fit, DiskError when the last checkpoint cannot be written.
     """
-    timer = _Clock(plan, state, compute)
-    if state.step == 0:
-        before = time.monotonic()
-        _run_hooks(hooks, state, timer, metrics, last=True)
-        state.reserve_s = 1.5 * (time.monotonic() - before)
-    skips: deque[int] = deque(maxlen=MAX_SKIPS + 1)
-    line = _Line(plan, compute)
-    model.train()
-    with stop_signals() as signals:
-        while not state.finished:
-            progress = timer.progress(state.step)
-            begun = time.monotonic()
-            row = _step(model, optimizer, batches, objective, plan, state, compute, progress, len(signals))
-            compute.synchronize()
-            stopping = row.pop("stopping")
-            if row.pop("skipped"):
-                skips.append(state.step)
-                metrics.event("skip", step=state.step, loss=str(row["train/loss"]))
-                log.warning("step %d skipped: loss or gradient is not finite", state.step)
-                if len(skips) > MAX_SKIPS and state.step - skips[0] < SKIP_WINDOW:
-                    raise DivergedError(f"{len(skips)} of the last {SKIP_WINDOW} steps were not finite; lower the "
-                                        "learning rate or look at the data of these steps in events.jsonl")  # fmt: skip
-            state.time_s = timer.elapsed()
-            state.finished = timer.progress(state.step) >= 1.0
-            done = state.finished or stopping
-            if done or (plan.save_every and state.step % plan.save_every == 0):
-                plan.save(state)
-                metrics.event("save", step=state.step)
-            row |= line.speed(state, time.monotonic() - begun, timer)
-            if not stopping:
-                row |= _hook_values(hooks, state, last=state.finished)
-            metrics.write(row)
-            line.show(row, state, force=done)
-            if stopping and not state.finished:
-                metrics.event("stop", step=state.step)
-                raise StoppedError(f"stopped at step {state.step}, everything is saved; the same command continues")
-    metrics.event("done", step=state.step, time_s=timer.elapsed())
-    return state
-
-
-def _accumulate(
-    model: GPT, batches: Iterator[Batch], objective: Callable[[GPT, Batch], Loss], plan: Plan, state: TrainState
-) -> list[float]:
-    """Add up the gradients of this rank's micro-batches; returns summed nats, scored tokens and their bytes."""
-    recipe, device = plan.recipe, plan.token_bytes.device
-    nats = torch.zeros((), device=device)
-    counts = torch.zeros(2, dtype=torch.long, device=device)
+    training = _Training(model, optimizer, batches, objective, plan, hooks, state, compute, metrics)
     try:
+        return training.run()
+    except StoppedError:
+        raise training.stop() from None
+
+
+@dataclass
+class _Sums:
+    """What a step adds up over its micro-batches on this rank, and over ranks in `total`."""
+
+    batches: list[tuple[Batch, Tensor]] = field(default_factory=list)  # and the summed nats of each
+    counts: Tensor | None = None  # scored tokens, their bytes
+    waited_s: float = 0.0
+    does_not_fit: bool = False
+
+    def total(self, compute: Compute, *flags: float) -> list[float]:
+        """Nats, tokens, bytes, micro-batches that do not fit and the flags, over all ranks."""
+        nats = float(sum(total for _, total in self.batches))
+        counts = self.counts.tolist() if self.counts is not None else [0, 0]
+        return compute.sum([nats, *map(float, counts), float(self.does_not_fit), *flags])
+
+
+class _Training:
+    """The state of `fit`."""
+
+    def __init__(
+        self, model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+        hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
+        self.plan, self.hooks, self.state, self.compute, self.metrics = plan, hooks, state, compute, metrics
+        self.recipe, self.checkpoints = plan.recipe, plan.checkpoints
+        self.waited_s = 0.0
+        self.timer = _Clock(plan, state, compute)
+        self.line = _Line(plan, compute)
+        if not state.loader:
+            state.loader = batches.state_dict()
+        if not state.loss_scale:
+            state.loss_scale = START_LOSS_SCALE if compute.dtype is torch.float16 else 1.0
+
+    def run(self) -> TrainState:
+        """Train to the end."""
+        state = self.state
+        if state.step == 0:
+            before = time.monotonic()
+            values = _hook_values(self.hooks, state, last=True)
+            if values:
+                row = {"step": 0, "time_s": self.timer.elapsed(), "tokens": 0, "bytes": 0, "flops": 0.0, **values}
+                self.metrics.write(row)
+                log.info("step %05d | %s", state.step, _format_values(values))
+            state.reserve_s = 1.5 * (time.monotonic() - before)
+        self.model.train()
+        first = time.monotonic()
+        while not state.finished:
+            begun = time.monotonic()
+            row = self.step()
+            if row is None:
+                continue
+            self.compute.synchronize()
+            row |= self.line.speed(state, self.recipe, time.monotonic() - begun)
+            row |= _hook_values(self.hooks, state, last=state.finished)
+            self.metrics.write(row)
+            self.line.show(row, state, force=state.finished)
+        share = self.waited_s / max(1e-9, time.monotonic() - first)
+        self.metrics.event("done", step=state.step, time_s=self.timer.elapsed(), data_wait_frac=share)
+        return state
+
+    def step(self) -> dict[str, Any] | None:
+        """Do one optimizer step on every rank; returns its numbers, None if it was not one."""
+        state, optimizer = self.state, self.optimizer
+        self.take_detour()
+        progress = self.timer.progress(state.step)
+        sums = self.accumulate()
+        signals, ready = float(bool(self.plan.stop)), float(self.checkpoints.ready)
+        total, count, n_bytes, misfits, signals, ready = sums.total(self.compute, signals, ready)
+        if signals:
+            raise StoppedError("stopped in a step")
+        if misfits:
+            self.shrink()
+            return None
+        self.waited_s += sums.waited_s
+        scale = 1.0 / max(1.0, count)
+        norm = optimizer.reduce(scale / state.loss_scale)
+        finite = math.isfinite(total) and math.isfinite(norm)
+        recipe = self.recipe
+        lr = lr_multiplier(progress, recipe.warmup_frac, recipe.warmdown_frac, recipe.final_lr_frac)
+        loss, place = total * scale, state.loader
+        state.loader = sums.batches[-1][0].state
+        if finite:
+            momentum = muon_momentum(
+                state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps
+            )
+            optimizer.apply(scale / state.loss_scale, lr_multiplier=lr, momentum=momentum,
+                            decay_multiplier=decay_multiplier(progress))  # fmt: skip
+        else:
+            self.skip(sums, loss, scale)
+        state.step += 1
+        state.tokens += recipe.total_batch_size
+        state.bytes += int(n_bytes)
+        state.flops += float(recipe.flops_per_token) * recipe.total_batch_size
+        state.time_s = self.timer.elapsed()
+        wrong = state.watch.see(state.step, loss, finite, place) if self.rescale(finite) else ""
+        if wrong:
+            self.go_back(wrong)
+            return None
+        state.finished = self.timer.progress(state.step) >= 1.0
+        self.save(ready == self.compute.world_size)
+        return {
+            "step": state.step, "tokens": state.tokens, "bytes": state.bytes, "flops": state.flops,
+            "train/loss": loss, "train/bpb": total / math.log(2) / n_bytes if n_bytes else float("nan"),
+            "lr": recipe.matrix_lr * lr, "grad_norm": norm, "progress": progress, "data_wait_s": sums.waited_s,
+        }  # fmt: skip
+
+    def accumulate(self) -> _Sums:
+        """Add up the gradients of this rank's micro-batches, until a signal or one that does not fit."""
+        recipe, rank, token_bytes = self.recipe, self.compute.rank, self.plan.token_bytes
+        sums, asked = _Sums(), faults.current()
+        counts = torch.zeros(2, dtype=torch.long, device=token_bytes.device)
         for _ in range(recipe.grad_accum_steps):
-            batch = next(batches)
-            loss = objective(model, batch)
-            loss.total.backward()
-            nats += loss.total.detach()
-            scored = batch.targets >= 0
+            if self.plan.stop:
+                break
+            before = time.monotonic()
+            batch = next(self.batches)
+            sums.waited_s += time.monotonic() - before
+            facts = {"step": self.state.step + 1, "rank": rank, "row": int(batch.state.get("rows", 0))}
+            facts["device_batch"] = recipe.device_batch_size
+            if asked.hit("kill", **facts):
+                faults.kill()
+            try:
+                if asked.hit("oom", **facts):
+                    raise torch.OutOfMemoryError("a fault that was asked for")
+                loss = self.objective(self.model, batch)
+                scaled = loss.total * (math.nan if asked.hit("nan", **facts) else 1.0)
+                (scaled * self.state.loss_scale).backward()
+            except torch.OutOfMemoryError:
+                sums.does_not_fit = True
+                break
+            sums.batches.append((batch, scaled.detach()))
             counts[0] += loss.count
-            counts[1] += (plan.token_bytes[batch.targets.clamp(min=0)] * scored).sum()
-            state.loader = batch.state
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"a micro-batch of {recipe.device_batch_size} x {recipe.sequence_len} tokens does not fit; pass "
-            f"--device-batch-size={max(1, recipe.device_batch_size // 2)} (same result, less memory)"
-        ) from error
-    return [float(nats), float(counts[0]), float(counts[1])]
+            counts[1] += (token_bytes[batch.targets.clamp(min=0)] * (batch.targets >= 0)).sum()
+        sums.counts = counts
+        return sums
 
+    def shrink(self) -> None:
+        """Try the step again with half the rows a micro-batch: the same rows in all, the same loss."""
+        old = self.recipe
+        self.optimizer.discard()
+        self.compute.free_cache()
+        if old.device_batch_size == 1:
+            raise OutOfMemoryError(
+                f"not even one row of {old.sequence_len} tokens fits in memory; pass a smaller --max-seq-len or "
+                "--depth, or --grad-checkpoint"
+            )
+        self.recipe = for_world(old, old.world_size, device_batch_size=old.device_batch_size // 2)
+        self.batches.seek(self.state.loader, self.recipe.device_batch_size)
+        sizes = {"device_batch": self.recipe.device_batch_size, "grad_accum_steps": self.recipe.grad_accum_steps}
+        self.metrics.event("out_of_memory", step=self.state.step, **sizes)
+        log.warning("out of memory with %d rows; going on with %d rows x %d", old.device_batch_size, *sizes.values())
 
-def _step(
-    model: GPT,
-    optimizer: Optimizer,
-    batches: Iterator[Batch],
-    objective: Callable[[GPT, Batch], Loss],
-    plan: Plan,
-    state: TrainState,
-    compute: Compute,
-    progress: float,
-    signals: int,
-) -> dict[str, Any]:
-    """Do one optimizer step over `grad_accum_steps` micro-batches on every rank; returns the numbers of the step."""
-    recipe = plan.recipe
-    sums = _accumulate(model, batches, objective, plan, state)
-    total, count, n_bytes, stopping = compute.sum([*sums, float(signals)])
-    scale = 1.0 / max(1.0, count)
-    norm = optimizer.reduce(scale)
-    lr = lr_multiplier(progress, recipe.warmup_frac, recipe.warmdown_frac, recipe.final_lr_frac)
-    skipped = not (math.isfinite(total) and math.isfinite(norm))
-    if skipped:
-        optimizer.discard()
-        state.skipped += 1
-    else:
-        momentum = muon_momentum(state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps)
-        decay = decay_multiplier(progress)
-        optimizer.apply(scale, lr_multiplier=lr, momentum=momentum, decay_multiplier=decay)
-    state.step += 1
-    state.tokens += recipe.total_batch_size
-    state.bytes += int(n_bytes)
-    state.flops += float(recipe.flops_per_token) * recipe.total_batch_size
-    return {
-        "step": state.step,
-        "time_s": 0.0,
-        "tokens": state.tokens,
-        "bytes": state.bytes,
-        "flops": state.flops,
-        "train/loss": total * scale,
-        "train/bpb": total / math.log(2) / n_bytes if n_bytes else float("nan"),
-        "lr": recipe.matrix_lr * lr,
-        "grad_norm": norm,
-        "progress": progress,
-        "skipped": skipped,
-        "stopping": stopping > 0,
-    }
+    def skip(self, sums: _Sums, loss: float, scale: float) -> None:
+        """Leave the weights alone; write down the documents at hand and the norms of each layer."""
+        norms = self.optimizer.layer_norms(scale / self.state.loss_scale)
+        bad = [batch for batch, total in sums.batches if not math.isfinite(float(total))]
+        documents = sorted({d for batch in bad or [b for b, _ in sums.batches] for d in batch.documents})
+        everyone: list[Any] = self.compute.gather(documents)
+        self.optimizer.discard()
+        self.state.skipped += 1
+        self.metrics.event(
+            "skip", step=self.state.step + 1, loss=str(loss), documents=sorted({d for part in everyone for d in part}),
+            gradient_norms={layer: norm if math.isfinite(norm) else str(norm) for layer, norm in norms.items()},
+        )  # fmt: skip
+        log.warning("step %d skipped: loss or gradient is not finite", self.state.step + 1)
+
+    def rescale(self, finite: bool) -> bool:
+        """Adapt the loss scale of float16; returns whether the step says something about the training itself."""
+        state = self.state
+        if self.compute.dtype is not torch.float16:
+            return True
+        state.scaled_steps = state.scaled_steps + 1 if finite else 0
+        if finite and state.scaled_steps % SCALE_GROWS_AFTER == 0:
+            state.loss_scale *= 2
+        elif not finite and state.loss_scale > 1:
+            state.loss_scale /= 2
+            return False
+        return True
+
+    def take_detour(self) -> None:
+        """Step over a stretch of data that made training go wrong before."""
+        for detour in self.state.detours:
+            if detour["from"] == self.state.loader:
+                self.batches.seek(detour["to"], self.recipe.device_batch_size)
+                self.state.loader = detour["to"]
+                self.metrics.event("detour", step=self.state.step)
+
+    def go_back(self, wrong: str) -> None:
+        """Return to the last checkpoint before the trouble, and remember to step over the data since."""
+        state = self.state
+        with contextlib.suppress(DiskError):
+            self.checkpoints.commit()
+        if state.rollbacks >= MAX_ROLLBACKS:
+            raise DivergedError(f"{wrong}, after {state.rollbacks} rollbacks; lower the learning rate or look at the "
+                                "data of these steps in events.jsonl")  # fmt: skip
+        since, place = state.watch.trouble()
+        rows = [place.get("rows"), state.loader.get("rows")]
+        detours = [*state.detours, {"from": place, "to": state.loader}]
+        earlier = self.checkpoints.go_back(since - 1)
+        kept = {"rollbacks": state.rollbacks + 1, "detours": detours, "skipped": state.skipped}
+        kept |= {"loss_scale": state.loss_scale, "reserve_s": state.reserve_s}
+        if earlier is None:  # nothing to go back to: the steps were skipped, so leave the data behind and go on
+            kept |= {"watch": LossWatch()}
+        state.__dict__.update({**vars(earlier or state), **kept})
+        self.batches.seek(state.loader, self.recipe.device_batch_size)
+        self.checkpoints.remember(state)
+        self.metrics.event("rollback", step=state.step, trouble_since=since, reason=wrong, rows=rows)
+        log.warning("%s: back to step %d, rows %s to %s of the data will be stepped over", wrong, state.step, *rows)
+
+    def save(self, ready: bool) -> None:
+        """Commit the checkpoint in flight when all ranks have written it; start one if it is time."""
+        state = self.state
+        due = state.finished or (self.plan.save_every and state.step % self.plan.save_every == 0)
+        try:
+            if ready:
+                self.checkpoints.commit()
+            if due:
+                self.checkpoints.begin(state, self.recipe)
+            if state.finished:
+                self.checkpoints.commit()
+        except DiskError as error:
+            self.metrics.event("save_failed", step=state.step, error=str(error))
+            if state.finished:
+                raise
+            log.warning("%s; training goes on and saves again later", error)
+
+    def stop(self) -> StoppedError:
+        """Save where the last whole step left off."""
+        state = self.state
+        self.optimizer.discard()
+        state.time_s = self.timer.elapsed()
+        if state.step == 0:
+            return StoppedError("stopped before the first step; the same command starts again")
+        self.checkpoints.begin(state, self.recipe)
+        self.checkpoints.commit()
+        self.metrics.event("stop", step=state.step)
+        return StoppedError(f"stopped at step {state.step}, everything is saved; the same command continues")
 
 
 def _hook_values(hooks: list[Hook], state: TrainState, *, last: bool) -> dict[str, float]:
@@ -256,13 +319,6 @@ def _hook_values(hooks: list[Hook], state: TrainState, *, last: bool) -> dict[st
         if hook.due(state.step, last):
             values |= hook.action(state)
     return values
-
-
-def _run_hooks(hooks: list[Hook], state: TrainState, timer: _Clock, metrics: Metrics, *, last: bool) -> None:
-    values = _hook_values(hooks, state, last=last)
-    if values:
-        metrics.write({"step": state.step, "time_s": timer.elapsed(), "tokens": 0, "bytes": 0, "flops": 0.0, **values})
-        log.info("step %05d | %s", state.step, _format_values(values))
 
 
 def _format_values(row: dict[str, float]) -> str:
@@ -278,8 +334,8 @@ class _Line:
         self.rate = 0.0
         self.shown = 0.0
 
-    def speed(self, state: TrainState, seconds: float, timer: _Clock) -> dict[str, float]:
-        recipe, compute = self.plan.recipe, self.compute
+    def speed(self, state: TrainState, recipe: Recipe, seconds: float) -> dict[str, float]:
+        compute = self.compute
         now = recipe.total_batch_size / max(seconds, 1e-9)
         self.rate = now if self.rate == 0 else SPEED_SMOOTHING * self.rate + (1 - SPEED_SMOOTHING) * now
         peak = compute.peak_flops * compute.world_size

@@ -14,7 +14,7 @@ import torch
 
 from nanozhchat import budget, cli, compute, export, hooks, sources
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import DocumentLoader, eval_batches
+from nanozhchat.dataloader import DocumentLoader, Prefetch, eval_batches
 from nanozhchat.engine import Engine
 from nanozhchat.gpt import GPT
 from nanozhchat.log import setup_logging
@@ -22,7 +22,7 @@ from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.prepare import load_or_train_tokenizer, prepare
 from nanozhchat.recipe import Overrides, Recipe, advise_vocab_size, depth_for_budget, explain
-from nanozhchat.run import Run, gpt_config, open_run
+from nanozhchat.run import Run, RunFlags, gpt_config, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ SAMPLE_PROMPTS = ("从前，", "中国的首都是", "问：3加5等于几？\n�
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseTrainArgs:
+class BaseTrainArgs(RunFlags):
     """Flags of this script."""
 
     depth: str = cli.opt("4", "layers; auto = chosen for --budget", group="dials")
@@ -43,12 +43,6 @@ class BaseTrainArgs:
     text_field: str | None = cli.opt(None, "column or key of the text", group="data")
     tokenizer: str | None = cli.opt(None, "its name; none = trained on the data", group="data", neutral=True)
     vocab_size: int | None = cli.opt(None, "of a new tokenizer; none = advised", group="data", neutral=True)
-    model_tag: str | None = cli.opt(None, "name of the model; none = d<depth>", group="run", neutral=True)
-    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
-    resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
-    seed: int = cli.opt(42, "of weights and data order", group="run")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
-    dtype: str = cli.opt("auto", "float32 or bfloat16", group="machine", neutral=True)
     compile: bool | None = cli.opt(None, "torch.compile; none = on CUDA only", group="machine", neutral=True)
     grad_checkpoint: bool = cli.opt(False, "recompute activations: saves memory", group="machine", neutral=True)
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
@@ -60,9 +54,7 @@ class BaseTrainArgs:
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
-    eval_every: int | None = cli.opt(None, "steps between evaluations; none = a tenth", group="hooks", neutral=True)
     eval_tokens: int = cli.opt(65536, "tokens scored per evaluation", group="hooks", neutral=True)
-    save_every: int | None = cli.opt(None, "steps between checkpoints; none = a tenth", group="hooks", neutral=True)
     sample_every: int | None = cli.opt(None, "steps between samples; none = as eval-every", group="hooks", neutral=True)
 
 
@@ -96,7 +88,7 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
     flags = cli.result_flags(args)
     identity = {**flags, "tokenizer": name, "tokenizer_hash": tokenizer.hash, "data_hash": store.hash}
     tag = args.model_tag or f"d{depth}"
-    with open_run("base", tag, identity, comp, resume=args.resume, wandb_run=args.run, config=flags) as run:
+    with open_run("base", tag, identity, comp, flags=args, config=flags) as run:
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
@@ -124,9 +116,9 @@ def train_run(
     if run.saved is not None:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
-    loader = DocumentLoader(store, "train", seed=args.seed, **shape)
+    loader = Prefetch(DocumentLoader(store, "train", seed=args.seed, **shape))
     if run.state.loader:
-        loader.load_state_dict(run.state.loader)
+        loader.seek(run.state.loader, recipe.device_batch_size)
     if args.compile or (args.compile is None and comp.device.type == "cuda"):
         model.compile_training()
     tenth = max(1, recipe.num_steps // 10)
@@ -134,9 +126,10 @@ def train_run(
     sample_every = eval_every if args.sample_every is None else args.sample_every
     batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens, **shape)
     save_every = tenth if args.save_every is None else args.save_every
-    plan = run.plan(model, optimizer, recipe, tokenizer, started=started, save_every=save_every)
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
     actions = [
-        hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp),
+        hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp, plan.stop),
         hooks.sampling(sample_every, Engine(model, tokenizer), SAMPLE_PROMPTS, run.metrics, comp),
     ]
     return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)

@@ -12,16 +12,23 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.conversation_files import load_conversations
-from nanozhchat.dataloader import ConversationLoader, Rendered, conversation_eval_batches, prepare_conversations
+from nanozhchat.dataloader import (
+    ConversationLoader,
+    Prefetch,
+    Rendered,
+    conversation_eval_batches,
+    prepare_conversations,
+)
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Recipe, fine_tuning
-from nanozhchat.run import Run, for_world, open_run
+from nanozhchat.run import Run, RunFlags, for_world, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import TrainState, fit
@@ -30,24 +37,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatSFTArgs:
+class ChatSFTArgs(RunFlags):
     """Flags of this script."""
 
     data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, or files", group="data", neutral=True)
     max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
-    model_tag: str | None = cli.opt(None, "name of the model; none = the latest", group="run", neutral=True)
-    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
-    resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
-    seed: int = cli.opt(42, "of data order", group="run")
     budget: str | None = cli.opt(None, "wall clock for the whole command, such as 2m", group="horizon (one of them)")
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
     epochs: float | None = cli.opt(None, "passes over the data; none = 1", group="horizon (one of them)")
     lr_frac: float = cli.opt(0.5, "peak learning rates relative to pretraining", group="training")
     total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
-    dtype: str = cli.opt("auto", "float32 or bfloat16", group="machine", neutral=True)
-    eval_every: int | None = cli.opt(None, "steps between evaluations; none = a fifth", group="hooks", neutral=True)
-    save_every: int | None = cli.opt(None, "steps between checkpoints; none = a fifth", group="hooks", neutral=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +82,7 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
         "tokenizer": base.manifest["identity"]["tokenizer"],
         "tokenizer_hash": tokenizer.hash,
     }
-    with open_run("sft", tag, identity, comp, resume=args.resume, wandb_run=args.run, config=flags) as run:
+    with open_run("sft", tag, identity, comp, flags=args, config=flags) as run:
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
@@ -127,16 +126,17 @@ def train_run(
     else:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
-    loader = ConversationLoader(sets["train"], seed=args.seed, **shape)
+    loader = Prefetch(ConversationLoader(sets["train"], seed=args.seed, **shape))
     if run.state.loader:
-        loader.load_state_dict(run.state.loader)
+        loader.seek(run.state.loader, recipe.device_batch_size)
 
     fifth = max(1, recipe.num_steps // 5)
     every = fifth if args.eval_every is None else args.eval_every
     held_out = partial(conversation_eval_batches, sets["val"], **shape)
     save_every = fifth if args.save_every is None else args.save_every
-    plan = run.plan(model, optimizer, recipe, tokenizer, started=started, save_every=save_every)
-    actions = [hooks.evaluation(every, model, held_out, plan.token_bytes, comp)]
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
+    actions = [hooks.evaluation(every, model, held_out, plan.token_bytes, comp, plan.stop)]
     return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 
 

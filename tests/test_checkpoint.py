@@ -5,6 +5,7 @@ import errno
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,23 @@ from safetensors import SafetensorError
 
 from nanozhchat import checkpoint, files
 from nanozhchat.compute import Compute
-from nanozhchat.errors import DamagedError, DiskError
+from nanozhchat.errors import DamagedError, DiskError, DivergedError
 from tests.conftest import ROOT, cut, flip, make_config, make_model
 from tests.test_files import Faulty
 
 CPU = Compute(torch.device("cpu"))
-WRITES = 2 + 3 * 5 + 2  # tensor files; state, manifest and latest with five operations each; rename and sync
+WRITES = (
+    2 * 2 + 3 * 5 + 2
+)  # tensor files, written and synced; state, manifest and latest with five operations each; rename and sync
 STATE = {"step": 0, "loss": 1.25, "loader": {"position": [1, 2]}, "名": "小猫"}
 PARTS = ["model.safetensors", "optim.rank0.safetensors", "state.json"]
 
 
-def write(folder, step, model=None, **options):
+def write(folder, step, model=None, keep_last=3, every=0, best=None):
     return checkpoint.save(
-        folder, step=step, model=model or make_model(seed=step), state={**STATE, "step": step}, compute=CPU,
+        folder, step=step, model=model or make_model(seed=step), compute=CPU,
+        state={**STATE, "step": step, **({"best_step": best} if best else {})}, keep=checkpoint.Keep(keep_last, every),
         optimizer_state={"muon/a/momentum": torch.full((2, 3), float(step))}, identity={"data_hash": "abc"},
-        **{"keep_last": 3, **options},
     )  # fmt: skip
 
 
@@ -121,11 +124,6 @@ class Writes(Faulty):
         self.order.append(target.name)
 
     def save_file(self, tensors, path):
-        try:
-            self._tick("save_file")
-        except OSError as failure:
-            Path(path).write_bytes(b"half")
-            raise SafetensorError(f"I/O error: {failure}") from failure
         self.real_save(tensors, path)
         self.order.append(Path(path).name)
 
@@ -154,6 +152,20 @@ def test_the_manifest_is_the_last_file_before_the_folder_gets_its_name(tmp_path,
     assert len(writes.done) == WRITES  # the test above makes each of them fail
 
 
+def test_a_save_is_not_reported_before_its_files_are_on_the_disk_and_committed(tmp_path, monkeypatch):
+    gate, real = threading.Event(), checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", lambda *args: (gate.wait(30), real(*args)))
+    model = make_model(seed=1)
+    start = model.wte.weight.detach().clone()
+    pending = checkpoint.begin(tmp_path, step=3, model=model, optimizer_state={}, state={}, identity={}, compute=CPU)
+    with torch.no_grad():
+        model.wte.weight.zero_()  # training goes on
+    assert (pending.ready, checkpoint.find(tmp_path)) == (False, None)
+    gate.set()
+    pending.commit()
+    assert torch.equal(weights(checkpoint.find(tmp_path)), start)
+
+
 def test_saving_a_step_again_keeps_a_whole_checkpoint_and_replaces_a_damaged_one(tmp_path):
     first, second = make_model(seed=1), make_model(seed=2)
     write(tmp_path, 5, first)
@@ -168,7 +180,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = make_model()
     with torch.no_grad():
         model.h[1].mlp.c_fc.weight[0, 0] = torch.nan
-    with pytest.raises(DiskError, match="not finite"):
+    with pytest.raises(DivergedError, match="not finite"):
         write(tmp_path, 3, model)
     assert checkpoint.list_steps(tmp_path) == []
 
@@ -186,6 +198,21 @@ def test_saving_keeps_the_newest_and_never_deletes_the_last_checkpoint(tmp_path,
     for step in (1, 2, 3, 4):
         write(tmp_path, step, keep_last=keep_last)
     assert checkpoint.list_steps(tmp_path) == kept
+
+
+def test_saving_keeps_round_steps_and_the_best_one_too(tmp_path):
+    for step in range(1, 9):
+        write(tmp_path, step, keep_last=2, every=4, best=3)
+    assert checkpoint.list_steps(tmp_path) == [3, 4, 7, 8]
+
+
+def test_a_library_that_cannot_write_is_a_disk_error(tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DiskError, match="No space left"):
+        write(tmp_path, 1)
 
 
 def test_pruning_never_deletes_the_only_whole_checkpoint_and_a_failure_is_a_warning(tmp_path, caplog):

@@ -22,50 +22,10 @@ class Faulty(files.Backend):
         self.fail_at, self.error = fail_at, error
         self.done = []
 
-    def _tick(self, name):
-        self.done.append(name)
+    def tick(self, operation):
+        self.done.append(operation)
         if len(self.done) - 1 == self.fail_at:
             raise self.error
-
-    def open(self, path):
-        self._tick("open")
-        return _Torn(super().open(path), self)
-
-    def fsync(self, handle):
-        self._tick("fsync")
-        super().fsync(handle)
-
-    def replace(self, source, target):
-        self._tick("replace")
-        super().replace(source, target)
-
-    def fsync_dir(self, path):
-        self._tick("fsync_dir")
-        super().fsync_dir(path)
-
-
-class _Torn:
-    """A file whose failing write leaves half of the bytes."""
-
-    def __init__(self, handle, backend):
-        self._handle, self._backend = handle, backend
-
-    def write(self, data):
-        try:
-            self._backend._tick("write")
-        except BaseException:
-            self._handle.write(data[: len(data) // 2])
-            raise
-        return self._handle.write(data)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._handle.close()
-
-    def __getattr__(self, name):
-        return getattr(self._handle, name)
 
 
 def full_disk():

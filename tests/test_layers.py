@@ -24,7 +24,7 @@ else:
 
 # A module imports only from layers above its own line.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("leaves, standard library only", "__init__ errors paths schedule hardware conversation presets"),
+    ("leaves, standard library only", "__init__ errors faults paths schedule hardware conversation presets watch"),
     ("pure rules and texts on the leaves", "recipe builtin files packing"),
     ("command line, log, raw data, charts", "cli log records charts report_page"),
     ("data and tokens, one external library each", "sources tokenizer"),
@@ -32,8 +32,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache sampling quantize"),
     ("the model and its batches", "gpt dataloader prepare server batching"),
-    ("parts that need a model", "optim objectives checkpoint native loss_eval budget"),
-    ("the model made to speak", "engine export"),
+    ("parts that need a model", "optim objectives native loss_eval budget"),
+    ("checkpoints hold model and optimizer", "checkpoint engine"),
+    ("what a training run is given and carries along", "plan export"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
     ("whole activities", "run hooks task_eval engine_speed"),
 )

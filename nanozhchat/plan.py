@@ -1,0 +1,140 @@
+"""What a training run is given and what it carries along: plan, hooks, state, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from nanozhchat.recipe import Recipe
+from nanozhchat.watch import LossWatch
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs besides weights and optimizer; plain JSON types."""
+
+    step: int = 0
+    time_s: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    flops: float = 0.0
+    skipped: int = 0
+    best_val: float | None = None
+    best_step: int | None = None
+    reserve_s: float = 0.0  # of a wall-clock budget, kept for the work after the last step
+    finished: bool = False
+    loss_scale: float = 0.0  # of float16; 0 = not decided yet
+    scaled_steps: int = 0  # good ones since the scale changed
+    rollbacks: int = 0
+    detours: list[dict[str, Any]] = field(default_factory=list)  # bad stretches of data: loader states from, to
+    watch: LossWatch = field(default_factory=LossWatch)
+    loader: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainState:
+        """Read back what `to_dict` gave; keys of others are ignored."""
+        known: dict[str, Any] = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        known["watch"] = LossWatch(**known.get("watch", {}))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Work between steps: `action` runs before the first step, every `every` steps (0 = never) and at the end.
+
+    It returns numbers to record with the step (may be empty). All ranks run it together.
+    """
+
+    every: int
+    action: Callable[[TrainState], dict[str, float]]
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether to run after `step` optimizer steps."""
+        return self.every > 0 and (last or step % self.every == 0)
+
+
+class Checkpoints(Protocol):
+    """Where the loop saves to and goes back to; all methods but `ready` are collective."""
+
+    def begin(self, state: TrainState, recipe: Recipe) -> None:
+        """Start writing a checkpoint, after committing the one in flight."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank has written its part of the one in flight."""
+        ...
+
+    def commit(self) -> None:
+        """Finish the one in flight, if any, and report it; raises DiskError on every rank if it cannot be."""
+        ...
+
+    def go_back(self, step: int) -> TrainState | None:
+        """Load the newest whole checkpoint of at most `step` and delete later ones; None if there is none."""
+        ...
+
+    def remember(self, state: TrainState) -> None:
+        """Keep `rollbacks` and `detours` whatever happens before the next checkpoint."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long, at what pace, and where to save.
+
+    started: `time.monotonic()` when the command began: a wall-clock budget counts from there.
+    stop: signals received so far; it grows while the loop runs.
+    """
+
+    recipe: Recipe
+    token_bytes: Tensor
+    checkpoints: Checkpoints
+    save_every: int
+    started: float
+    stop: Sequence[int] = ()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM, SIGINT and SIGUSR1 instead of dying; a second SIGINT ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            os.write(2, b"stopped at once; the last checkpoint is untouched\n")
+            os._exit(130)
+        received.append(number)
+
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    old = {name: signal.signal(name, handle) for name in names}
+    try:
+        yield received
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
+def for_world(recipe: Recipe, world_size: int, device_batch_size: int | None = None) -> Recipe:
+    """Spread the same total batch over a number of ranks, with at most so many rows a micro-batch.
+
+    Raises ValueError if it does not divide.
+    """
+    rows = recipe.total_batch_size // recipe.sequence_len
+    if rows % world_size:
+        raise ValueError(
+            f"total_batch_size={recipe.total_batch_size} is {rows} rows, which {world_size} ranks cannot share evenly; "
+            "resume with a number of ranks that divides it"
+        )
+    each, most = rows // world_size, device_batch_size or recipe.device_batch_size
+    device = max(size for size in range(1, each + 1) if each % size == 0 and size <= most)
+    return replace(recipe, world_size=world_size, device_batch_size=device, grad_accum_steps=each // device)
