@@ -31,11 +31,14 @@ from nanozhchat import __version__, files
 from nanozhchat.compute import Compute
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
 from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.log import Metrics
+from nanozhchat.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 STEP_FOLDER = re.compile(r"step_(\d{8})")
+ROLLBACKS = "rollbacks.json"
 SPACE_MARGIN = 1.2  # free space wanted, relative to the expected size
 
 
@@ -60,6 +63,11 @@ class Saved:
         model = GPT(GPTConfig(**self.manifest["model"]), dtype=dtype).to(device)
         fill_model(model, read_tensors(self.folder / "model.safetensors"), self.folder)
         return model.eval()
+
+    def restore(self, model: GPT, optimizer: Optimizer) -> None:
+        """Fill a model and its optimizer; raises DamagedError if the tensors don't fit."""
+        fill_model(model, read_tensors(self.folder / "model.safetensors"), self.folder)
+        optimizer.load_state_dict(self.optimizer_tensors(), self.state()["optimizer_steps"])
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Optimizer state of all ranks, merged."""
@@ -303,3 +311,71 @@ def prune(
         except OSError as error:
             log.warning("could not delete the checkpoint of step %d: %s", step, error)
     return doomed
+
+
+def remembered(folder: Path) -> dict[str, Any]:
+    """Return what `Checkpoints.remember` kept of a run: rollbacks and detours."""
+    path = folder / ROLLBACKS
+    return files.read_json(path) if path.exists() else {}
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a training run: one in flight at most, reported once committed. All but `ready` collective."""
+
+    folder: Path
+    identity: dict[str, Any]
+    model: GPT
+    optimizer: Optimizer
+    compute: Compute
+    metrics: Metrics
+    keep: Keep
+    pending: Pending | None = None
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Start writing one, after committing the one in flight. Raises DiskError if the last one has no space."""
+        self.commit()
+        started = begin(
+            self.folder, step=state["step"], model=self.model, optimizer_state=self.optimizer.state_dict(),
+            state={**state, "optimizer_steps": self.optimizer.steps_done}, identity=self.identity,
+            compute=self.compute, keep=self.keep,
+        )  # fmt: skip
+        if isinstance(started, Pending):
+            self.pending = started
+        elif started is None and state["finished"]:
+            raise DiskError(f"no space in {self.folder} for the last checkpoint; free some and run this again")
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank has written its part of the one in flight."""
+        return self.pending is not None and self.pending.ready
+
+    def commit(self) -> None:
+        """Finish the one in flight, if any, and report it; raises DiskError on every rank if it cannot be."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.commit()
+            self.metrics.event("save", step=pending.step)
+
+    def go_back(self, step: int) -> dict[str, Any] | None:
+        """Load the newest whole one of at most `step`, delete later ones, return its state; None if there is none."""
+        saved = find(self.folder, newest=step)
+        self.compute.barrier()
+        if saved is None:
+            return None
+        for later in list_steps(self.folder) if self.compute.is_main else []:
+            if later > saved.step:
+                shutil.rmtree(self.folder / f"step_{later:08d}")
+        saved.restore(self.model, self.optimizer)
+        self.metrics.forget_after(saved.step)
+        return saved.state()
+
+    def remember(self, **values: Any) -> None:
+        """Keep rollbacks and detours whatever happens before the next checkpoint."""
+        if self.compute.is_main:
+            files.write_json(self.folder / ROLLBACKS, values)
+
+    def close(self) -> None:
+        """Wait for the thread of one that will not be committed."""
+        if self.pending is not None:
+            self.pending.thread.join()

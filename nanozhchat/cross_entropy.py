@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**20  # logits held at a time
+CHUNK_ELEMENTS = 2**20  # logits held at a time,
+CHUNK_ROWS = 256  # or so many rows of them: fewer would spend their time on the gradient of the weights
 
 
 def linear_cross_entropy(
@@ -33,7 +34,7 @@ def linear_cross_entropy(
 
 
 def _chunks(x: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor]]:
-    size = max(1, CHUNK_ELEMENTS // vocab)
+    size = max(CHUNK_ROWS, CHUNK_ELEMENTS // vocab)
     return list(zip(x.split(size), targets.split(size), strict=True))
 
 
@@ -69,7 +70,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad.mul_(mask[:, None])
             low_grad = grad.to(x.dtype)
             torch.mm(low_grad, low, out=grad_x[start : start + len(ids)])
-            grad_weight += (low_grad.t() @ part).float()
+            if low_grad.dtype == grad_weight.dtype:
+                grad_weight.addmm_(low_grad.t(), part)
+            else:
+                grad_weight += (low_grad.t() @ part).float()
             start += len(ids)
         ctx.save_for_backward(grad_x, grad_weight)
         return total

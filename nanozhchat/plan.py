@@ -7,10 +7,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
+from nanozhchat.checkpoint import Checkpoints
 from nanozhchat.recipe import Recipe
 from nanozhchat.watch import LossWatch
 
@@ -61,31 +62,6 @@ class Hook:
     def due(self, step: int, last: bool) -> bool:
         """Whether to run after `step` optimizer steps."""
         return self.every > 0 and (last or step % self.every == 0)
-
-
-class Checkpoints(Protocol):
-    """Where the loop saves to and goes back to; all methods but `ready` are collective."""
-
-    def begin(self, state: TrainState, recipe: Recipe) -> None:
-        """Start writing a checkpoint, after committing the one in flight."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether this rank has written its part of the one in flight."""
-        ...
-
-    def commit(self) -> None:
-        """Finish the one in flight, if any, and report it; raises DiskError on every rank if it cannot be."""
-        ...
-
-    def go_back(self, step: int) -> TrainState | None:
-        """Load the newest whole checkpoint of at most `step` and delete later ones; None if there is none."""
-        ...
-
-    def remember(self, state: TrainState) -> None:
-        """Keep `rollbacks` and `detours` whatever happens before the next checkpoint."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from nanozhchat import checkpoint, cli, faults, files, paths
-from nanozhchat.checkpoint import Keep
+from nanozhchat.checkpoint import Checkpoints, Keep
 from nanozhchat.compute import Compute
-from nanozhchat.errors import DiskError
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.log import Metrics
 from nanozhchat.optim import Optimizer
@@ -26,7 +24,6 @@ from nanozhchat.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-ROLLBACKS = "rollbacks.json"
 MODEL_FIELDS = (
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern", "value_embeddings",
     "plain",
@@ -77,7 +74,7 @@ class Run:
     state: TrainState
     stop: list[int]
     flags: RunFlags
-    checkpoints: RunCheckpoints | None = None
+    checkpoints: Checkpoints | None = None
 
     def recipe(self, make: Callable[[], Recipe]) -> Recipe:
         """Return the recipe that the run started with, or make it; kept in recipe.json."""
@@ -109,7 +106,7 @@ class Run:
     ) -> Plan:  # fmt: skip
         """Return the training plan. started: `time.monotonic()` when the command began; token_bytes: (V,)."""
         keep = Keep(self.flags.keep_last, self.flags.keep_every)
-        self.checkpoints = RunCheckpoints(self, model, optimizer, keep)
+        self.checkpoints = Checkpoints(self.folder, self.identity, model, optimizer, self.compute, self.metrics, keep)
         return Plan(
             recipe=recipe, token_bytes=token_bytes.to(self.compute.device), checkpoints=self.checkpoints,
             save_every=save_every, started=started, stop=self.stop,
@@ -118,68 +115,7 @@ class Run:
     def restore(self, model: GPT, optimizer: Optimizer) -> None:
         """Fill model and optimizer from the checkpoint that the run resumes from."""
         assert self.saved is not None
-        tensors = checkpoint.read_tensors(self.saved.folder / "model.safetensors")
-        checkpoint.fill_model(model, tensors, self.saved.folder)
-        optimizer.load_state_dict(self.saved.optimizer_tensors(), self.saved.state()["optimizer_steps"])
-
-
-class RunCheckpoints:
-    """The checkpoints of a run (see `plan.Checkpoints`): one in flight, reported once it is committed."""
-
-    def __init__(self, run: Run, model: GPT, optimizer: Optimizer, keep: Keep) -> None:
-        self.run, self.model, self.optimizer, self.keep = run, model, optimizer, keep
-        self.pending: checkpoint.Pending | None = None
-
-    def begin(self, state: TrainState, recipe: Recipe) -> None:
-        """Start writing a checkpoint, after committing the one in flight."""
-        self.commit()
-        extra = {"recipe": recipe.to_dict(), "optimizer_steps": self.optimizer.steps_done}
-        started = checkpoint.begin(
-            self.run.folder, step=state.step, model=self.model, optimizer_state=self.optimizer.state_dict(),
-            state={**state.to_dict(), **extra}, identity=self.run.identity, compute=self.run.compute, keep=self.keep,
-        )  # fmt: skip
-        if isinstance(started, checkpoint.Pending):
-            self.pending = started
-        elif state.finished and started is None:
-            raise DiskError(f"no space in {self.run.folder} for the last checkpoint; free some and run this again")
-
-    @property
-    def ready(self) -> bool:
-        """Whether this rank has written its part of the one in flight."""
-        return self.pending is not None and self.pending.ready
-
-    def commit(self) -> None:
-        """Finish the one in flight, if any, and report it."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.commit()
-            self.run.metrics.event("save", step=pending.step)
-
-    def go_back(self, step: int) -> TrainState | None:
-        """Load the newest whole checkpoint of at most `step` and delete later ones; None if there is none."""
-        compute, folder = self.run.compute, self.run.folder
-        saved = checkpoint.find(folder, newest=step)
-        compute.barrier()
-        if saved is None:
-            return None
-        if compute.is_main:
-            for later in checkpoint.list_steps(folder):
-                if later > saved.step:
-                    shutil.rmtree(folder / f"step_{later:08d}")
-        self.run.saved = saved
-        self.run.restore(self.model, self.optimizer)
-        self.run.metrics.forget_after(saved.step)
-        return TrainState.from_dict(saved.state())
-
-    def remember(self, state: TrainState) -> None:
-        """Keep `rollbacks` and `detours` whatever happens before the next checkpoint."""
-        if self.run.compute.is_main:
-            files.write_json(self.run.folder / ROLLBACKS, {"rollbacks": state.rollbacks, "detours": state.detours})
-
-    def close(self) -> None:
-        """Wait for the thread of one that will not be committed."""
-        if self.pending is not None:
-            self.pending.thread.join()
+        self.saved.restore(model, optimizer)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -218,9 +154,7 @@ def open_run(
         if saved is not None:
             _check_same(saved, identity, compute, flags.change_ranks)
             state = TrainState.from_dict(saved.state())
-        if (folder / ROLLBACKS).exists():
-            known = files.read_json(folder / ROLLBACKS)
-            state.rollbacks, state.detours = known["rollbacks"], known["detours"]
+        state.__dict__.update(checkpoint.remembered(folder))
         metrics = Metrics(folder, run=flags.run, config=config, enabled=compute.is_main)
         metrics.forget_after(state.step if saved else -1)
         metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size)

@@ -272,14 +272,14 @@ class _Training:
         since, place = state.watch.trouble()
         rows = [place.get("rows"), state.loader.get("rows")]
         detours = [*state.detours, {"from": place, "to": state.loader}]
-        earlier = self.checkpoints.go_back(since - 1)
+        saved = self.checkpoints.go_back(since - 1)
         kept = {"rollbacks": state.rollbacks + 1, "detours": detours, "skipped": state.skipped}
         kept |= {"loss_scale": state.loss_scale, "reserve_s": state.reserve_s}
-        if earlier is None:  # nothing to go back to: the steps were skipped, so leave the data behind and go on
+        if saved is None:  # nothing to go back to: the steps were skipped, so leave the data behind and go on
             kept |= {"watch": LossWatch()}
-        state.__dict__.update({**vars(earlier or state), **kept})
+        state.__dict__.update({**vars(TrainState.from_dict(saved) if saved else state), **kept})
         self.batches.seek(state.loader, self.recipe.device_batch_size)
-        self.checkpoints.remember(state)
+        self.checkpoints.remember(rollbacks=state.rollbacks, detours=detours)
         self.metrics.event("rollback", step=state.step, trouble_since=since, reason=wrong, rows=rows)
         log.warning("%s: back to step %d, rows %s to %s of the data will be stepped over", wrong, state.step, *rows)
 
@@ -291,7 +291,7 @@ class _Training:
             if ready:
                 self.checkpoints.commit()
             if due:
-                self.checkpoints.begin(state, self.recipe)
+                self.checkpoints.begin({**state.to_dict(), "recipe": self.recipe.to_dict()})
             if state.finished:
                 self.checkpoints.commit()
         except DiskError as error:
@@ -307,7 +307,7 @@ class _Training:
         state.time_s = self.timer.elapsed()
         if state.step == 0:
             return StoppedError("stopped before the first step; the same command starts again")
-        self.checkpoints.begin(state, self.recipe)
+        self.checkpoints.begin({**state.to_dict(), "recipe": self.recipe.to_dict()})
         self.checkpoints.commit()
         self.metrics.event("stop", step=state.step)
         return StoppedError(f"stopped at step {state.step}, everything is saved; the same command continues")

@@ -28,6 +28,7 @@ def problem(n=37, c=16, v=50, scale=3.0):
 @pytest.fixture(params=[10**6, 50 * 8, 50, 1], ids=["one_chunk", "eight_rows", "one_row", "less_than_a_row"])
 def _chunked(request, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
 
 
 @pytest.mark.usefixtures("_chunked")

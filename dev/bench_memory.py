@@ -1,0 +1,52 @@
+"""Time and peak memory of the loss and of windowed attention, forward and backward, against the plain versions.
+
+    OMP_NUM_THREADS=1 python -m dev.bench_memory
+
+Each case runs in a process of its own; its peak is what resident memory grew by.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from nanozhchat.attention import causal_attention
+from nanozhchat.cross_entropy import linear_cross_entropy
+
+ROWS, VOCAB, WIDTH, SOFTCAP = 8192, 65_536, 512, 15.0
+T, WINDOW, HEADS, HEAD_DIM = 4096, 512, 4, 64
+
+
+def run(case: str) -> None:
+    """Print seconds and MiB of one case."""
+    torch.set_num_threads(1)
+    if case.startswith("loss"):
+        x, weight = torch.randn(ROWS, WIDTH).requires_grad_(), (torch.randn(VOCAB, WIDTH) * 0.02).requires_grad_()
+        targets = torch.randint(0, VOCAB, (ROWS,))
+    else:
+        q, k, v = (torch.randn(1, HEADS, T, HEAD_DIM).requires_grad_() for _ in range(3))
+        mask = torch.ones(T, T, dtype=torch.bool).tril().triu(1 - WINDOW)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    if case == "loss_plain":
+        F.cross_entropy(SOFTCAP * torch.tanh(x @ weight.T / SOFTCAP), targets, reduction="sum").backward()
+    elif case == "loss_chunked":
+        linear_cross_entropy(x, weight, targets, SOFTCAP).backward()
+    elif case == "attention_masked":
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    else:
+        causal_attention(q, k, v, T if case == "attention_full" else WINDOW).sum().backward()
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{case:20s} {seconds:7.3f} s {(peak - before) / 1024:9.1f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run(sys.argv[1])
+    else:
+        for name in ["loss_plain", "loss_chunked", "attention_full", "attention_masked", "attention_windowed"]:
+            subprocess.run([sys.executable, "-m", "dev.bench_memory", name], check=True)
