@@ -43,7 +43,13 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 
 @torch.inference_mode()
-from nanozhchat.errors import StoppedError
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, compute: Compute, stop: Sequence[int] = ()
+) -> HeldOut:
+    """Score batches (of this rank; results are summed over ranks). token_bytes: (V,) UTF-8 bytes of each id.
+
+    model: a `GPT`, or anything called like one. stop: signals received; once there is one on any rank, all of them
+    raise StoppedError.
     """
     was_training = model.training
     model.eval()
