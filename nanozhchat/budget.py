@@ -46,9 +46,19 @@ def micro_batch_tokens(compute: Compute, n_layer: int, n_embd: int) -> int:
 
 
 def plan(
-    depth: int, vocab_size: int, overrides: Overrides, compute: Compute, *, seconds: float | None, speed: float
+    depth: int,
+    vocab_size: int,
+    overrides: Overrides,
+    compute: Compute,
+    *,
+    seconds: float | None,
+    speed: float,
+    corpus_tokens: int,
 ) -> Recipe:
-    """Resolve a recipe for this machine. seconds, speed: wall-clock budget and measured FLOP/s, if there is one."""
+    """Resolve a recipe for this machine.
+
+    seconds, speed: wall-clock budget and measured FLOP/s, if there is one. corpus_tokens: as for `recipe.resolve`.
+    """
     sizes = model_sizes(depth, vocab_size, overrides)
     return resolve(
         depth,
@@ -58,4 +68,5 @@ def plan(
         micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]),
         budget_s=seconds,
         budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None,
+        corpus_tokens=corpus_tokens,
     )

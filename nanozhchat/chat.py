@@ -89,12 +89,15 @@ def load(
 
     device: "cpu", "cuda", ... None = detected. dtype: "float32", ... None = float32 on a CPU, else detected; "int8"
     quantizes the weights for decoding. engine: "native", "torch", or "auto": native for float32 and int8 on a CPU.
+    Base models with n-gram counts: torch.
     Raises FileNotFoundError, ValueError or DamagedError with the next command to run.
     """
     where = torch.device(detect_device(device))
     if tag and Path(tag).joinpath("config.json").is_file():
         return _load_exported(Path(tag), where, dtype, engine)
     name, stage, saved = find(tag, source, step)
+    if engine == "auto" and dtype != "int8" and saved.manifest["model"].get("ngrams"):
+        engine = "torch"
     weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)
     model = saved.load_model(where, weights)

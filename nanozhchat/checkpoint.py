@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,18 @@ class Saved:
         """Identity of the weights: the hash of their file."""
         return next(f["sha256"] for f in self.manifest["files"] if f["name"] == "model.safetensors")
 
-    def load_model(self, device: torch.device, dtype: torch.dtype) -> GPT:
-        """Build the model and fill it; raises DamagedError if the tensors don't fit the configuration."""
-        model = GPT(GPTConfig(**self.manifest["model"]), dtype=dtype).to(device)
-        fill_model(model, read_tensors(self.folder / "model.safetensors"), self.folder)
+    def load_model(self, device: torch.device, dtype: torch.dtype, *, ngrams: bool = True) -> GPT:
+        """Build the model and fill it; raises DamagedError if the tensors don't fit the configuration.
+
+        ngrams: with the n-gram counts that share its predictions, if it has any; otherwise the network alone.
+        """
+        config = GPTConfig(**self.manifest["model"])
+        tensors = read_tensors(self.folder / "model.safetensors")
+        if not ngrams:
+            config = replace(config, ngrams=())
+            tensors = {name: t for name, t in tensors.items() if not name.startswith("ngram")}
+        model = GPT(config, dtype=dtype).to(device)
+        fill_model(model, tensors, self.folder)
         return model.eval()
 
     def restore(self, model: GPT, optimizer: Optimizer) -> None:
@@ -87,13 +95,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def fill_model(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy tensors into a model after comparing names and shapes."""
-    expected = {name: p.shape for name, p in model.named_parameters()}
+    own = model.state_dict()
+    expected = {name: p.shape for name, p in own.items()}
     found = {name: t.shape for name, t in tensors.items()}
     if expected != found:
         odd = sorted({n for n in expected | found if expected.get(n) != found.get(n)})
         raise DamagedError(f"{source} does not fit the model: tensors differ ({', '.join(odd[:4])})")
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in own.items():
             p.copy_(tensors[name])
 
 
@@ -184,7 +193,7 @@ def begin(
         return final
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
-    expected = sum(p.numel() * 4 for p in model.parameters()) * 3
+    expected = sum(p.numel() * 4 for p in model.parameters()) * 3 + sum(b.nbytes for b in model.buffers())
     free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
     if compute.broadcast([float(free > expected * SPACE_MARGIN)])[0] == 0.0:
         if compute.is_main:
@@ -199,7 +208,7 @@ def begin(
     compute.barrier()
     tensors = {f"optim.rank{compute.rank}.safetensors": optimizer_state}
     if compute.is_main:
-        tensors["model.safetensors"] = dict(model.named_parameters())
+        tensors["model.safetensors"] = model.state_dict()
     copies = {name: {k: _copy(t) for k, t in content.items()} for name, content in tensors.items()}
     pending = Pending(folder, work, step, compute, keep, state.get("best_step"))
     pending.start(

@@ -47,7 +47,8 @@ class TorchDecoder:
             for part in group:
                 self.held[part.slot] += part.ids
             if wanted := max(p.wanted for p in group):
-                logits = self.model.logits(hidden[:, -wanted:]).cpu().numpy()  # (B, wanted, V)
+                context = self.model.context([self.held[p.slot] for p in group], wanted)
+                logits = self.model.logits(hidden[:, -wanted:], context).cpu().numpy()  # (B, wanted, V)
                 out |= {p.slot: logits[row, wanted - p.wanted :] for row, p in enumerate(group)}
         return [out.get(p.slot, NO_LOGITS) for p in parts]
 
@@ -83,6 +84,9 @@ class Engine:
             raise ValueError(f"engine {kind!r} is unknown; choose from {', '.join(KINDS)}")
         if kind != "torch" and (model.wte.weight.device.type != "cpu" or model.dtype != torch.float32):
             raise ValueError(f"engine {kind!r} runs on a CPU from float32 weights; choose --engine=torch")
+        if kind != "torch" and model.config.ngrams:
+            raise ValueError(f"engine {kind!r} does not know n-gram counts, which only base models have; choose "
+                             "--engine=torch, or the chat model")  # fmt: skip
         self._packed = None if kind == "torch" else native_model(model, int8=kind == "native-int8")
         self.context = model.config.sequence_len
         self.end_ids = frozenset(map(tokenizer.special, TURN_TOKENS))

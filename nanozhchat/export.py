@@ -23,7 +23,7 @@ from nanozhchat.tokenizer import Tokenizer
 
 KINDS = ("hf", "int8", "gguf")
 EPSILON = torch.finfo(torch.float32).eps
-REMOTE_CODE = ("attention.py", "cross_entropy.py", "kv_cache.py", "gpt.py")  # what a model is made of
+REMOTE_CODE = ("attention.py", "cross_entropy.py", "kv_cache.py", "ngrams.py", "gpt.py")  # what a model is made of
 WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here, where nothing may need transformers
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -35,13 +35,15 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
     """Write `out`, a new folder; returns its files. Raises ValueError if the model or the place does not allow it."""
     if kind == "gguf" and not model.config.plain:
         raise ValueError("GGUF needs an architecture that llama.cpp knows; train with --arch=plain, or use --to=hf")
+    if kind == "int8" and model.config.ngrams:
+        raise ValueError("int8 does not know n-gram counts, which only base models have; export the chat model")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     if kind == "gguf":
         write_gguf(model, tokenizer, out / "model.gguf")
         return sorted(out.iterdir())
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = {name: p.detach() for name, p in model.state_dict().items()}
     if kind == "int8":
         tensors = quantize(tensors.items())
         write_json(out / "config.json", {"model_type": "nanozhchat-int8", "gpt": model.config.to_dict()})

@@ -2,15 +2,15 @@
 
 Rotary positions, normalised queries and keys, RMSNorm without parameters, ReLU², untied head, softcapped logits,
 grouped-query attention, sliding windows, gated value embeddings on alternate layers, learned residual and
-first-embedding scales per layer, a gate that mixes in the previous token ("smear"), and a learned subtraction of the
-middle of the network before the head ("backout").
+first-embedding scales per layer, a gate that mixes in the previous token ("smear"), a learned subtraction of the
+middle of the network before the head ("backout"), and in short runs n-gram counts that share the prediction.
 
 Weights are float32; activations have the dtype of `GPT.dtype`, and each layer casts its weight where it uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanozhchat.attention import cached_attention, causal_attention
-from nanozhchat.cross_entropy import linear_cross_entropy
+from nanozhchat.cross_entropy import Counts, linear_cross_entropy
 from nanozhchat.kv_cache import CacheRows
+from nanozhchat.ngrams import NO_TOKEN, NGrams, Sizes
 
 GATE_CHANNELS = 16  # channels that a gate looks at
 QK_SCALE = 1.2  # sharpens attention after the norm has made all queries and keys the same length
 EMBEDDING_STD = 0.8
 HEAD_STD = 0.001
 MLP_IN_SCALE = 0.5  # initial c_fc relative to the other matrices
+NGRAM_GATE = -2.0  # logit of the network's share next to n-gram counts at the start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class GPTConfig:
 
     plain: only what other software knows (the Arcee architecture): no norm of queries and keys, value embeddings,
     smear, backout, first-embedding scales or softcap.
+    ngrams: sizes of the tables of n-gram counts (`ngrams.NGrams`), () = none.
     """
 
     sequence_len: int = 512
@@ -49,10 +52,12 @@ class GPTConfig:
     softcap: float = 15.0
     rope_base: float = 100_000.0
     plain: bool = False
+    ngrams: Sizes = ()
 
     def __post_init__(self) -> None:
-        if self.plain and (self.value_embeddings or set(self.window_pattern) != {"L"}):
-            raise ValueError("a plain model has no value_embeddings, and its window_pattern is L")
+        object.__setattr__(self, "ngrams", tuple((grams, contexts) for grams, contexts in self.ngrams))  # from JSON
+        if self.plain and (self.value_embeddings or self.ngrams or set(self.window_pattern) != {"L"}):
+            raise ValueError("a plain model has no value_embeddings and no ngrams, and its window_pattern is L")
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size")
         if self.n_head % self.n_kv_head:
@@ -200,6 +205,11 @@ class GPT(nn.Module):
         if config.plain:  # these stay as `init_weights` makes them: without effect
             for p in (self.x0_lambdas, self.smear_gate.weight, self.smear_lambda, self.backout_lambda):
                 p.requires_grad_(False)
+        if config.ngrams:
+            self.ngrams = NGrams(config.vocab_size, config.ngrams)
+            self.ngram_gate = Linear(config.n_embd, 1)  # logit of the network's share of the prediction ...
+            self.ngram_bias = nn.Parameter(torch.zeros(self.ngrams.order + 1))  # ... by the longest context counted
+        self.ngram_trust = 0.0  # how much of what the network is taught is what the counts say; the trainer's business
         self._compiled: list[Any] = []
 
     @torch.no_grad()
@@ -235,6 +245,9 @@ class GPT(nn.Module):
         if self.config.plain:
             self.x0_lambdas.zero_()
             self.backout_lambda.zero_()
+        if self.config.ngrams:
+            self.ngram_gate.weight.zero_()
+            self.ngram_bias.fill_(NGRAM_GATE)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin of every position and frequency, (B or 1, T, 1, D/2), in the activations' dtype."""
@@ -282,17 +295,46 @@ class GPT(nn.Module):
             cache.advance(torch.full_like(cache.lengths, T) if counts is None else counts)
         return rms_norm(x - self.backout_lambda.to(x.dtype) * middle)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., vocab_size) float32 logits, softcapped."""
+    def logits(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., C) -> (..., vocab_size) float32 logits, softcapped.
+
+        context: (..., order - 1) last ids, -1 = none, for models with n-gram counts: these give log-probabilities.
+        """
         raw = self.lm_head(hidden)[..., : self.config.vocab_size].float()
         cap = self.config.logit_cap
-        return cap * torch.tanh(raw / cap) if cap else raw
+        logits = cap * torch.tanh(raw / cap) if cap else raw
+        if not self.config.ngrams:
+            return logits
+        if context is None:
+            raise ValueError("this model has n-gram counts: its logits depend on the last tokens as well")
+        flat = context.flatten(0, -2)
+        matched = self.ngrams.probability(flat, flat[:, -1])[1].view(hidden.shape[:-1])
+        share = torch.sigmoid(self._share(hidden, matched))[..., None]
+        return (share * logits.softmax(-1) + (1 - share) * self.ngrams.rows(flat).view_as(logits)).log()
+
+    def context(self, held: Sequence[Sequence[int]], wanted: int = 1) -> Tensor | None:
+        """Return what `logits` must know of the last `wanted` places of each sequence; None without n-gram counts."""
+        if not self.config.ngrams:
+            return None
+        size = self.ngrams.order + wanted - 2
+        ends = [[*[NO_TOKEN] * (size - len(ids)), *ids[-size:]] for ids in held]
+        return self.ngrams.contexts(torch.tensor(ends, device=self.wte.weight.device))[:, -wanted:]
+
+    def _share(self, hidden: Tensor, matched: Tensor) -> Tensor:
+        """Logit of the network's share of the prediction. (..., C), (...) order of the context counted -> (...)."""
+        return self.ngram_gate(hidden).squeeze(-1).float() + self.ngram_bias[matched]
 
     def forward(self, idx: Tensor, targets: Tensor, *, per_token: bool = False) -> Tensor:
         """Cross-entropy of `targets` (B, T), -1 = not scored, in nats: the sum, or (B, T) when `per_token`."""
-        x = self.hidden(idx).flatten(0, 1)
-        head = self.lm_head.weight[: self.config.vocab_size]
-        loss = linear_cross_entropy(x, head, targets.flatten(), self.config.logit_cap, per_token=per_token)
+        x, flat = self.hidden(idx).flatten(0, 1), targets.flatten()
+        head, counts = self.lm_head.weight[: self.config.vocab_size], None
+        if self.config.ngrams:
+            if self.ngram_trust:
+                self.ngrams.prepare_rows()
+            context = self.ngrams.contexts(idx).flatten(0, 1)
+            p, matched = self.ngrams.probability(context, flat.clamp(min=0))
+            counts = Counts(p, self._share(x, matched), lambda a, b: self.ngrams.rows(context[a:b]), self.ngram_trust)
+        loss = linear_cross_entropy(x, head, flat, self.config.logit_cap, per_token=per_token, counts=counts)
         return loss.view_as(targets) if per_token else loss
 
     def blocks(self) -> list[Block]:

@@ -48,8 +48,8 @@ def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
     """Sort a model's parameters into groups with the recipe's learning rates."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     matrices = dict(model.named_matrices())
-    scalars = {"resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"}
-    gates = {n for n in named if n.endswith(("ve_gate.weight", "smear_gate.weight"))}
+    scalars = {"resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda", *({"ngram_bias"} & named.keys())}
+    gates = {n for n in named if n.endswith("_gate.weight")}
 
     def pick(names: Iterable[str]) -> dict[str, nn.Parameter]:
         return {n: named[n] for n in names if n in named}

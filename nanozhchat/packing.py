@@ -44,9 +44,11 @@ class Packer:
     """Best-fit packing of documents into rows of `capacity` tokens, over lengths only.
 
     Documents come in a permuted order of each epoch into a buffer; the longest one that fits goes into the row. With
-    `cut`, each piece costs one more token (the BOS before it), rows are always full, and when nothing fits the longest
-    is cut at the row's end, its rest going back to the buffer. Without `cut`, documents stay whole and the row ends
-    short. The buffer is emptied before the next epoch enters it: within an epoch each token comes once.
+    `cut`, each piece costs one more token (the BOS before it), rows are always full, and when nothing fits some other
+    is cut at the row's end, its rest going back to the buffer. Such rows begin with any document, so that neighbours
+    are not slices of the same long one, from which a short run would learn little else. Without `cut`, documents stay
+    whole and the row ends short. The buffer is emptied before the next epoch enters it: within an epoch each token
+    comes once.
     """
 
     def __init__(self, lengths: Array, capacity: int, *, cut: bool, seed: int, buffer_docs: int, endless: bool = True,
@@ -100,18 +102,24 @@ class Packer:
                 if not self.buffer:
                     break
             fits = bisect_right(self.buffer, (space - overhead, len(self.lengths), 0))
-            if fits:
-                piece = self.buffer.pop(fits - 1)
-            elif not self.cut:
-                break
-            else:
-                length, doc, start = self.buffer.pop()
-                take = space - overhead  # 0 if only the BOS fits
-                insort(self.buffer, (length - take, doc, start + take))
+            if self.cut and (not row or not fits):
+                length, doc, start = self.buffer.pop(self._any())
+                take = min(length, space - overhead)  # 0 if only the BOS fits
+                if take < length:
+                    insort(self.buffer, (length - take, doc, start + take))
                 piece = (take, doc, start)
+            elif fits:
+                piece = self.buffer.pop(fits - 1)
+            else:
+                break
             row.append(piece)
             space -= piece[0] + overhead
         return row
+
+    def _any(self) -> int:
+        """A place in the buffer that depends on the seed and the row alone."""
+        mixed = (self.rows * 0x9E3779B97F4A7C15 + self.seed * 0xBF58476D1CE4E5B9) % 2**64
+        return (mixed >> 32) % len(self.buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs, and what it must be used with, as plain types."""

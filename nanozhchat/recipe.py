@@ -31,6 +31,10 @@ BUDGET_RATIO = 0.6  # tokens per scaling parameter that a wall-clock budget shou
 BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
 VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary
+NGRAM_MAX_DEPTH, NGRAM_TOKENS = (
+    8,
+    12_000_000,
+)  # n-gram counts: up to this depth, from so many tokens (2 GiB while counting)
 CONTEXT_BY_DEPTH = ((7, 512), (11, 1024), (10**9, 2048))
 ACTIVATION_FACTOR = 40  # kept activations per token, layer and channel, in elements (measured on a CPU at depth 4)
 
@@ -80,6 +84,7 @@ class Recipe:
     window_pattern: str
     value_embeddings: bool
     plain: bool = False
+    ngram_tokens: int = 0
     num_params: int
     scaling_params: int
     flops_per_token: int
@@ -128,6 +133,11 @@ def advise_vocab_size(depth: int) -> int:
     return _by_depth(VOCAB_BY_DEPTH, depth)
 
 
+def ngram_order(vocab_size: int) -> int:
+    """Longest n-grams that are counted: four tokens, as long as their ids make a 63-bit number."""
+    return min(4, int(63 / math.log2(max(2, vocab_size))))
+
+
 def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides()) -> dict[str, Any]:
     """Return the fields of `Recipe` that shape the model."""
     if depth < 1:
@@ -151,6 +161,7 @@ def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides())
         "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 or plain else "SSSL"),
         "value_embeddings": depth >= 6 and not plain,
         "plain": plain,
+        "ngram_tokens": 0,
     }
 
 
@@ -160,7 +171,10 @@ def count_params(sizes: dict[str, Any]) -> dict[str, int]:
     kv = sizes["n_kv_head"] * sizes["head_dim"]
     with_ve = sum(layer % 2 == (n - 1) % 2 for layer in range(n)) if sizes["value_embeddings"] else 0
     matrices = n * (2 * c * c + 2 * c * kv + 8 * c * c)
-    other = 2 * n + 2 + GATE_CHANNELS * (1 + with_ve * sizes["n_kv_head"])  # scales per layer, smear, backout, gates
+    ngrams = c + ngram_order(sizes["vocab_size"]) + 1 if sizes["ngram_tokens"] else 0  # gate, bias per known length
+    other = (
+        ngrams + 2 * n + 2 + GATE_CHANNELS * (1 + with_ve * sizes["n_kv_head"])
+    )  # scales per layer, smear, backout, gates
     embeddings = v * c + with_ve * v * kv
     total = matrices + v * c + embeddings + other
     return {"matrices": matrices, "head": v * c, "embeddings": embeddings, "other": other, "total": total}
@@ -185,6 +199,16 @@ def _horizon(sizes: dict[str, Any], scaling: int, over: Overrides, budget_tokens
     return full, full
 
 
+def _ngram_tokens(depth: int, corpus_tokens: int, train_tokens: float) -> int:
+    """Tokens to count n-grams in: text that the run will not read, if there is more of it than it will; else 0.
+
+    Text that was counted is too easy for the counts to show how far they can be trusted, so the network's share must
+    be learnt on other text. A long run reads (and a deep model learns) more than the counts could add.
+    """
+    unread = min(NGRAM_TOKENS, int(corpus_tokens - 1.1 * train_tokens))
+    return unread if depth <= NGRAM_MAX_DEPTH and unread > train_tokens else 0
+
+
 def _total_batch(tokens: float, sequence_len: int) -> int:
     """Law of the reference point, but never so large that a run has (before rounding) fewer than MIN_STEPS steps."""
     law = REF_BATCH * (tokens / REF_TOKENS) ** BATCH_EXPONENT
@@ -192,20 +216,23 @@ def _total_batch(tokens: float, sequence_len: int) -> int:
     return 2 ** round(math.log2(batch))
 
 
-def _device_batch(total: int, sequence_len: int, world_size: int, limit_tokens: int) -> int:
-    """Rows per micro-step: the largest divisor of the step's rows per rank that stays within `limit_tokens`."""
+def _device_batch(asked: int | None, total: int, sequence_len: int, world_size: int, micro_tokens: int) -> int:
+    """Rows per micro-step: the largest divisor of the step's rows per rank within `micro_tokens`, or as asked."""
     if world_size < 1:
         raise ValueError(f"world_size={world_size} must be at least 1")
     unit = sequence_len * world_size
     rows = total // unit
     if rows * unit != total or rows == 0:
         fit = max(1, round(total / unit)) * unit
-        raise ValueError(
-            f"total_batch_size={total} is not a multiple of {unit} = max_seq_len * world size tokens; "
-            f"pass --total-batch-size={fit}"
-        )
-    most = max(1, limit_tokens // sequence_len)
-    return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
+        raise ValueError(f"total_batch_size={total} is not a multiple of {unit} = max_seq_len * world size tokens; "
+                         f"pass --total-batch-size={fit}")  # fmt: skip
+    most = asked or max(1, micro_tokens // sequence_len)
+    found = max(size for size in range(1, rows + 1) if rows % size == 0 and size <= most)
+    if asked and found != asked:
+        raise ValueError(f"total_batch_size={total} is not a multiple of {asked * unit} = device_batch_size * "
+                         f"max_seq_len * world size tokens; pass --device-batch-size={found} or "
+                         f"--total-batch-size={asked * unit}")  # fmt: skip
+    return found
 
 
 def _rates(total: int, full: float, n_embd: int) -> dict[str, Any]:
@@ -231,11 +258,13 @@ def resolve(
     micro_batch_tokens: int = 4096,
     budget_s: float | None = None,
     budget_tokens: float | None = None,
+    corpus_tokens: int = 0,
 ) -> Recipe:
     """Derive a run from its depth.
 
     vocab_size: tokens, special ones included. micro_batch_tokens: what one rank can take at a time.
     budget_s, budget_tokens: wall-clock budget and the tokens this machine is expected to train in it.
+    corpus_tokens: tokens of the training data, 0 = unknown.
     Raises ValueError naming the value and a value that works.
     """
     over = overrides
@@ -246,15 +275,10 @@ def resolve(
     sequence_len = sizes["sequence_len"]
     full, tokens = _horizon(sizes, scaling, over, budget_tokens)
     total = over.total_batch_size or _total_batch(full, sequence_len)
-    limit = (over.device_batch_size or 0) * sequence_len or micro_batch_tokens
-    device_batch = _device_batch(total, sequence_len, world_size, limit)
-    if over.device_batch_size and device_batch != over.device_batch_size:
-        unit = over.device_batch_size * sequence_len * world_size
-        raise ValueError(
-            f"total_batch_size={total} is not a multiple of {unit} = device_batch_size * max_seq_len * world size "
-            f"tokens; pass --device-batch-size={device_batch} or --total-batch-size={unit}"
-        )
+    device_batch = _device_batch(over.device_batch_size, total, sequence_len, world_size, micro_batch_tokens)
     num_steps = over.num_steps or max(1, int(tokens // total))
+    sizes["ngram_tokens"] = 0 if sizes["plain"] else _ngram_tokens(depth, corpus_tokens, num_steps * total)
+    params = count_params(sizes)
     per_flop = flops_per_token(sizes)
     device_tokens = device_batch * sequence_len
     activations = device_tokens * sizes["n_layer"] * sizes["n_embd"] * ACTIVATION_FACTOR * 4
@@ -286,9 +310,11 @@ def resolve(
 def fine_tuning(
     base: Recipe, *, total_batch_size: int, num_steps: int, budget_s: float | None, lr_frac: float
 ) -> Recipe:
-    """Derive a fine-tuning recipe from the base model's: same shape, gentler learning rates, own length."""
+    """Derive a fine-tuning recipe from the base model's: same network, gentler learning rates, own length."""
     return replace(
         base,
+        ngram_tokens=0,
+        num_params=count_params({**asdict(base), "ngram_tokens": 0})["total"],
         total_batch_size=total_batch_size,
         num_steps=num_steps,
         train_tokens=num_steps * total_batch_size,
@@ -330,6 +356,7 @@ FORMULAS = {
     "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
     "value_embeddings": "from depth 6",
     "plain": "--arch=plain: only what transformers and llama.cpp know",
+    "ngram_tokens": f"unread text to count n-grams in, up to depth {NGRAM_MAX_DEPTH} and only if more than is read",
     "num_params": "closed form, equal to the model's",
     "scaling_params": "block matrices + lm_head",
     "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",

@@ -7,10 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nanozhchat import checkpoint, cli, faults, files, paths
@@ -18,9 +19,12 @@ from nanozhchat.checkpoint import Checkpoints, Keep
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.log import Metrics
+from nanozhchat.ngram_counts import count, unread
 from nanozhchat.optim import Optimizer
 from nanozhchat.plan import Plan, TrainState, for_world, stop_signals
 from nanozhchat.recipe import Recipe
+from nanozhchat.token_store import TokenStore
+from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,22 @@ class Run:
         if self.compute.is_main:
             files.write_json(self.folder / "recipe.json", recipe.to_dict())
         return recipe
+
+    def new_model(self, recipe: Recipe, store: TokenStore, tokenizer: Tokenizer, seed: int, **options: bool) -> GPT:
+        """Build the model on this run's device: initialised, n-grams counted, or shaped for what is restored."""
+        compute = self.compute
+        if self.saved is not None:
+            config = GPTConfig(**self.saved.manifest["model"])
+            return GPT(config, dtype=compute.dtype, **options).to(compute.device)
+        config, counts = gpt_config(recipe), None
+        if recipe.ngram_tokens:
+            counts = count(unread(store, recipe.ngram_tokens, seed, tokenizer.bos_id), tokenizer.vocab_size)
+            config = replace(config, ngrams=counts.sizes)
+        model = GPT(config, dtype=compute.dtype, **options)
+        model.init_weights(torch.Generator().manual_seed(seed))
+        if counts is not None:
+            model.ngrams.load_state_dict(counts.state_dict())
+        return model.to(compute.device)
 
     def loader_shape(self, recipe: Recipe) -> dict[str, Any]:
         """Return what every loader of this run is made with."""

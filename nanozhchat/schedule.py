@@ -24,6 +24,11 @@ def decay_multiplier(progress: float) -> float:
     return max(0.0, 1.0 - progress)
 
 
+def ngram_trust(progress: float) -> float:
+    """Share of n-gram counts in what the network is taught: all at the start, nothing at the end (dev/LOG.md)."""
+    return max(0.0, 1.0 - progress)
+
+
 def parse_duration(text: str) -> float:
     """Read "90s", "10m", "1.5h" or "2d" as seconds; raises ValueError on anything else."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

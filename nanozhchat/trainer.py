@@ -27,7 +27,7 @@ from nanozhchat.objectives import Loss
 from nanozhchat.optim import Optimizer
 from nanozhchat.plan import Hook, Plan, TrainState, for_world
 from nanozhchat.recipe import Recipe
-from nanozhchat.schedule import decay_multiplier, lr_multiplier, muon_momentum
+from nanozhchat.schedule import decay_multiplier, lr_multiplier, muon_momentum, ngram_trust
 from nanozhchat.watch import LossWatch
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class _Training:
         state, optimizer = self.state, self.optimizer
         self.take_detour()
         progress = self.timer.progress(state.step)
+        self.model.ngram_trust = ngram_trust(progress)
         sums = self.accumulate()
         signals, ready = float(bool(self.plan.stop)), float(self.checkpoints.ready)
         total, count, n_bytes, misfits, signals, ready = sums.total(self.compute, signals, ready)

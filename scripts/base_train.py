@@ -16,13 +16,12 @@ from nanozhchat import budget, cli, compute, export, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import DocumentLoader, Prefetch, eval_batches
 from nanozhchat.engine import Engine
-from nanozhchat.gpt import GPT
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.prepare import load_or_train_tokenizer, prepare
 from nanozhchat.recipe import Overrides, Recipe, advise_vocab_size, depth_for_budget, explain
-from nanozhchat.run import Run, RunFlags, gpt_config, open_run
+from nanozhchat.run import Run, RunFlags, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
@@ -51,6 +50,7 @@ class BaseTrainArgs(RunFlags):
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
     init_from: str | None = cli.opt(None, "start from the weights of a folder of scripts.export", group="overrides")
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
+    ngrams: bool = cli.opt(True, "short runs only: let n-gram counts share the prediction", group="overrides")
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
@@ -92,9 +92,9 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
-        recipe = run.recipe(
-            lambda: budget.plan(depth, tokenizer.vocab_size, overrides, comp, seconds=seconds, speed=speed)
-        )
+        corpus = 0 if args.init_from or not args.ngrams else store.n_tokens("train")
+        pace: dict[str, Any] = {"seconds": seconds, "speed": speed, "corpus_tokens": corpus}
+        recipe = run.recipe(lambda: budget.plan(depth, tokenizer.vocab_size, overrides, comp, **pace))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)
         if comp.is_main:
@@ -108,11 +108,10 @@ def train_run(
 ) -> TrainState:
     """Build model, optimizer, loader and hooks, and fit. stores: to train on, and to validate on."""
     comp, (store, held_out) = run.compute, stores
-    model = GPT(gpt_config(recipe), dtype=comp.dtype, grad_checkpoint=args.grad_checkpoint)
-    model.init_weights(torch.Generator().manual_seed(args.seed))
+    model = run.new_model(recipe, store, tokenizer, args.seed, grad_checkpoint=args.grad_checkpoint)
     if args.init_from and run.saved is None:
         export.fill_from_folder(model, tokenizer, args.init_from)
-    optimizer = Optimizer(param_groups(model.to(comp.device), recipe), comp)
+    optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}

@@ -119,7 +119,7 @@ def train_run(
 ) -> TrainState:  # fmt: skip
     """Build model, optimizer (both start from the base's state), loader and hooks, and fit."""
     comp = run.compute
-    model = base.load_model(comp.device, comp.dtype)
+    model = base.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is None:
         optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])

@@ -118,6 +118,14 @@ def test_a_short_document_is_cut_only_when_nothing_fits():
         assert all((row == BOS).sum() == 3 for row in full_rows(next(load)))
 
 
+def test_a_long_document_does_not_fill_the_rows_of_a_whole_batch():
+    docs = Docs([100_000] + [400] * 20)
+    load = loader(docs, T=16, rows=8)
+    for _ in range(10):
+        first = full_rows(next(load))[:, 1]
+        assert len({int(np.searchsorted(docs.first, token, side="right")) for token in first}) >= 4
+
+
 def documents(**options):
     return loader(Docs([(i * 37) % 50 for i in range(100)]), seed=3, **options)
 

@@ -38,7 +38,7 @@ def some_model(tokenizer, **changes):
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, PLAIN], ids=["full", "plain"])
+@pytest.mark.parametrize("changes", [{}, PLAIN, {"ngrams": ((1, 1), (1, 1))}], ids=["full", "plain", "ngrams"])
 def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(tokenizer, tmp_path, changes, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,12 +47,12 @@ def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(toke
     model = some_model(tokenizer, **changes)
     folder = tmp_path / "out"
     export("hf", model, tokenizer, folder)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not changes).eval()
-    assert type(theirs).__name__ == ("ArceeForCausalLM" if changes else "NanozhchatForCausalLM")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not model.config.plain).eval()
+    assert type(theirs).__name__ == ("ArceeForCausalLM" if model.config.plain else "NanozhchatForCausalLM")
     prompts = [tokenizer.render_prompt(c[:1] if c[0].role == "user" else c[:2])[:60] for c in conversations(20)]
     with torch.inference_mode():
         for ids in prompts:
-            want = model.logits(model.hidden(torch.tensor([ids])))
+            want = model.logits(model.hidden(torch.tensor([ids])), model.context([ids], len(ids)))
             torch.testing.assert_close(theirs(torch.tensor([ids])).logits, want, atol=1e-4, rtol=1e-4)
     greedy = SamplingParams(temperature=0.0, max_tokens=64)
     ours = Engine(model, tokenizer).batch(prompts[:3], greedy)
