@@ -54,7 +54,8 @@ class BaseTrainArgs(RunFlags):
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
-    eval_tokens: int = cli.opt(65536, "tokens scored per evaluation", group="hooks", neutral=True)
+    eval_tokens: int | None = cli.opt(None, "scored per evaluation; none = 65536, fewer in short runs", group="hooks",
+                                      neutral=True)  # fmt: skip
     sample_every: int | None = cli.opt(None, "steps between samples; none = as eval-every", group="hooks", neutral=True)
 
 
@@ -123,7 +124,8 @@ def train_run(
     tenth = max(1, recipe.num_steps // 10)
     eval_every = tenth if args.eval_every is None else args.eval_every
     sample_every = eval_every if args.sample_every is None else args.sample_every
-    batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens, **shape)
+    few = min(65536, max(8192, recipe.train_tokens // 128))  # eleven of these take about a thirtieth of the run
+    batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens or few, **shape)
     save_every = tenth if args.save_every is None else args.save_every
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
