@@ -31,7 +31,8 @@ class ChatWebArgs:
     source: str | None = cli.opt(None, "stage; none = the furthest there is", group="model", choices=STAGES)
     step: int | None = cli.opt(None, "checkpoint of that stage; none = the newest", group="model")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
-    dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine")
+    dtype: str = cli.opt("auto", "float32, bfloat16, float16 or int8", group="machine")
+    engine: str = cli.opt("auto", "native (CPU), torch, or auto: native where it runs", group="machine")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -83,17 +84,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     with bind(args.host, args.port) as listener:
         from nanozhchat.chat import load
         from nanozhchat.server.app import create_app
+        from nanozhchat.server.library import Library, list_checkpoints
 
-        where = {"device": args.device_type, "dtype": args.dtype}
+        where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
         chat = load(args.model_tag, source=args.source, step=args.step, **where)
+        listed = list_checkpoints(chat)
+        library = Library(chat, listed, lambda item: load(item.tag, source=item.source, step=item.step, **where))
         say = sys.stdout.write
-        say(f"model {chat.name}, {chat.source}, step {chat.step}\n")
+        say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(listed) - 1} more to choose from in the page\n")
         if key is not None:
             say("API key: " + (key if args.generate_key else "as given") + "\n")
             say("traffic is plain HTTP: use it on a network you trust, or behind a TLS proxy\n")
         say(f"open {url_of(args.host, listener.getsockname()[1])} in a browser; Ctrl-C stops\n")
         sys.stdout.flush()
-        serve(create_app(chat, settings_for(args, key)), listener)
+        serve(create_app(library, settings_for(args, key)), listener)
 
 
 if __name__ == "__main__":

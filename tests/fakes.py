@@ -3,27 +3,51 @@
 import socket
 import threading
 import time
-from dataclasses import dataclass
 
 import uvicorn
 
+from nanozhchat.batching import Delta
 from nanozhchat.conversation import make_conversation
-from nanozhchat.sampling import SamplingParams
+from nanozhchat.sampling import Choice, SamplingParams
 from nanozhchat.server.app import create_app
+from nanozhchat.server.library import Library
 from nanozhchat.server.serve import DeadlineProtocol
 
 STORY = "从前有一只小猫😺,名叫花花。它住在山脚下,每天早上都去河边看鱼。👨‍👩‍👧 一家人都很喜欢它。"
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script><a href='https://example.com/x'>点我</a>"
 
 
-@dataclass(frozen=True)
-class Delta:
-    """Fakes `nanozhchat.batching.Delta`; n_tokens counts from the start of the answer."""
+class FakeTokenizer:
+    """An id a character."""
 
-    text: str
-    n_tokens: int
-    finish_reason: str | None = None
-    choices: tuple = ()
+    bos_id, vocab_size = 0, 0x110000
+
+    def encode(self, text):
+        return [*map(ord, text)]
+
+    def decode_bytes(self, ids, *, show_special=False):
+        return "".join(map(chr, ids)).encode("utf-8", "replace")
+
+    def decode(self, ids, *, show_special=False):
+        return self.decode_bytes(ids).decode()
+
+
+class FakeBatch:
+    """Fakes `nanozhchat.batching.Batch`: a token of each request a step, from the engine's `stream`."""
+
+    def __init__(self, chat, rows):
+        self.chat, self.streams = chat, {}
+
+    def add(self, prompt_ids, params, *, cancel=None, index=0):
+        request = object()
+        self.streams[request] = self.chat.engine.stream(prompt_ids, params, cancel=cancel)
+        return request
+
+    def step(self):
+        made = [(request, next(stream)) for request, stream in self.streams.items()]
+        for request, delta in made:
+            if delta.finish_reason is not None:
+                self.streams.pop(request).close()
+        return made
 
 
 class FakeEngine:
@@ -31,7 +55,8 @@ class FakeEngine:
 
     def __init__(self, answer=STORY, *, context=1024, delay_s=0.0, repeat=1):
         self.answer, self.context, self.delay_s = answer * repeat, context, delay_s
-        self.gate = None  # when set, generation waits for it
+        self.gate, self.free = None, 0  # when the gate is set, generation waits for it after so many tokens
+        self.first = None  # when the last answer's first token was made, Unix time
         self.active = 0
 
     def stream(self, prompt_ids, params, *, cancel=None):
@@ -49,14 +74,16 @@ class FakeEngine:
         text = text[: min(ends)] if ends else text
         n = 0
         for char in text[: params.max_tokens]:
-            while self.gate is not None and not self.gate.wait(0.01) and not cancel.is_set():
+            while self.gate is not None and n >= self.free and not self.gate.wait(0.01) and not cancel.is_set():
                 pass
             time.sleep(self.delay_s)
             if cancel.is_set():
                 yield Delta("", n, "cancelled")
                 return
             n += 1
-            yield Delta(char, n)
+            self.first = time.time() if n == 1 else self.first
+            sure = -0.02 if n % 3 else -1.6
+            yield Delta(char, n, None, (Choice(ord(char), sure, ((ord(char), sure), (ord("么"), -2.5))),))
         yield Delta("", n, "length" if len(text) > params.max_tokens else "stop")
 
 
@@ -64,7 +91,7 @@ class FakeChat:
     """Fakes `Chat`: a token per character of the prompt plus one per turn."""
 
     def __init__(self, engine=None, *, name="d4", source="sft"):
-        self.engine = engine or FakeEngine()
+        self.engine, self.tokenizer = engine or FakeEngine(), FakeTokenizer()
         self.name, self.source, self.step = name, source, 1200
         self.prompts = []
 
@@ -87,18 +114,27 @@ class FakeChat:
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat, settings=None, app=None):
-        self.chat = chat
-        self.app = app or create_app(chat, settings)
+    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, wrap=lambda app: app, port=0):
+        self.chat, self.library = chat, Library(chat, listed, load, batch=batch)
+        self.app = wrap(create_app(self.library, settings))
         self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(("127.0.0.1", port))
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
             self.app, http=DeadlineProtocol, log_level="error", ws="none", timeout_graceful_shutdown=2
         )
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    @property
+    def scheduler(self):
+        return self.library.loaded[self.library.default].scheduler
+
+    def run(self):
+        """Serve in this thread."""
+        self.server.run(sockets=[self.socket])
 
     def __enter__(self):
         self.thread.start()
@@ -118,3 +154,32 @@ def until(condition, timeout_s):
             return True
         time.sleep(0.01)
     return bool(condition())
+
+
+def one_byte_pieces(app):
+    """Wrap an app so that its streams leave one byte at a time."""
+
+    async def wrapped(scope, receive, send):
+        async def drip(message):
+            if message["type"] != "http.response.body" or not message.get("more_body"):
+                await send(message)
+                return
+            for i in range(len(message["body"])):
+                await send({**message, "body": message["body"][i : i + 1]})
+
+        await app(scope, receive, drip)
+
+    return wrapped
+
+
+def real_chat(tokenizer=None, kind="native", **changes):
+    """A random model with the real engine; its tokenizer knows single bytes unless one is given."""
+    from nanozhchat.chat import Chat
+    from nanozhchat.engine import Engine
+    from nanozhchat.tokenizer import Tokenizer
+    from tests.conftest import make_config, make_model
+
+    tokenizer = tokenizer or Tokenizer.train(["只有字节"], 263)
+    config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 96, **changes})
+    engine = Engine(make_model(config, seed=3, perturb=True).eval(), tokenizer, kind=kind)
+    return Chat(engine, tokenizer, name="d4", source="sft", step=7)

@@ -31,12 +31,12 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
     ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache ngrams sampling quantize"),
-    ("the model and its batches", "gpt dataloader prepare server batching ngram_counts"),
+    ("the model and its batches", "gpt dataloader prepare batching ngram_counts"),
     ("parts that need a model", "optim objectives native loss_eval budget"),
     ("checkpoints hold model and optimizer", "checkpoint engine"),
     ("what a training run is given and carries along", "plan export"),
     ("the loop, and the model as a partner to talk to", "trainer chat"),
-    ("whole activities", "run hooks task_eval engine_speed"),
+    ("whole activities", "run hooks task_eval engine_speed server"),
 )
 NO_TORCH = "tokens of a corpus, still no torch"  # up to here
 TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here

@@ -11,24 +11,27 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 
-from nanozhchat.chat import Chat
-from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.server import serve
 from nanozhchat.server.app import Settings, create_app
+from nanozhchat.server.library import Library, Listed, list_checkpoints
 from nanozhchat.server.scheduler import Limits
-from nanozhchat.tokenizer import Tokenizer
-from tests.conftest import make_config, make_model
-from tests.fakes import STORY, Delta, FakeChat, FakeEngine, LiveServer, until
+from tests.fakes import STORY, Delta, FakeBatch, FakeChat, FakeEngine, LiveServer, real_chat, until
 
-CHAT = "/v1/chat/completions"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASK = {"model": "d4", "messages": [{"role": "user", "content": "讲个故事"}]}
+BASE = Listed(name="d4:base:7", tag="d4", source="base", step=7, created=1)
+SFT = Listed(name="d4", tag="d4", source="sft", step=1200, created=1)
 
 
 @pytest.fixture(scope="module")
 def live():
-    with LiveServer(FakeChat()) as server:
+    base = FakeChat(source="base", name=BASE.name)
+    with LiveServer(FakeChat(), listed=[SFT, BASE], load=lambda _item: base) as server:
+        server.base = base
         yield server
 
 
@@ -50,18 +53,17 @@ def events(body):
     """Parse a stream strictly: one data line an event, [DONE] last."""
     blocks = body.split("\n\n")
     assert blocks.pop() == ""
+    blocks = [b for b in blocks if not b.startswith(":")]
     assert all(b.startswith("data: ") and "\n" not in b for b in blocks)
     return [b[6:] if b == "data: [DONE]" else json.loads(b[6:]) for b in blocks]
 
 
-def text_of(chunks):
-    return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+def text_of(chunks, index=0):
+    choices = [choice for c in chunks for choice in c["choices"] if choice["index"] == index]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
-def test_fake_delta_has_the_fields_of_the_real_one():
-    from nanozhchat.engine import Delta as RealDelta
-
-    assert Delta.__dataclass_fields__.keys() == RealDelta.__dataclass_fields__.keys()
+# --- what comes back
 
 
 def test_a_stream_is_the_whole_answer_with_role_first_one_finish_reason_and_done_last(http):
@@ -103,34 +105,79 @@ def test_text_parts_defaults_and_unknown_fields_are_accepted(live, http):
     assert live.chat.prompts[-1][-1].content == "你好"
 
 
-def test_base_model_gets_the_text_of_all_turns_to_continue():
-    chat = FakeChat(source="base")
-    with LiveServer(chat) as live:
-        turns = [{"role": "user", "content": "从前"}, {"role": "assistant", "content": "有"}]
-        httpx.post(live.url + CHAT, json={"messages": [*turns, {"role": "user", "content": "山"}]})
-    assert chat.prompts == ["从前有山"]
+def test_several_answers_come_whole_and_streamed_by_index(http):
+    whole = http.post(CHAT, json=ask(n=3)).json()
+    *chunks, _ = events(http.post(CHAT, json=ask(n=3, stream=True)).text)
+    assert [c["message"]["content"] for c in whole["choices"]] == [STORY] * 3 == [text_of(chunks, i) for i in range(3)]
+    assert whole["usage"]["completion_tokens"] == 3 * len(STORY)
+
+
+def test_logprobs_name_each_token_its_bytes_and_its_rivals(http):
+    body = ask(logprobs=True, top_logprobs=1, max_tokens=3)
+    whole = http.post(CHAT, json=body).json()["choices"][0]["logprobs"]["content"]
+    *chunks, _ = events(http.post(CHAT, json={**body, "stream": True}).text)
+    streamed = [row for c in chunks for row in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
+    assert [row["token"] for row in whole] == ["从", "前", "有"]
+    assert whole[0] == {"token": "从", "logprob": -0.02, "bytes": [*"从".encode()], "top_logprobs": [
+        {"token": "从", "logprob": -0.02, "bytes": [*"从".encode()]}]}  # fmt: skip
+    assert streamed == whole
+    text = http.post(TEXT, json={"prompt": "从", "logprobs": 2, "max_tokens": 2}).json()["choices"][0]["logprobs"]
+    assert (text["tokens"], text["text_offset"], text["top_logprobs"][0]["么"]) == (["从", "前"], [0, 1], -2.5)
+
+
+def test_text_completion_takes_text_or_ids_and_any_checkpoint(live, http):
+    for prompt in ("从前", ["从前"], [1, 2], [[1, 2]]):
+        answer = http.post(TEXT, json={"prompt": prompt, "model": BASE.name}).json()
+        assert (answer["object"], answer["choices"][0]["text"]) == ("text_completion", STORY)
+    *chunks, done = events(http.post(TEXT, json={"prompt": "从", "stream": True}).text)
+    assert ("".join(c["choices"][0]["text"] for c in chunks), done) == (STORY, "[DONE]")
+
+
+def test_a_base_model_gets_the_text_of_all_turns_to_continue(live, http):
+    turns = [{"role": "user", "content": "从前"}, {"role": "assistant", "content": "有"}]
+    http.post(CHAT, json={"model": BASE.name, "messages": [*turns, {"role": "user", "content": "山"}]})
+    assert live.base.prompts[-1] == "从前有山"
+
+
+def test_tokens_go_there_and_back(http):
+    found = http.post("/tokenize", json={"text": "你好"}).json()
+    assert found["pieces"] == [[*"你".encode()], [*"好".encode()]]
+    assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"text": "你好"}
+    assert http.post("/detokenize", json={"tokens": [-1]}).status_code == 400
 
 
 def test_official_client_works_unchanged(live):
     with openai.OpenAI(base_url=live.url + "/v1", api_key="unused", max_retries=0) as client:
-        assert [m.id for m in client.models.list()] == ["d4"]
-        assert client.models.retrieve("d4").id == "d4"
-        whole = client.chat.completions.create(**ASK, temperature=0, seed=1)
+        assert [m.id for m in client.models.list()] == ["d4", BASE.name]
+        assert client.models.retrieve(BASE.name).id == BASE.name
+        whole = client.chat.completions.create(**ASK, temperature=0, seed=1, logprobs=True, n=2)
         options = {"include_usage": True}
         chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options=options))
+        text = client.completions.create(model="d4", prompt="从前").choices[0].text
         with pytest.raises(openai.BadRequestError) as error:
-            client.chat.completions.create(**ASK, n=2)
-    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole.choices[0].message.content == STORY
-    assert chunks[-1].usage == whole.usage
+            client.chat.completions.create(**ASK, tools=[{"type": "function", "function": {"name": "x"}}])
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert streamed == text == whole.choices[1].message.content == STORY
     assert error.value.code == "unsupported_parameter"
 
 
-def test_models_name_context_and_sampling_ranges(http):
-    model = http.get("/v1/models").json()["data"][0]
-    assert (model["id"], model["source"], model["step"], model["context_length"]) == ("d4", "sft", 1200, 1024)
+def test_models_name_their_checkpoint_context_and_sampling_ranges(http):
+    model, base = http.get("/v1/models").json()["data"]
+    assert (model["source"], model["step"], model["context_length"], model["loaded"]) == ("sft", 1200, 1024, True)
     assert all(r["min"] <= r["default"] <= r["max"] for r in model["sampling"].values())
+    assert (base["id"], base["source"], base["step"]) == (BASE.name, "base", 7)
 
+
+def test_metrics_count_requests_and_tokens(http):
+    http.post(CHAT, json=ASK)
+    text = http.get("/metrics").text
+    assert all(len(line.rsplit(" ", 1)) == 2 for line in text.splitlines())
+    assert 'nanozhchat_running{model="d4"} 0' in text
+    assert float(text.split('completion_tokens_total{model="d4"} ')[1].split("\n")[0]) >= len(STORY)
+    assert 'nanozhchat_requests_total{status="200"}' in text
+
+
+# --- what is refused
 
 A = b'{"messages":[{"role":"user","content":"a"}],'
 USER, SYSTEM, ASSISTANT = ({"role": role, "content": "a"} for role in ("user", "system", "assistant"))
@@ -142,7 +189,7 @@ BAD_BODIES = [
 ]  # fmt: skip
 BAD_MESSAGES = [
     None, [], USER, ["hi"], [{"content": "a"}], [{"role": "user"}], [USER] * 2, [USER, ASSISTANT], [SYSTEM],
-    [USER, SYSTEM], [USER, ASSISTANT] * 128 + [USER],
+    [USER, SYSTEM], [USER, ASSISTANT] * 128 + [USER], [{**USER, "tool_calls": [{}]}],
     *([{"role": role, "content": "a"}] for role in ("wizard", ["user"], "tool")),
     *([{"role": "user", "content": content}] for content in (5, {"text": "a"}, "字" * 65_537, [{"type": "text"}],
       [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}])),
@@ -150,8 +197,8 @@ BAD_MESSAGES = [
 BAD_FIELDS = {
     "temperature": [2.1, "1", True], "top_p": [0, 1.5], "top_k": [-1, 1.5], "repetition_penalty": [0],
     "max_tokens": [0, "9", 10**30], "stop": [["a"] * 5, "", "a" * 65, [1]], "seed": [2**64], "stream": ["yes"],
-    "stream_options": [{"include_usage": True}], "n": [2], "tools": [[{"type": "function"}]], "logprobs": [True],
-    "response_format": [{"type": "json_object"}], "model": [4],
+    "stream_options": [{"include_usage": True}], "n": [0, 9], "tools": [[{"type": "function"}]], "logprobs": [3],
+    "response_format": [{"type": "json_object"}], "model": [4], "top_logprobs": [2, 21],
 }  # fmt: skip
 MALFORMED = [
     *BAD_BODIES,
@@ -161,39 +208,56 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("body", MALFORMED, ids=lambda body: repr(body)[-40:])
-def test_malformed_body_gives_400_and_an_error_object(http, body):
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    response = http.post(CHAT, content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 400
-    assert response.json()["error"].keys() == {"message", "type", "param", "code"}
-    assert response.json()["error"]["type"] == "invalid_request_error"
-
-
-def test_error_messages_never_repeat_the_input(http):
+def test_sixty_malformed_bodies_give_400_and_an_error_object_that_never_repeats_the_input(http):
+    assert len(MALFORMED) >= 60
+    for body in MALFORMED:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = http.post(CHAT, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 400, body
+        assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+        assert response.json()["error"]["type"] == "invalid_request_error"
     secret = "机密词语"
     for body in (turn("a", secret), ask(temperature=secret), {**ASK, "model": secret}, ask(stop=[secret * 40])):
         assert secret not in http.post(CHAT, json=body).text
+    for prompt in (None, 5, [], ["a", "b"], [[1], "a"], [1, "a"], [-1], [10**9]):
+        status = http.post(TEXT, json={"prompt": prompt}).status_code
+        assert status == (200 if prompt == [] else 400), prompt  # nothing: a text from the start
+
+
+def test_an_unsupported_part_and_a_wrong_order_have_their_own_codes(http):
+    image = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
+    answers = [http.post(CHAT, json=body).json()["error"] for body in (turn(image), {"messages": [USER] * 2})]
+    assert [e["code"] for e in answers] == ["unsupported_content", "invalid_turn_order"]
+    assert answers[0]["param"] == "messages.0.content.0.type"
+
+
+def test_schemathesis_finds_no_server_error(live):
+    bounded = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    for operation in schemathesis.openapi.from_url(live.url + "/openapi.json").get_all_operations():
+
+        @bounded
+        @given(case=operation.ok().as_strategy())
+        def check(case):
+            response = case.call(base_url=live.url)
+            assert response.status_code < 500, (case, response.text)
+
+        check()
 
 
 def test_too_long_conversation_is_refused_before_any_work(live, http):
     response = http.post(CHAT, json=turn("字" * 1024))
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert live.chat.engine.active == 0
 
 
 def test_unknown_model_path_method_and_media_type_have_their_own_status(http):
     cases = [
-        (http.post(CHAT, json={**ASK, "model": "../d5"}), 404),
-        (http.get("/v1/models/other"), 404),
-        (http.get("/v1/nothing"), 404),
-        (http.get("/static/../app.py"), 404),
-        (http.get("/static/%2e%2e%2fapp.py"), 404),
-        (http.get(CHAT), 405),
+        (http.post(CHAT, json={**ASK, "model": "../d5"}), 404), (http.get("/v1/models/other"), 404),
+        (http.get("/v1/nothing"), 404), (http.get("/static/../app.py"), 404), (http.get("/ui/runs/base/..%2f"), 404),
+        (http.get("/static/%2e%2e%2fapp.py"), 404), (http.get(CHAT), 405),
         (http.post(CHAT, content=json.dumps(ASK), headers={"content-type": "text/plain"}), 415),
         (http.post(CHAT, json=ASK, headers={"content-encoding": "gzip"}), 415),
-    ]
+    ]  # fmt: skip
     assert [(r.status_code, set(r.json())) for r, _ in cases] == [(status, {"error"}) for _, status in cases]
 
 
@@ -230,10 +294,11 @@ def test_configured_names_and_on_public_addresses_any_ip_are_accepted():
 def test_key_covers_the_api_but_not_the_page_and_health():
     with LiveServer(FakeChat(), Settings(api_key="s3cret")) as live, httpx.Client(base_url=live.url) as http:
         wrong = [{}, *({"authorization": key} for key in ("Bearer s3cre", "Basic s3cret", "s3cret"))]
-        refused = [http.post(CHAT, json=ASK, headers=h) for h in wrong] + [http.get("/v1/models"), http.get("/other")]
+        private = ("/v1/models", "/other", "/metrics", "/ui/runs", "/openapi.json")
+        refused = [http.post(CHAT, json=ASK, headers=h) for h in wrong] + [http.get(path) for path in private]
         assert {(r.status_code, r.json()["error"]["code"]) for r in refused} == {(401, "invalid_api_key")}
         assert http.post(CHAT, json=ASK, headers={"authorization": "Bearer s3cret"}).status_code == 200
-        assert [http.get(p).status_code for p in ("/", "/health", "/static/main.js")] == [200, 200, 200]
+        assert [http.get(p).status_code for p in ("/", "/runs", "/health", "/static/main.js")] == [200] * 4
 
 
 def test_every_response_carries_the_security_headers(http):
@@ -244,10 +309,14 @@ def test_every_response_carries_the_security_headers(http):
         assert response.headers["referrer-policy"] == "no-referrer"
 
 
+# --- load, leaving, failing
+
+
 @pytest.fixture
 def slow():
-    """A server whose answers take ten seconds."""
-    with LiveServer(FakeChat(FakeEngine(repeat=20, delay_s=0.01)), Settings(limits=Limits(waiting=2))) as server:
+    """A server with one slot whose answers take ten seconds."""
+    limits = Limits(running=1, waiting=2)
+    with LiveServer(FakeChat(FakeEngine(repeat=20, delay_s=0.01)), Settings(limits=limits)) as server:
         yield server
 
 
@@ -263,21 +332,17 @@ def test_leaving_a_stream_frees_the_slot_within_a_second(repeat, delay_s):
             assert until(lambda: engine.active == 0, 1)
 
 
-def test_leaving_a_whole_answer_frees_the_slot_within_a_second(slow):
+def test_leaving_a_whole_answer_or_the_line_frees_the_place_within_a_second(slow):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(slow.url + CHAT, json=ask(max_tokens=900), timeout=0.3)
     assert until(lambda: slow.chat.engine.active == 0, 1)
-
-
-def test_leaving_while_waiting_frees_the_place_in_line(slow):
-    scheduler = slow.app.state.scheduler
     body = ask(stream=True, max_tokens=900)
     with httpx.stream("POST", slow.url + CHAT, json=body):
-        assert until(lambda: scheduler.running == 1, 1)
+        assert until(lambda: slow.scheduler.running == 1, 1)
         with httpx.stream("POST", slow.url + CHAT, json=body):
-            assert until(lambda: scheduler.queued == 1, 1)
-        assert until(lambda: scheduler.queued == 0, 1)
-        assert scheduler.running == 1
+            assert until(lambda: slow.scheduler.queued == 1, 1)
+        assert until(lambda: slow.scheduler.queued == 0, 1)
+        assert slow.scheduler.running == 1
 
 
 def test_full_line_gives_429_with_retry_after_and_health_still_answers(slow):
@@ -286,7 +351,7 @@ def test_full_line_gives_429_with_retry_after_and_health_still_answers(slow):
     async def crowd():
         async with httpx.AsyncClient(base_url=slow.url, timeout=10) as client:
             held = [asyncio.ensure_future(client.post(CHAT, json=body)) for _ in range(3)]
-            await asyncio.to_thread(until, lambda: slow.app.state.scheduler.queued == 2, 2)
+            await asyncio.to_thread(until, lambda: slow.scheduler.queued == 2, 2)
             answers = await client.post(CHAT, json=body), await client.get("/health")
             return [task.cancel() for task in held] and answers
 
@@ -305,6 +370,38 @@ def test_streams_at_once_never_mix(live):
     assert texts == [STORY[:n] for n in range(10, 16)]
 
 
+def test_models_are_loaded_when_asked_for_and_the_idle_one_used_longest_ago_leaves():
+    names = ["d4", "a", "b"]
+    listed = [Listed(name=name, tag=name, source="sft", step=1, created=1) for name in names]
+    loads = []
+
+    def load(item):
+        loads.append(item.name)
+        if item.name == "b" and loads.count("b") == 1:
+            raise OSError("机密")
+        return FakeChat(name=item.name)
+
+    with LiveServer(FakeChat(), listed=listed, load=load) as live, ThreadPoolExecutor(4) as pool:
+        post = lambda name: httpx.post(live.url + CHAT, json=ask(model=name), timeout=10)  # noqa: E731
+        assert {r.status_code for r in pool.map(post, ["a"] * 4)} == {200}
+        assert loads == ["a"]
+        refused = post("b")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+        assert "机密" not in refused.text
+        assert post("b").json()["model"] == "b"
+        assert set(live.library.loaded) == {"d4", "b"}
+
+
+def test_the_list_holds_every_checkpoint_but_none_outside_the_base_directory(base_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("nanozhchat.checkpoint.list_steps", lambda folder: [1, 2])
+    for folder in (base_dir / "base" / "d4", tmp_path / "elsewhere"):
+        for step in (1, 2):
+            (folder / f"step_{step:08d}").mkdir(parents=True)
+            (folder / f"step_{step:08d}" / "manifest.json").touch()
+    (base_dir / "base" / "link").symlink_to(tmp_path / "elsewhere")
+    assert [item.name for item in list_checkpoints(FakeChat())] == ["d4", "d4:base:2", "d4:base:1"]
+
+
 @pytest.fixture
 def stuck():
     """An engine that waits for its gate."""
@@ -315,21 +412,23 @@ def stuck():
 
 
 def test_waiting_too_long_ends_with_an_error_event(stuck):
-    with LiveServer(FakeChat(stuck), Settings(limits=Limits(queue_wait_s=0.3))) as live:
+    with LiveServer(FakeChat(stuck), Settings(limits=Limits(running=1, queue_wait_s=1.0))) as live:
         with httpx.stream("POST", live.url + CHAT, json=ask(stream=True)):
             assert until(lambda: stuck.active == 1, 1)
             body = httpx.post(live.url + CHAT, json=ask(stream=True)).text
             status = httpx.post(live.url + CHAT, json=ASK).status_code
         stuck.gate.set()
+    assert ": place 1\n\n" in body
     assert (events(body)[-1]["error"]["code"], status) == ("queue_timeout", 503)
 
 
 def test_silent_stream_sends_comments_to_keep_the_connection(stuck):
-    with LiveServer(FakeChat(stuck), Settings(ping_s=0.05)) as live:
-        threading.Timer(0.4, stuck.gate.set).start()
-        body = httpx.post(live.url + CHAT, json=ask(stream=True)).text
-    assert ": ping\n\n" in body
-    assert body.endswith("data: [DONE]\n\n")
+    live = LiveServer(FakeChat(stuck), Settings(ping_s=0.05))
+    with live, httpx.stream("POST", live.url + CHAT, json=ask(stream=True)) as response:
+        lines = response.iter_lines()
+        assert ": ping" in lines
+        stuck.gate.set()
+        assert "data: [DONE]" in lines
 
 
 def test_answer_over_the_time_limit_is_cut_with_length():
@@ -341,7 +440,7 @@ def test_answer_over_the_time_limit_is_cut_with_length():
 
 
 class BrokenEngine(FakeEngine):
-    """Fails after a character, or at once."""
+    """Fails after a character."""
 
     error = None
 
@@ -366,44 +465,60 @@ def test_failing_engine_gives_an_error_event_without_done_and_the_server_lives(e
     assert not any(secret in body for secret in ("机密", "division") for body in (stream, whole.text, unexpected.text))
 
 
-def test_slow_body_gives_408():
-    with (
-        LiveServer(FakeChat(), Settings(receive_s=0.2)) as live,
-        socket.create_connection(("127.0.0.1", live.port)) as raw,
-    ):
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
-        raw.sendall(head.encode() + b"{")
-        raw.settimeout(3)
-        assert b" 408 " in raw.recv(4096)
+def test_slow_body_gives_408_and_a_connection_that_never_completes_a_request_is_closed(monkeypatch):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    with LiveServer(FakeChat(), Settings(receive_s=0.2)) as live:
+        with socket.create_connection(("127.0.0.1", live.port), 3) as raw:
+            raw.sendall(head.encode() + b"{")
+            assert b" 408 " in raw.recv(4096)
+        monkeypatch.setattr(serve, "RECEIVE_S", 0.3)
+        for start in (b"", b"GET / HT", head.encode() + b"{"):
+            with socket.create_connection(("127.0.0.1", live.port), 3) as raw:
+                raw.sendall(start)
+                while raw.recv(4096):
+                    pass
+
+
+# --- the real engine
 
 
 @pytest.fixture(scope="module")
 def real():
     """A random model with the real engine and tokenizer behind the server."""
-    tokenizer = Tokenizer.train(["只有字节"], 263)
-    config = make_config(vocab_size=tokenizer.vocab_size, sequence_len=96)
-    engine = Engine(make_model(config, seed=3, perturb=True).eval(), tokenizer)
-    with LiveServer(Chat(engine, tokenizer, name="d4", source="sft", step=7)) as server:
+    with LiveServer(real_chat(), batch=None) as server:
         yield server
 
 
-def test_real_engine_gives_the_same_text_streamed_and_whole_and_counts_its_tokens(real):
-    body, options = ask(seed=5, temperature=1.5), {"stream": True, "stream_options": {"include_usage": True}}
-    *chunks, _ = events(httpx.post(real.url + CHAT, json={**body, **options}).text)
-    whole = httpx.post(real.url + CHAT, json=body).json()
-    assert text_of(chunks) == whole["choices"][0]["message"]["content"] != ""
-    assert chunks[-1]["usage"] == whole["usage"]
-    ids = real.chat.prompt_ids(ASK["messages"])
-    usage = httpx.post(real.url + CHAT, json=ask(seed=5, temperature=1.5, max_tokens=20)).json()["usage"]
-    made = list(real.chat.engine.tokens(ids, SamplingParams(seed=5, temperature=1.5, max_tokens=20)))
-    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(ids), len(made))
+def test_two_hundred_answers_streamed_and_read_byte_by_byte_equal_the_whole_ones(real):
+    """The random model makes bytes of any kind, broken characters among them."""
+    with httpx.Client(base_url=real.url, timeout=30) as http:
+        for seed in range(200):
+            body = ask(seed=seed, temperature=1.2, max_tokens=10)
+            with http.stream("POST", CHAT, json={**body, "stream": True}) as response:
+                text = b"".join(response.iter_bytes(1)).decode()
+            whole = http.post(CHAT, json=body).json()["choices"][0]["message"]["content"]
+            assert text_of(events(text)[:-1]) == whole
 
 
-def test_real_context_bounds_prompt_and_answer_together(real):
-    answer = httpx.post(real.url + CHAT, json=ask(max_tokens=10**6)).json()
-    assert answer["usage"]["total_tokens"] <= 96
-    refused = httpx.post(real.url + CHAT, json=turn("字" * 31))
-    assert refused.json()["error"]["code"] == "context_length_exceeded"
+def test_real_counts_seeds_and_context_hold(real):
+    with httpx.Client(base_url=real.url, timeout=30) as http:
+        answer = http.post(CHAT, json=ask(seed=5, temperature=1.5, max_tokens=20, n=2, logprobs=True)).json()
+        ids = real.chat.prompt_ids(ASK["messages"])
+        made = list(real.chat.engine.tokens(ids, SamplingParams(seed=5, temperature=1.5, max_tokens=20)))
+        content = answer["choices"][0]["logprobs"]["content"]
+        assert [bytes(row["bytes"]) for row in content] == [
+            real.chat.tokenizer.decode_bytes([i], show_special=True) for i in made
+        ]
+        assert answer["choices"][0]["message"] != answer["choices"][1]["message"]
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        assert http.post(CHAT, json=ask(max_tokens=10**6)).json()["usage"]["total_tokens"] <= 96
+        refused = http.post(CHAT, json=turn("字" * 31))
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+        control = http.post("/tokenize", json={"text": "<|end|>"}).json()
+        assert control["count"] > 1  # a name of a control token is ordinary text
+
+
+# --- process life
 
 
 def stopped_while_streaming(monkeypatch, *, number, grace_s, max_tokens):
@@ -421,7 +536,7 @@ def stopped_while_streaming(monkeypatch, *, number, grace_s, max_tokens):
 
     visitor = threading.Thread(target=visit)
     visitor.start()
-    serve.serve(create_app(FakeChat(FakeEngine(delay_s=0.02, repeat=9))), listener)
+    serve.serve(create_app(Library(FakeChat(FakeEngine(delay_s=0.02, repeat=9)), batch=FakeBatch)), listener)
     visitor.join(5)
     return bodies[0]
 
@@ -431,18 +546,6 @@ def test_stop_signal_lets_a_stream_finish_within_the_grace_time(monkeypatch):
     assert body.endswith("data: [DONE]\n\n")
     body = stopped_while_streaming(monkeypatch, number=signal.SIGINT, grace_s=0.3, max_tokens=400)
     assert events(body)[-1]["error"]["code"] == "server_stopping"
-
-
-@pytest.mark.parametrize(
-    "start", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\na"]
-)
-def test_connection_that_never_completes_a_request_is_closed(live, monkeypatch, start):
-    monkeypatch.setattr(serve, "RECEIVE_S", 0.3)
-    with socket.create_connection(("127.0.0.1", live.port)) as raw:
-        raw.settimeout(3)
-        raw.sendall(start)
-        while raw.recv(4096):
-            pass
 
 
 def test_port_in_use_is_one_line_with_the_next_step():
@@ -462,7 +565,7 @@ def test_chat_web_prints_its_address_answers_there_and_stops_on_a_signal(monkeyp
 
     def visit():
         assert until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200, 5)
-        answers.append(httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=ASK).text)
+        answers.append(httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=ASK, timeout=20).text)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def load(*_args, **_where):
@@ -470,6 +573,7 @@ def test_chat_web_prints_its_address_answers_there_and_stops_on_a_signal(monkeyp
         return FakeChat()
 
     monkeypatch.setattr("nanozhchat.chat.load", load)
+    monkeypatch.setattr("nanozhchat.server.library.new_batch", FakeBatch)
     chat_web.main([f"--port={port}"])
     assert f"http://127.0.0.1:{port} " in capsys.readouterr().out
     assert STORY in answers[0]

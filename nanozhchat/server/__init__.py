@@ -1,5 +1,6 @@
-"""Web page and OpenAI-style API over one loaded model.
+"""Web page and OpenAI-style API over trained models.
 
-`schemas` wire format and its errors, `scheduler` requests -> engine, `guard` what is checked before any route,
-`app` the routes, `serve` sockets and process life, `static/` the page.
+`schemas` what may be asked, `answers` the way back, `scheduler` requests -> one running batch, `library` which models,
+`guard` what is checked before any route, `rich_text` Markdown -> safe HTML, `runs` what trainings wrote, `app` the
+routes, `serve` sockets and process life, `static/` the pages.
 """

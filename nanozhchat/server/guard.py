@@ -10,9 +10,11 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,16 +65,23 @@ class Guard:
     """ASGI middleware; see the module's docstring.
 
     hosts: names accepted besides localhost. any_address: also accept any bare IP address, which DNS rebinding cannot
-    forge. public: paths, or prefixes that end in `/`, that need no key.
+    forge. public: paths, or prefixes that end in `/`, that need no key. statuses: counts responses by status.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Iterable[str], any_address: bool, api_key: str | None, public: tuple[str, ...]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str],
+        any_address: bool,
+        api_key: str | None,
+        public: tuple[str, ...],
+        statuses: Counter[int],
     ) -> None:
         """Wrap `app`."""
         self.app = app
         self.hosts = LOCAL_HOSTS | {h.lower() for h in hosts}
-        self.any_address, self.api_key, self.public = any_address, api_key, public
+        self.any_address, self.api_key, self.public, self.statuses = any_address, api_key, public, statuses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, pass on, add headers."""
@@ -86,6 +95,7 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                self.statuses[message["status"]] += 1
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers[name] = value
@@ -96,6 +106,8 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
         except ApiError as error:
             await error_response(error)(scope, receive, send_with_headers)
+        except h11.LocalProtocolError:  # the client broke the protocol and was cut off: nobody is there to answer
+            log.debug("a client broke the protocol")
         except Exception:
             log.exception("request failed: %s", scope["path"][:64].encode("ascii", "replace").decode())
             if started:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 RECEIVE_S = 20.0  # first byte of a request to its last
 KEEP_ALIVE_S = 5
 GRACE_S = 30  # for streams in flight when asked to stop
-CONNECTIONS = 256
+CONNECTIONS = 1024
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -104,9 +104,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
-        scheduler = self.app.state.scheduler
-        scheduler.drain()
-        timer = asyncio.get_running_loop().call_later(GRACE_S, scheduler.abort)
+        library = self.app.state.library
+        library.drain()
+        timer = asyncio.get_running_loop().call_later(GRACE_S, library.abort)
         await super().shutdown(sockets)
         timer.cancel()
 

@@ -1,102 +1,131 @@
-// Sampling settings and the language: kept in local storage when there is one, shown in the settings dialog.
+// Settings: kept in local storage when there is one, shown in the settings dialog.
 
-import { t } from "./strings.js";
+import { recall, remember } from "./store.js";
+import { mark, t } from "./strings.js";
+import { byId, element } from "./view.js";
 
 const STORE = "nanozhchat.settings";
 const FIELDS = [
   { name: "temperature", step: 0.05 },
   { name: "top_p", step: 0.01, min: 0.01 }, // 0 would keep no token
+  { name: "top_k", step: 1 },
+  { name: "min_p", step: 0.01 },
+  { name: "repetition_penalty", step: 0.05 },
   { name: "max_tokens", step: 1 },
 ];
+const PRESETS = {
+  precise: { temperature: 0, top_p: 1 },
+  balanced: { temperature: 0.8, top_p: 0.95 },
+  creative: { temperature: 1.1, top_p: 0.98 },
+};
 
 export class Settings {
   #ranges = {};
   #rows = [];
-  #saved = read();
+  #saved = Object(recall(STORE, {}));
 
-  get language() {
-    return this.#saved.language ?? "zh-CN";
+  /** A saved choice such as language, theme, sendKey, model. */
+  get(name, fallback) {
+    return this.#saved[name] ?? fallback;
   }
 
-  set language(value) {
-    this.#save({ language: value });
+  set(name, value) {
+    this.#saved[name] = value;
+    remember(STORE, this.#saved);
   }
 
   /** Values for a request: only what the user changed, so that the server's defaults hold otherwise. */
   get sampling() {
-    const pairs = FIELDS.filter(({ name }) => this.#saved[name] !== undefined && this.#ranges[name]);
-    return Object.fromEntries(pairs.map(({ name }) => [name, this.#clamp(name, this.#saved[name])]));
+    const names = FIELDS.map(({ name }) => name).filter((name) => this.#saved[name] != null && this.#ranges[name]);
+    const values = Object.fromEntries(names.map((name) => [name, this.#clamp(name, this.#saved[name])]));
+    const seed = this.#saved.seed;
+    return Number.isInteger(seed) ? { ...values, seed } : values;
   }
 
-  /** Build the rows of the dialog in `container` from the ranges of /v1/models. */
-  build(container, ranges) {
+  /** Take a value within the model's range; returns what it became. */
+  setSampling(name, value) {
+    const kept = name === "seed" ? Math.trunc(value) : this.#ranges[name] ? this.#clamp(name, value) : value;
+    this.set(name, kept);
+    this.show();
+    return kept;
+  }
+
+  /** Build the rows of the dialog from the ranges of a model. */
+  build(ranges) {
     this.#ranges = ranges;
     this.#rows = FIELDS.filter(({ name }) => ranges[name]).map((field) => this.#row(field));
-    container.replaceChildren(...this.#rows.map((row) => row.element));
+    byId("fields").replaceChildren(...this.#rows.map((row) => row.field));
+    this.#presets();
     this.show();
   }
 
-  /** Write texts and values into the rows (after a language switch or a reset). */
+  /** Write the values into the rows. */
   show() {
-    for (const { name, title, help, slider, output } of this.#rows) {
-      const value = this.#clamp(name, this.#saved[name] ?? this.#ranges[name].default);
-      title.textContent = t(name);
-      help.textContent = t(`${name}Help`);
-      slider.value = value;
-      output.value = value;
+    for (const { name, slider, output } of this.#rows) {
+      slider.value = output.value = this.#clamp(name, this.#saved[name] ?? this.#ranges[name].default);
+    }
+    byId("seed").value = this.#saved.seed ?? "";
+    for (const choice of document.querySelectorAll("[data-preset]")) {
+      const values = Object.entries(PRESETS[choice.dataset.preset]);
+      const same = values.every(([name, value]) => (this.#saved[name] ?? this.#ranges[name]?.default) === value);
+      choice.setAttribute("aria-pressed", String(same));
     }
   }
 
   reset() {
-    this.#save(Object.fromEntries(FIELDS.map(({ name }) => [name, undefined])));
+    for (const { name } of FIELDS) this.set(name, undefined);
+    this.set("seed", undefined);
     this.show();
+  }
+
+  #presets() {
+    byId("presets").replaceChildren(...Object.entries(PRESETS).map(([name, values]) => {
+      const choice = mark(Object.assign(element("button", "choice"), { type: "button" }), { text: `preset_${name}` });
+      choice.dataset.preset = name;
+      choice.addEventListener("click", () => {
+        for (const [field, value] of Object.entries(values)) this.setSampling(field, value);
+      });
+      return choice;
+    }));
   }
 
   #row({ name, step, min }) {
     const range = this.#ranges[name];
-    const make = (tag, className) => Object.assign(document.createElement(tag), { className });
-    const element = make("div", "field");
-    const title = make("label", "field-name");
-    const help = make("span", "field-help");
+    const field = element("div", "field");
+    const title = mark(element("label", "field-name"), { text: name });
+    const help = mark(element("span", "field-help"), { text: `${name}Help` });
     const limits = { min: min ?? range.min, max: range.max, step, id: `set-${name}` };
-    const slider = Object.assign(make("input", "slider"), { type: "range", ...limits });
-    const output = Object.assign(make("input", "value"), { type: "number", ...limits, id: `set-${name}-value` });
+    const slider = Object.assign(element("input", "slider"), { type: "range", ...limits });
+    const output = Object.assign(element("input", "value"), { type: "number", ...limits, id: `set-${name}-value` });
     title.htmlFor = slider.id;
     output.setAttribute("aria-labelledby", (title.id = `set-${name}-title`));
     help.id = `set-${name}-help`;
     slider.setAttribute("aria-describedby", help.id);
-    const take = (value) => {
-      this.#save({ [name]: this.#clamp(name, value) });
-      this.show();
-    };
-    slider.addEventListener("input", () => take(slider.valueAsNumber));
-    output.addEventListener("change", () => take(output.valueAsNumber));
-    element.append(title, output, slider, help);
-    return { name, element, title, help, slider, output };
+    slider.addEventListener("input", () => this.setSampling(name, slider.valueAsNumber));
+    output.addEventListener("change", () => this.setSampling(name, output.valueAsNumber));
+    field.append(title, output, slider, help);
+    return { name, field, slider, output };
   }
 
   #clamp(name, value) {
     const { min, max, default: fallback } = this.#ranges[name];
     const field = FIELDS.find((f) => f.name === name);
     const number = Number.isFinite(value) ? value : fallback;
-    const whole = field.step === 1 ? Math.round(number) : number;
-    return Math.min(max, Math.max(field.min ?? min, whole));
-  }
-
-  #save(changes) {
-    Object.assign(this.#saved, changes);
-    try {
-      localStorage.setItem(STORE, JSON.stringify(this.#saved));
-    } catch {
-      // storage is blocked: the settings hold until the page is closed
-    }
+    return Math.min(max, Math.max(field?.min ?? min, field?.step === 1 ? Math.round(number) : number));
   }
 }
 
-function read() {
-  try {
-    return Object(JSON.parse(localStorage.getItem(STORE) ?? "{}"));
-  } catch {
-    return {};
-  }
+/** Make a group of buttons of which one is pressed; choose(value) when another is. */
+export function choices(box, prefix, values, current, choose) {
+  box.replaceChildren(...values.map((value) => {
+    const one = mark(Object.assign(element("button", "choice"), { type: "button" }), { text: `${prefix}_${value}` });
+    one.setAttribute("aria-pressed", String(value === current));
+    one.addEventListener("click", () => {
+      for (const other of box.children) other.setAttribute("aria-pressed", String(other === one));
+      choose(value);
+    });
+    return one;
+  }));
+  box.setAttribute("aria-label", t(prefix));
+  box.dataset.label = prefix;
 }
