@@ -134,7 +134,7 @@ def test_question_gets_its_answer_with_the_servers_speed_and_counts(page):
 
 def test_the_first_token_shows_within_200_ms_while_the_answer_goes_on(page, live):
     page.evaluate("""new MutationObserver(() => {
-        const answers = [...document.querySelectorAll(".answer")];
+        const answers = [...document.querySelectorAll("#log .answer")];
         if (answers.at(-1)?.textContent.trim()) window.seen ??= Date.now();
     }).observe(document.getElementById("log"), { subtree: true, childList: true, characterData: true })""")
     delays_ms = []
