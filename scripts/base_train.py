@@ -50,7 +50,7 @@ class BaseTrainArgs(RunFlags):
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
     init_from: str | None = cli.opt(None, "start from the weights of a folder of scripts.export", group="overrides")
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
-    ngrams: bool = cli.opt(True, "short runs only: let n-gram counts share the prediction", group="overrides")
+    ngrams: bool = cli.opt(True, "short runs on real text: n-gram counts help", group="overrides")
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides", neutral=True)
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
@@ -93,7 +93,8 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
-        corpus = 0 if args.init_from or not args.ngrams else store.n_tokens("train")
+        easy = all(sources.parse(spec).endless for spec in specs)  # generated: a network soon beats any counts
+        corpus = 0 if easy or args.init_from or not args.ngrams else store.n_tokens("train")
         pace: dict[str, Any] = {"seconds": seconds, "speed": speed, "corpus_tokens": corpus}
         recipe = run.recipe(lambda: budget.plan(depth, tokenizer.vocab_size, overrides, comp, **pace))
         for field, value, formula in explain(recipe):

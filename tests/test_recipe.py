@@ -248,3 +248,14 @@ def test_device_batch_follows_memory_without_changing_the_result():
         assert replace(r, device_batch_size=1, grad_accum_steps=1, memory_bytes=0) == replace(
             small, device_batch_size=1, grad_accum_steps=1, memory_bytes=0
         )
+
+
+@pytest.mark.parametrize(
+    ("depth", "corpus", "tokens", "counted"),
+    [(4, 11e6, 1e6, 9_900_000), (4, 1e9, 1e6, 12_000_000), (4, 4e6, 1e6, 0), (9, 1e9, 1e6, 0), (4, 0, 1e6, 0)],
+)
+def test_short_runs_count_n_grams_in_text_they_do_not_read(depth, corpus, tokens, counted):
+    recipe = resolve(depth, vocab_size=4096, budget_tokens=tokens, corpus_tokens=int(corpus))
+    assert recipe.ngram_tokens == pytest.approx(counted, rel=0.01)
+    gate = recipe.n_embd + 5 if counted else 0
+    assert recipe.num_params == resolve(depth, vocab_size=4096, budget_tokens=tokens).num_params + gate
