@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanozhchat.packing import Array, Packer, Piece, shuffled
+from nanozhchat.token_store import TokenStore
+from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 IGNORE = -1  # target of a position that is not scored
 BUFFER_DOCS = 256
-EVAL_BUFFER_DOCS = 64
 EVAL_SEED = 0
+SINGLE_PASS: dict[str, Any] = {"seed": 0, "buffer_docs": 64, "endless": False, "shuffle": False}  # for evaluation
 PREFETCH_BATCHES = 4
 
 Rendered = list[tuple[Array, Array]]  # (ids, mask) of conversations
@@ -50,85 +52,67 @@ class Batches(Protocol):
 
     def __next__(self) -> Batch:
         """Return the next batch of this rank."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch, plain JSON types."""
-        ...
 
     def seek(self, state: dict[str, Any], batch_rows: int) -> None:
         """Continue after the batch that carried `state`, with so many rows a batch."""
-        ...
 
 
-@runtime_checkable
-class Store(Protocol):
-    """What is needed of a token store (see token_store.py)."""
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How rows are shared out. batch_rows: of one rank; sequence_len: T; device: where batches go."""
 
-    def n_docs(self, split: str) -> int:
-        """Count documents."""
-        ...
+    batch_rows: int
+    sequence_len: int
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
 
-    def lengths(self, split: str) -> Array:
-        """Tokens of each document."""
-        ...
-
-    def doc(self, split: str, index: int) -> Array:
-        """Token ids of one document."""
-        ...
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1 or self.sequence_len < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"{self}: sizes must be at least 1 and rank below world_size")
 
 
-class _Loader:
-    """What both loaders share: which rows are this rank's, iteration, state."""
+class Loader:
+    """This rank's batches of packed rows. fill: the pieces of rows -> inputs, targets (rows, T) each."""
 
-    def __init__(self, packer: Packer, batch_rows: int, sequence_len: int, rank: int, world_size: int,
-                 device: torch.device | str | None) -> None:  # fmt: skip
-        if batch_rows < 1 or sequence_len < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"batch_rows={batch_rows}, sequence_len={sequence_len}, rank={rank}, world_size={world_size}: "
-                "sizes must be at least 1 and rank below world_size"
-            )
-        self.packer = packer
-        self.batch_rows, self.sequence_len = batch_rows, sequence_len
-        self.rank, self.world_size = rank, world_size
-        self.device = torch.device(device or "cpu")
+    def __init__(self, packer: Packer, shape: Shape, fill: Callable[[list[list[Piece]]], tuple[Array, Array]]) -> None:
+        self.packer, self.shape, self.fill = packer, shape, fill
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         self.packer.refill()  # so that the first batch of an epoch counts as its own
-        epoch = self.packer.epoch
-        rows = self._own_rows()
-        inputs, targets = self._fill(rows)
+        if self.packer.finished:
+            raise StopIteration
+        epoch, size, device = self.packer.epoch, self.shape.batch_rows, torch.device(self.shape.device)
+        rows = [self.packer.next_row() for _ in range(self.shape.world_size * size)]
+        rows = rows[self.shape.rank * size : (self.shape.rank + 1) * size]
+        x, y = map(torch.from_numpy, self.fill(rows))
+        if device.type == "cuda":
+            x, y = x.pin_memory(), y.pin_memory()
+        if device.type != "cpu":
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         documents = tuple(sorted({doc for row in rows for _, doc, _ in row}))
-        return _batch(inputs, targets, epoch, self.packer.state_dict(), self.device, documents)
-
-    def _own_rows(self) -> list[list[Piece]]:
-        rows = [self.packer.next_row() for _ in range(self.world_size * self.batch_rows)]
-        return rows[self.rank * self.batch_rows : (self.rank + 1) * self.batch_rows]
-
-    def _fill(self, rows: list[list[Piece]]) -> tuple[Array, Array]:
-        raise NotImplementedError
+        return Batch(x, y, epoch, self.packer.state_dict(), documents)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch, plain JSON types."""
         return self.packer.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batch that carried `state`; ValueError if it belongs to other data or settings."""
-        self.packer.load_state_dict(state)
-
     def seek(self, state: dict[str, Any], batch_rows: int) -> None:
-        """Continue after the batch that carried `state`, with so many rows a batch."""
-        self.load_state_dict(state)
-        self.batch_rows = batch_rows
+        """Continue after the batch that carried `state`, with so many rows; ValueError if it is of other data."""
+        self.packer.load_state_dict(state)
+        self.shape = replace(self.shape, batch_rows=batch_rows)
 
 
 class Prefetch:
     """Makes batches ahead of the model in a thread; the state travels with the batch, so nothing is lost by it."""
 
-    def __init__(self, loader: _Loader, depth: int = PREFETCH_BATCHES) -> None:
+    def __init__(self, loader: Loader, depth: int = PREFETCH_BATCHES) -> None:
         """Start at the loader's place. depth: batches ready at most."""
         self.loader, self.depth = loader, depth
         self.state = loader.state_dict()
@@ -159,18 +143,6 @@ class Prefetch:
         self.state = state
 
 
-def _batch(
-    inputs: Array, targets: Array, epoch: int, state: dict[str, Any], device: torch.device,
-    documents: tuple[int, ...] = (),
-) -> Batch:  # fmt: skip
-    x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-    if device.type == "cuda":
-        x, y = x.pin_memory(), y.pin_memory()
-    if device.type != "cpu":
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-    return Batch(x, y, epoch, state, documents)
-
-
 def _document_rows(rows: list[list[Piece]], read: Callable[[int], Array], capacity: int, bos_id: int) -> Array:
     """Gather tokens: (len(rows), capacity) int64, IGNORE after the end of a row that is not full."""
     out = np.full((len(rows), capacity), IGNORE, np.int64)
@@ -183,47 +155,32 @@ def _document_rows(rows: list[list[Piece]], read: Callable[[int], Array], capaci
     return out
 
 
-class DocumentLoader(_Loader):
+def document_loader(
+    store: TokenStore, split: str, *, bos_id: int, seed: int = 0, buffer_docs: int = BUFFER_DOCS, **shape: Any
+) -> Loader:
     """Endless batches of packed documents; every row starts with BOS and is full, every document start gets a BOS.
 
     No token of the split is lost or repeated within an epoch. A document cut at a row's end goes on in a later row
-    after a fresh BOS.
+    after a fresh BOS. shape: fields of `Shape`. Raises ValueError if the split is empty.
     """
+    lengths, cut = store.lengths(split), Shape(**shape)
+    if not lengths.sum():
+        raise ValueError(f"the {split} split holds no tokens; give more data")
 
-    def __init__(
-        self,
-        store: Store,
-        split: str,
-        *,
-        batch_rows: int,
-        sequence_len: int,
-        bos_id: int,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        buffer_docs: int = BUFFER_DOCS,
-    ) -> None:
-        """Start at the first batch; raises ValueError if the split is empty."""
-        lengths = store.lengths(split)
-        if not lengths.sum():
-            raise ValueError(f"the {split} split holds no tokens; give more data")
-        packer = Packer(lengths, sequence_len + 1, cut=True, seed=seed, buffer_docs=buffer_docs)
-        super().__init__(packer, batch_rows, sequence_len, rank, world_size, device)
-        self.store, self.split, self.bos_id = store, split, bos_id
-
-    def _fill(self, rows: list[list[Piece]]) -> tuple[Array, Array]:
-        tokens = _document_rows(rows, lambda doc: self.store.doc(self.split, doc), self.sequence_len + 1, self.bos_id)
+    def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
+        tokens = _document_rows(rows, lambda doc: store.doc(split, doc), cut.sequence_len + 1, bos_id)
         return tokens[:, :-1].copy(), tokens[:, 1:].copy()
 
+    return Loader(Packer(lengths, cut.sequence_len + 1, cut=True, seed=seed, buffer_docs=buffer_docs), cut, fill)
 
-def eval_documents(source: Store | Sequence[Sequence[int]], split: str, max_tokens: int | None) -> tuple[Array, Array]:
+
+def eval_documents(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Array, Array]:
     """Choose the documents to evaluate on: (their numbers, how many tokens of each).
 
     They come in a fixed pseudo-random order, so that a part stands for the whole, until there are `max_tokens`; the
     last one is cut. None = all. Raises ValueError if there is no token.
     """
-    lengths = source.lengths(split) if isinstance(source, Store) else np.array([len(doc) for doc in source], np.int64)
+    lengths = store.lengths(split)
     order = shuffled(len(lengths), EVAL_SEED, 0, np.arange(len(lengths)))
     lengths = lengths[order]
     if max_tokens is not None:
@@ -237,47 +194,25 @@ def eval_documents(source: Store | Sequence[Sequence[int]], split: str, max_toke
 
 
 def eval_batches(
-    source: Store | Sequence[Sequence[int]],
-    split: str = "val",
-    *,
-    batch_rows: int,
-    sequence_len: int,
-    bos_id: int,
-    max_tokens: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str | None = None,
+    store: TokenStore, split: str = "val", *, bos_id: int, max_tokens: int | None = None, **shape: Any
 ) -> Iterator[Batch]:
     """Score each token of the documents that `eval_documents` chooses exactly once, in the same rows for any ranks.
 
-    source: a token store, or documents as lists of ids. A BOS is never a target. All ranks get the same number of
-    batches; rows that are not full end in BOS inputs without targets.
+    A BOS is never a target. All ranks get the same number of batches; rows that are not full end in BOS inputs without
+    targets. shape: fields of `Shape`.
     """
-    order, lengths = eval_documents(source, split, max_tokens)
+    order, lengths = eval_documents(store, split, max_tokens)
+    cut = Shape(**shape)
 
-    def read(position: int) -> Array:
-        doc = int(order[position])
-        return source.doc(split, doc) if isinstance(source, Store) else np.asarray(source[doc])
-
-    packer = Packer(lengths, sequence_len + 1, cut=True, seed=0, buffer_docs=EVAL_BUFFER_DOCS, endless=False,
-                    shuffle=False)  # fmt: skip
-    while not packer.finished:
-        rows = [packer.next_row() for _ in range(world_size * batch_rows)]
-        tokens = _document_rows(rows[rank * batch_rows : (rank + 1) * batch_rows], read, sequence_len + 1, bos_id)
+    def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
+        tokens = _document_rows(rows, lambda i: store.doc(split, int(order[i])), cut.sequence_len + 1, bos_id)
         targets = np.where(tokens[:, 1:] == bos_id, IGNORE, tokens[:, 1:])
-        inputs = np.where(tokens[:, :-1] == IGNORE, bos_id, tokens[:, :-1])
-        yield _batch(inputs, targets, 0, {}, torch.device(device or "cpu"))
+        return np.where(tokens[:, :-1] == IGNORE, bos_id, tokens[:, :-1]), targets
+
+    return Loader(Packer(lengths, cut.sequence_len + 1, cut=True, **SINGLE_PASS), cut, fill)
 
 
-class Renderer(Protocol):
-    """What is needed of a tokenizer to prepare conversations."""
-
-    def render(self, conversation: Any, *, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
-        """Return ids and mask."""
-        ...
-
-
-def prepare_conversations(conversations: Iterable[Any], tokenizer: Renderer, sequence_len: int) -> Rendered:
+def prepare_conversations(conversations: Iterable[Any], tokenizer: Tokenizer, sequence_len: int) -> Rendered:
     """Render conversations to (ids, mask), at most sequence_len + 1 tokens each; those without a target are dropped.
 
     The number of dropped ones is logged. Raises ValueError if nothing is left.
@@ -292,10 +227,8 @@ def prepare_conversations(conversations: Iterable[Any], tokenizer: Renderer, seq
             dropped += 1
     total = len(rendered) + dropped
     if dropped:
-        log.warning(
-            "%d of %d conversations have no assistant text within %d tokens and are left out",
-            dropped, total, sequence_len,
-        )  # fmt: skip
+        text = "%d of %d conversations have no assistant text within %d tokens and are left out"
+        log.warning(text, dropped, total, sequence_len)
     if not rendered:
         raise ValueError(
             f"none of {total} conversations has assistant text within {sequence_len} tokens; "
@@ -304,80 +237,46 @@ def prepare_conversations(conversations: Iterable[Any], tokenizer: Renderer, seq
     return rendered
 
 
-class ConversationLoader(_Loader):
+def conversation_loader(
+    rendered: Rendered, *, pad_id: int, seed: int = 0, buffer_docs: int = BUFFER_DOCS, **shape: Any
+) -> Loader:
     """Endless batches of whole conversations packed into rows; what remains of a row is padded and not scored.
 
-    rendered: (ids, mask) as made by `prepare_conversations`; mask 1 = the token is to be learnt.
+    rendered: (ids, mask) as made by `prepare_conversations`; mask 1 = the token is to be learnt. shape: fields of
+    `Shape`. Raises ValueError if there are none, or one does not fit or has no target.
     """
-
-    def __init__(
-        self,
-        rendered: Sequence[tuple[Sequence[int] | Array, Sequence[int] | Array]],
-        *,
-        batch_rows: int,
-        sequence_len: int,
-        pad_id: int,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        buffer_docs: int = BUFFER_DOCS,
-    ) -> None:
-        """Start at the first batch; raises ValueError if there are none, or one does not fit or has no target."""
-        if not rendered:
-            raise ValueError("there are no conversations to train on; give other --data")
-        for i, (ids, mask) in enumerate(rendered):
-            if len(ids) != len(mask) or not 2 <= len(ids) <= sequence_len + 1 or not any(mask[1:]):
-                raise ValueError(
-                    f"conversation {i} has {len(ids)} ids and {int(sum(mask[1:]))} targets; rows take 2 to "
-                    f"{sequence_len + 1} ids with at least one target: use prepare_conversations"
-                )
-        lengths = np.fromiter((len(ids) for ids, _ in rendered), np.int64, len(rendered))
-        packer = Packer(lengths, sequence_len + 1, cut=False, seed=seed, buffer_docs=buffer_docs)
-        super().__init__(packer, batch_rows, sequence_len, rank, world_size, device)
-        self.rendered, self.pad_id = rendered, pad_id
-
-    def _fill(self, rows: list[list[Piece]]) -> tuple[Array, Array]:
-        inputs, targets = _conversation_rows(rows, self.rendered, self.sequence_len, self.pad_id)
-        assert (targets >= 0).any(axis=1).all(), "a row without targets"  # would make the mean loss 0/0
-        return inputs, targets
+    if not rendered:
+        raise ValueError("there are no conversations to train on; give other --data")
+    return _conversations(rendered, pad_id, Shape(**shape), seed=seed, buffer_docs=buffer_docs)
 
 
-def _conversation_rows(rows: list[list[Piece]], rendered: Sequence[Any], T: int, pad_id: int) -> tuple[Array, Array]:
-    """Gather ids and targets: (len(rows), T) each."""
-    inputs = np.full((len(rows), T + 1), pad_id, np.int64)
-    targets = np.full((len(rows), T + 1), IGNORE, np.int64)  # targets[i] stands at position i of the ids
-    for x, y, pieces in zip(inputs, targets, rows, strict=True):
-        at = 0
-        for length, doc, _ in pieces:
-            ids, mask = rendered[doc]
-            x[at : at + length] = ids
-            y[at : at + length] = np.where(np.asarray(mask, bool), ids, IGNORE)
-            y[at] = IGNORE  # the first token has no context of its own
-            at += length
-    return inputs[:, :-1].copy(), targets[:, 1:].copy()
-
-
-def conversation_eval_batches(
-    rendered: Sequence[tuple[Sequence[int] | Array, Sequence[int] | Array]],
-    *,
-    batch_rows: int,
-    sequence_len: int,
-    pad_id: int,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str | None = None,
-) -> Iterator[Batch]:
+def conversation_eval_batches(rendered: Rendered, *, pad_id: int, **shape: Any) -> Iterator[Batch]:
     """Score each target of each conversation exactly once, in the given order; as many batches on every rank."""
+    return _conversations(rendered, pad_id, Shape(**shape), **SINGLE_PASS)
+
+
+def _conversations(rendered: Rendered, pad_id: int, shape: Shape, **order: Any) -> Loader:
+    """Pack whole conversations. order: options of `Packer`."""
+    width = shape.sequence_len + 1
+    for i, (ids, mask) in enumerate(rendered):
+        if len(ids) != len(mask) or not 2 <= len(ids) <= width or not any(mask[1:]):
+            raise ValueError(
+                f"conversation {i} has {len(ids)} ids and {int(sum(mask[1:]))} targets; rows take 2 to "
+                f"{width} ids with at least one target: use prepare_conversations"
+            )
+
+    def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
+        inputs = np.full((len(rows), width), pad_id, np.int64)
+        targets = np.full((len(rows), width), IGNORE, np.int64)  # targets[i] stands at position i of the ids
+        for x, y, pieces in zip(inputs, targets, rows, strict=True):
+            at = 0
+            for length, doc, _ in pieces:
+                ids, mask = rendered[doc]
+                x[at : at + length] = ids
+                y[at : at + length] = np.where(np.asarray(mask, bool), ids, IGNORE)
+                y[at] = IGNORE  # the first token has no context of its own
+                at += length
+        return inputs[:, :-1].copy(), targets[:, 1:].copy()
+
     lengths = np.array([len(ids) for ids, _ in rendered], np.int64)
-    packer = Packer(lengths, sequence_len + 1, cut=False, seed=0, buffer_docs=EVAL_BUFFER_DOCS, endless=False,
-                    shuffle=False)  # fmt: skip
-    if len(lengths) and lengths.max() > sequence_len + 1:
-        raise ValueError(
-            f"a conversation has {lengths.max()} ids, rows take {sequence_len + 1}: use prepare_conversations"
-        )
-    while not packer.finished:
-        rows = [packer.next_row() for _ in range(world_size * batch_rows)]
-        inputs, targets = _conversation_rows(rows[rank * batch_rows : (rank + 1) * batch_rows], rendered, sequence_len,
-                                             pad_id)  # fmt: skip
-        yield _batch(inputs, targets, 0, {}, torch.device(device or "cpu"))
+    return Loader(Packer(lengths, width, cut=False, **order), shape, fill)

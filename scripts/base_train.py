@@ -14,7 +14,7 @@ import torch
 
 from nanozhchat import budget, cli, compute, export, hooks, sources
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import DocumentLoader, Prefetch, eval_batches
+from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
 from nanozhchat.engine import Engine
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
@@ -117,7 +117,7 @@ def train_run(
     if run.saved is not None:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
-    loader = Prefetch(DocumentLoader(store, "train", seed=args.seed, **shape))
+    loader = Prefetch(document_loader(store, "train", seed=args.seed, **shape))
     if run.state.loader:
         loader.seek(run.state.loader, recipe.device_batch_size)
     if args.compile or (args.compile is None and comp.device.type == "cuda"):

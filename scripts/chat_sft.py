@@ -18,10 +18,10 @@ from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.conversation_files import load_conversations
 from nanozhchat.dataloader import (
-    ConversationLoader,
     Prefetch,
     Rendered,
     conversation_eval_batches,
+    conversation_loader,
     prepare_conversations,
 )
 from nanozhchat.log import setup_logging
@@ -126,7 +126,7 @@ def train_run(
     else:
         run.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
-    loader = Prefetch(ConversationLoader(sets["train"], seed=args.seed, **shape))
+    loader = Prefetch(conversation_loader(sets["train"], seed=args.seed, **shape))
     if run.state.loader:
         loader.seek(run.state.loader, recipe.device_batch_size)
 

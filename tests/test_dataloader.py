@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanozhchat.dataloader import (
-    ConversationLoader,
-    DocumentLoader,
     conversation_eval_batches,
+    conversation_loader,
+    document_loader,
     eval_batches,
     eval_documents,
     prepare_conversations,
@@ -41,7 +41,7 @@ class Docs:
 
 
 def loader(docs, T=16, rows=2, **options):
-    return DocumentLoader(docs, "train", batch_rows=rows, sequence_len=T, bos_id=BOS, **options)
+    return document_loader(docs, "train", batch_rows=rows, sequence_len=T, bos_id=BOS, **options)
 
 
 def full_rows(batch):
@@ -70,8 +70,8 @@ def learnt(rendered):
     return sorted(i for ids, mask in rendered for i, m in zip(ids, mask, strict=True) if m)
 
 
-def conversation_loader(rendered, T=16, rows=2, **options):
-    return ConversationLoader(rendered, batch_rows=rows, sequence_len=T, pad_id=0, **options)
+def chat_loader(rendered, T=16, rows=2, **options):
+    return conversation_loader(rendered, batch_rows=rows, sequence_len=T, pad_id=0, **options)
 
 
 @given(st.integers(1, 5000), st.integers(0, 9), st.integers(0, 9))
@@ -131,7 +131,7 @@ def documents(**options):
 
 
 def chats(**options):
-    return conversation_loader(numbered([[0] + [1] * (i % 13 + 1) for i in range(60)]), **options)
+    return chat_loader(numbered([[0] + [1] * (i % 13 + 1) for i in range(60)]), **options)
 
 
 @pytest.mark.parametrize(("world_size", "rows"), [(2, 2), (4, 1), (1, 2)])
@@ -151,11 +151,11 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_ranks(make, world_siz
 def test_resuming_from_any_batch_continues_exactly(lengths, data, done, buffer, rank):
     options = {"seed": 1, "buffer_docs": buffer, "rank": rank, "world_size": 2}
     rendered = numbered(data.draw(rendered_lists))
-    for make in (lambda: loader(Docs(lengths), **options), lambda: conversation_loader(rendered, **options)):
+    for make in (lambda: loader(Docs(lengths), **options), lambda: chat_loader(rendered, **options)):
         first, second = make(), make()
         states = [json.dumps(first.state_dict()), *(json.dumps(next(first).state) for _ in range(done))]
         expected = [next(first) for _ in range(8)]
-        second.load_state_dict(json.loads(states[-1]))
+        second.seek(json.loads(states[-1]), 2)
         assert all(same(batch, next(second)) for batch in expected)
 
 
@@ -164,7 +164,7 @@ def test_a_state_of_other_data_or_settings_is_refused_with_the_difference(change
     given = {"docs": Docs([9] * 50), "T": 16, "seed": 1, "buffer_docs": 8}
     state = next(loader(**given)).state
     with pytest.raises(ValueError, match=r"was \d+ and is \d+"):
-        loader(**{**given, **change}).load_state_dict(state)
+        loader(**{**given, **change}).seek(state, 2)
 
 
 def test_the_epoch_counts_finished_passes():
@@ -209,11 +209,6 @@ def test_evaluation_keeps_to_its_limit_and_to_the_documents_it_names(lengths, ma
     assert len(found) == min(max_tokens, int(docs.sizes.sum()))
 
 
-def test_evaluation_takes_plain_lists_and_never_scores_a_bos():
-    [batch] = eval_batches([[5, 6, 7], [8]], batch_rows=1, sequence_len=8, bos_id=BOS)
-    assert sorted(scored([batch])) == [5, 6, 7, 8]
-
-
 class ByteRenderer:
     """Renders like the real tokenizer: BOS, then each turn as a role id, bytes, an end id; assistant turns learnt."""
 
@@ -241,7 +236,7 @@ PATHOLOGICAL = [
 @settings(deadline=None, max_examples=30)
 def test_no_row_is_without_a_target_when_rendered_conversations_are_cut(conversations, T):
     rendered = prepare_conversations([exchange("", "答"), *conversations], ByteRenderer(), T)  # the first always fits
-    load = conversation_loader(rendered, T)
+    load = chat_loader(rendered, T)
     for _ in range(10):
         assert (next(load).targets >= 0).any(dim=1).all()
 
@@ -250,7 +245,7 @@ def test_no_row_is_without_a_target_when_rendered_conversations_are_cut(conversa
 @settings(deadline=None)
 def test_each_target_is_learnt_once_an_epoch_after_its_own_context_and_no_row_is_without_one(masks, buffer):
     wanted, found = learnt(numbered(masks)), []
-    load = conversation_loader(numbered(masks), rows=1, buffer_docs=buffer)
+    load = chat_loader(numbered(masks), rows=1, buffer_docs=buffer)
     while len(found) < len(wanted):
         batch = next(load)
         kept = batch.targets >= 0
@@ -272,10 +267,10 @@ def test_nothing_to_learn_is_a_clear_error():
     with pytest.raises(ValueError, match="none of 1 conversations"):
         prepare_conversations(PATHOLOGICAL[:1], ByteRenderer(), 30)
     with pytest.raises(ValueError, match="no conversations"):
-        conversation_loader([])
+        chat_loader([])
 
 
 @pytest.mark.parametrize("bad", [([1, 2], [0, 0]), ([1], [1]), (list(range(18)), [0] + [1] * 17), ([1, 2, 3], [0, 1])])
 def test_a_rendered_conversation_that_breaks_the_rules_is_refused(bad):
     with pytest.raises(ValueError, match="conversation 1 "):
-        conversation_loader([([1, 2], [0, 1]), bad])
+        chat_loader([([1, 2], [0, 1]), bad])
