@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from nanozhchat.sampling import Choice, Floats, Sampler, SamplingParams
 from nanozhchat.tokenizer import StreamDecoder, Tokenizer
@@ -48,27 +47,28 @@ class Part:
     wanted: int
 
 
-class Decoder(Protocol):
+class Decoder:
     """A model with slots for sequences. held: the ids in each slot, in the order they were fed."""
 
-    context: int
-    held: list[list[int]]
+    def __init__(self, n_slots: int, context: int) -> None:
+        self.context = context
+        self.held: list[list[int]] = [[] for _ in range(n_slots)]
 
     def forward(self, parts: Sequence[Part]) -> list[Floats]:
         """Append each part to its slot; return (wanted, vocab_size) logits for each part."""
-        ...
+        raise NotImplementedError
 
     def copy(self, source: int, target: int, n: int) -> None:
         """Make `target` hold the first n tokens of `source`."""
-        ...
+        self.held[target] = self.held[source][:n]
 
     def truncate(self, slot: int, n: int) -> None:
         """Keep only the first n tokens of a slot."""
-        ...
+        del self.held[slot][n:]
 
     def clear(self, slot: int) -> None:
         """Empty a slot whose content may not be finite."""
-        ...
+        self.held[slot] = []
 
 
 class Request:

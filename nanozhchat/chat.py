@@ -49,25 +49,15 @@ class Chat:
         return "".join(self.stream(prompt, **sampling))
 
 
-def latest_tag() -> str:
-    """Name of the model whose checkpoint was written last; raises FileNotFoundError if there is none."""
-    found = [p for stage in paths.STAGES for p in (paths.base_dir() / stage).glob("*/latest.json")]
-    if not found:
-        raise FileNotFoundError(
-            f"no trained model under {paths.base_dir()}; run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
-        )
-    return max(found, key=lambda p: p.stat().st_mtime).parent.name
-
-
 def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[str, str, checkpoint.Saved]:
     """Find a checkpoint: the tag, the stage and what was saved. source None = the furthest stage that exists."""
-    name = paths.check_tag(tag) if tag else latest_tag()
+    name = paths.check_tag(tag) if tag else paths.latest_tag("latest.json")
     stages = [source] if source else list(reversed(paths.STAGES))
     for stage in stages:
         saved = checkpoint.find(paths.run_dir(stage, name), step if source else None)
         if saved is not None:
             return name, stage, saved
-    there = sorted({p.parent.name for stage in stages for p in (paths.base_dir() / stage).glob("*/latest.json")})
+    there = sorted({p.parent.name for p in paths.run_files("latest.json") if p.parent.parent.name in stages})
     raise FileNotFoundError(
         f"no {source or 'trained'} checkpoint of model tag {name!r} under {paths.base_dir()}; "
         f"tags there: {', '.join(there) or 'none'}"
@@ -75,14 +65,9 @@ def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[
 
 
 def load(
-    tag: str | None = None,
-    *,
-    source: str | None = None,
-    step: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    engine: str = "auto",
-) -> Chat:
+    tag: str | None = None, *, source: str | None = None, step: int | None = None, device: str | None = None,
+    dtype: str | None = None, engine: str = "auto",
+) -> Chat:  # fmt: skip
     """Load a model by tag, stage and step; None = the most recent model, its furthest stage, its newest step.
 
     tag: also a folder that `scripts.export` wrote with --to=hf or --to=int8.

@@ -15,8 +15,8 @@ import logging
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from nanozhchat.optim import Optimizer
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_(\d{8})")
 ROLLBACKS = "rollbacks.json"
 SPACE_MARGIN = 1.2  # free space wanted, relative to the expected size
@@ -114,46 +115,32 @@ class Keep:
     every: int = 0
 
 
+@dataclass
 class Pending:
-    """A checkpoint that a thread of each rank is writing; it exists once `commit`, called by all ranks, returns."""
+    """A checkpoint that a thread of each rank is writing; it exists once `commit`, called by all ranks, returns.
 
-    def __init__(self, folder: Path, work: Path, step: int, compute: Compute, keep: Keep, best: int | None) -> None:
-        self.folder, self.work, self.step, self.compute = folder, work, step, compute
-        self.keep, self.best = keep, best
-        self.written: dict[str, str] = {}
-        self.error: Exception | None = None
+    about: what the manifest says of it; written: SHA-256 of this rank's files by name.
+    """
 
-    def start(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None, about: dict[str, Any]) -> None:
-        """Write the tensor files, and on rank 0 the state, in the background."""
-        self.about = about
-        self.thread = threading.Thread(target=self._write, args=(tensors, state), daemon=True)
-        self.thread.start()
-
-    def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None) -> None:
-        try:
-            for name, content in tensors.items():
-                self.written[name] = files.write_with(self.work / name, partial(_save_tensors, content))
-            if state is not None:
-                files.write_json(self.work / "state.json", state)
-                self.written["state.json"] = files.sha256(self.work / "state.json")
-        except Exception as error:  # raised by commit, on every rank
-            self.error = error
-
-    @property
-    def ready(self) -> bool:
-        """Whether this rank's files are on the disk."""
-        return not self.thread.is_alive()
+    folder: Path
+    work: Path
+    step: int
+    compute: Compute
+    keep: Keep
+    best: int | None
+    about: dict[str, Any]
+    written: Future[dict[str, str]]
 
     def commit(self) -> Path:
         """Wait for all ranks' files and make the checkpoint exist; raises DiskError on every rank if one failed."""
-        self.thread.join()
-        gathered: list[Any] = self.compute.gather((self.written, self.error and str(self.error)))
+        error = self.written.exception()
+        own = ({}, str(error)) if error else (self.written.result(), "")
+        gathered: list[Any] = self.compute.gather(own)
         failure = next((text for _, text in gathered if text), "")
         final = self.folder / f"step_{self.step:08d}"
         if self.compute.is_main and not failure:
             try:
-                entries = {name: digest for part, _ in gathered for name, digest in part.items()}
-                _commit(self.folder, self.work, final, self.step, entries, self.about)
+                self._name(final, {name: digest for part, _ in gathered for name, digest in part.items()})
                 prune(self.folder, self.keep.last, every=self.keep.every, best=self.best, verify=False)
             except DiskError as error:
                 failure = str(error)
@@ -162,26 +149,26 @@ class Pending:
             raise DiskError(failure)
         return final
 
-
-def save(folder: Path, **options: Any) -> Path | None:
-    """Commit a checkpoint; all ranks call it with what `begin` takes. Returns its folder, or None if space is short."""
-    pending = begin(folder, **options)
-    if isinstance(pending, Pending):
-        return pending.commit()
-    return pending
+    def _name(self, final: Path, entries: dict[str, str]) -> None:
+        """Write the manifest and give the folder its name. entries: SHA-256 of each file."""
+        listed = [
+            {"name": name, "bytes": (self.work / name).stat().st_size, "sha256": digest}
+            for name, digest in sorted(entries.items())
+        ]
+        head = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": self.step}
+        files.write_json(self.work / MANIFEST, {**head, **self.about, "files": listed})
+        with files.disk_errors(final):
+            files.backend.replace(self.work, final)
+            files.backend.fsync_dir(self.folder)
+        files.write_json(
+            self.folder / "latest.json", {"step": self.step, "manifest_sha256": files.sha256(final / MANIFEST)}
+        )
 
 
 def begin(
-    folder: Path,
-    *,
-    step: int,
-    model: GPT,
-    optimizer_state: dict[str, Tensor],
-    state: dict[str, Any],
-    identity: dict[str, Any],
-    compute: Compute,
-    keep: Keep = Keep(),
-) -> Pending | Path | None:
+    folder: Path, *, step: int, model: GPT, optimizer_state: dict[str, Tensor], state: dict[str, Any],
+    identity: dict[str, Any], compute: Compute, keep: Keep = Keep(),
+) -> Pending | Path | None:  # fmt: skip
     """Copy a run's tensors and start writing them; all ranks call it.
 
     state: plain JSON types. identity: what must be equal to resume (stored in the manifest). Returns the checkpoint
@@ -210,12 +197,20 @@ def begin(
     if compute.is_main:
         tensors["model.safetensors"] = model.state_dict()
     copies = {name: {k: _copy(t) for k, t in content.items()} for name, content in tensors.items()}
-    pending = Pending(folder, work, step, compute, keep, state.get("best_step"))
-    pending.start(
-        copies, copy.deepcopy(state) if compute.is_main else None,
-        {"model": model.config.to_dict(), "identity": identity, "world_size": compute.world_size},
-    )  # fmt: skip
-    return pending
+    about = {"model": model.config.to_dict(), "identity": identity, "world_size": compute.world_size}
+    thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    written = thread.submit(_write, work, copies, copy.deepcopy(state) if compute.is_main else None)
+    thread.shutdown(wait=False)
+    return Pending(folder, work, step, compute, keep, state.get("best_step"), about, written)
+
+
+def _write(work: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None) -> dict[str, str]:
+    """Write the tensor files, and on rank 0 the state; returns the SHA-256 of each."""
+    written = {name: files.write_with(work / name, partial(_save_tensors, part)) for name, part in tensors.items()}
+    if state is not None:
+        files.write_json(work / "state.json", state)
+        written["state.json"] = files.sha256(work / "state.json")
+    return written
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -229,23 +224,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
 
 
-def _commit(folder: Path, work: Path, final: Path, step: int, entries: dict[str, str], about: dict[str, Any]) -> None:
-    listed = [
-        {"name": name, "bytes": (work / name).stat().st_size, "sha256": digest}
-        for name, digest in sorted(entries.items())
-    ]
-    manifest = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": step, **about, "files": listed}
-    files.write_json(work / "manifest.json", manifest)
-    with files.disk_errors(final):
-        files.backend.replace(work, final)
-        files.backend.fsync_dir(folder)
-    digest = files.sha256(final / "manifest.json")
-    files.write_json(folder / "latest.json", {"step": step, "manifest_sha256": digest})
-
-
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = files.read_json(folder / "manifest.json")
+        manifest = files.read_json(folder / MANIFEST)
     except (OSError, DamagedError):
         return None
     known = isinstance(manifest, dict) and manifest.get("format_version") == FORMAT_VERSION
@@ -357,7 +338,7 @@ class Checkpoints:
     @property
     def ready(self) -> bool:
         """Whether this rank has written its part of the one in flight."""
-        return self.pending is not None and self.pending.ready
+        return self.pending is not None and self.pending.written.done()
 
     def commit(self) -> None:
         """Finish the one in flight, if any, and report it; raises DiskError on every rank if it cannot be."""
@@ -387,4 +368,4 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the thread of one that will not be committed."""
         if self.pending is not None:
-            self.pending.thread.join()
+            self.pending.written.exception()

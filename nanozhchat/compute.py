@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,20 +46,18 @@ class Compute:
 
     def sum(self, values: list[float]) -> list[float]:
         """Add up float64 numbers over all ranks."""
-        if self.world_size == 1:
-            return values
-        kind = torch.float32 if self.device.type in ("mps", "xpu") else torch.float64
-        total = torch.tensor(values, dtype=kind, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
+        return self._shared(values, dist.all_reduce)
 
     def broadcast(self, values: list[float]) -> list[float]:
         """Give every rank the numbers of rank 0."""
+        return self._shared(values, lambda shared: dist.broadcast(shared, 0))
+
+    def _shared(self, values: list[float], collective: Callable[[Tensor], object]) -> list[float]:
         if self.world_size == 1:
             return values
         kind = torch.float32 if self.device.type in ("mps", "xpu") else torch.float64
         shared = torch.tensor(values, dtype=kind, device=self.device)
-        dist.broadcast(shared, 0)
+        collective(shared)
         return shared.tolist()
 
     def barrier(self) -> None:
@@ -122,20 +120,11 @@ def detect_device(asked: str | None) -> str:
     return next(name for name, available in there.items() if available())
 
 
-def _best_seconds(run: Callable[[], object], tries: int = 4) -> float:
-    best = float("inf")
-    for _ in range(tries):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Measure FLOP/s of a training-sized matmul on a CPU, in about 0.1 s."""
     rows, inner, columns = PROBE_SHAPE
     a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
-    return 2 * rows * inner * columns / _best_seconds(lambda: a @ b)
+    return 2 * rows * inner * columns / min(timeit.repeat(lambda: a @ b, number=1, repeat=4))
 
 
 def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> tuple[torch.dtype, str]:
@@ -231,10 +220,8 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
     """Peak FLOP/s of one rank: the datasheet's for a known GPU, measured on a CPU, 0 if unknown."""
     if device.type == "cpu":
         return matmul_flops(device, dtype)
-    if device.type == "cuda":
-        known = find_device(torch.cuda.get_device_name(device))
-        return known.flops if known else 0.0
-    return 0.0
+    known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return known.flops if known else 0.0
 
 
 def reduce_scatter(full: Tensor, compute: Compute) -> Tensor:

@@ -71,16 +71,12 @@ class Task(Protocol):
 
     def __len__(self) -> int:
         """Count the questions."""
-        ...
 
     def prompt(self, index: int) -> Sequence[Message]:
         """Return the conversation that ends with the user's question."""
-        ...
 
     def expected(self, index: int) -> str:
         """Return a reference answer, for display."""
-        ...
 
     def check(self, index: int, answer: str) -> bool:
         """Judge the model's answer."""
-        ...

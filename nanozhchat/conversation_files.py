@@ -34,14 +34,9 @@ Reader = Callable[[Mapping[str, Any]], Conversation]
 
 
 def conversations(
-    specs: Sequence[str],
-    split: str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    stats: ReadStats | None = None,
+    specs: Sequence[str], split: str, *, limit: int | None = None, seed: int = 0, stats: ReadStats | None = None,
     skip_bad: bool = False,
-) -> Iterator[Conversation]:
+) -> Iterator[Conversation]:  # fmt: skip
     """Yield the conversations of one split, "train" or "val"; built-in ones never end, so give a `limit`.
 
     Files and hub: about VAL_FRAC of the conversations, by content, are val, at least one if there are two or more.
@@ -59,11 +54,11 @@ def conversations(
 
 
 def load_conversations(
-    specs: Sequence[str], split: str, *, max_conversations: int, seed: int = 0, skip_bad: bool = False
+    specs: Sequence[str], split: str, *, max_conversations: int, seed: int = 0
 ) -> list[Conversation]:
     """Return at most `max_conversations` of one split; raises ValueError if there are none."""
     stats = ReadStats()
-    found = list(conversations(specs, split, limit=max_conversations, seed=seed, stats=stats, skip_bad=skip_bad))
+    found = list(conversations(specs, split, limit=max_conversations, seed=seed, stats=stats))
     skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
     if not found:
         raise ValueError(

@@ -69,15 +69,9 @@ class Corpus:
 
 
 def build(
-    specs: Sequence[str],
-    name: str,
-    *,
-    max_bytes: int | None = None,
-    text_field: str | None = None,
-    seed: int = 0,
-    skip_bad: bool = False,
-    progress: Progress = print,
-) -> Corpus:
+    specs: Sequence[str], name: str, *, max_bytes: int | None = None, text_field: str | None = None, seed: int = 0,
+    skip_bad: bool = False, progress: Progress = print,
+) -> Corpus:  # fmt: skip
     """Build, or reuse, the corpus `name`. max_bytes: limit on the text of both splits together.
 
     Raises ValueError when there is nothing to split, DamagedError for a broken input, LockedError when another
@@ -108,11 +102,15 @@ def build(
         first = next(stream, None)  # a source that gives nothing at all must not cost the corpus that stands there
         if first is not None:
             _clear(directory)
-        writer = _Writer(directory, progress)
+        writers = {split: _Writer(directory, split) for split in sources.SPLITS}
+        total = 0
         for doc in itertools.chain([first] if first else [], stream):
-            writer.add(doc)
-        writer.close()
-        return _finish(name, directory, writer.shards, stats, {"key": key, **settings}, progress)
+            writers[doc.split].add(doc)
+            before, total = total, total + doc.n_bytes
+            if before // REPORT_BYTES != total // REPORT_BYTES:
+                progress(f"  {total / 1e6:,.0f} MB of text")
+        shards = [shard for writer in writers.values() for shard in writer.close()]
+        return _finish(name, directory, shards, stats, {"key": key, **settings}, progress)
 
 
 def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
@@ -140,53 +138,45 @@ def _clear(directory: Path) -> None:
 
 
 class _Writer:
-    """Collects documents and writes a shard of their split when enough have come."""
+    """Collects the documents of a split and writes a shard when enough have come."""
 
-    def __init__(self, directory: Path, progress: Progress) -> None:
-        self.directory = directory
-        self.progress = progress
+    def __init__(self, directory: Path, split: str) -> None:
+        self.directory, self.split = directory, split
         self.shards: list[dict[str, Any]] = []
-        self.rows: dict[str, list[str]] = {split: [] for split in sources.SPLITS}
-        self.groups: dict[str, list[Any]] = {split: [] for split in sources.SPLITS}
-        self.group_bytes = dict.fromkeys(sources.SPLITS, 0)
-        self.shard_bytes = dict.fromkeys(sources.SPLITS, 0)
-        self.total_bytes = 0
+        self.rows: list[str] = []
+        self.groups: list[Any] = []
+        self.group_bytes = self.shard_bytes = 0
 
     def add(self, doc: sources.Document) -> None:
-        split = doc.split
-        self.rows[split].append(doc.text)
-        self.group_bytes[split] += doc.n_bytes
-        if self.group_bytes[split] >= ROW_GROUP_BYTES:
-            self._close_group(split)
-        if self.shard_bytes[split] >= SHARD_BYTES:
-            self._close_shard(split)
-        before = self.total_bytes
-        self.total_bytes += doc.n_bytes
-        if before // REPORT_BYTES != self.total_bytes // REPORT_BYTES:
-            self.progress(f"  {self.total_bytes / 1e6:,.0f} MB of text")
+        self.rows.append(doc.text)
+        self.group_bytes += doc.n_bytes
+        if self.group_bytes >= ROW_GROUP_BYTES:
+            self._close_group()
+        if self.shard_bytes >= SHARD_BYTES:
+            self._close_shard()
 
-    def close(self) -> None:
-        for split in sources.SPLITS:
-            self._close_group(split)
-            self._close_shard(split)
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left; returns what the manifest says of the shards."""
+        self._close_group()
+        self._close_shard()
+        return self.shards
 
-    def _close_group(self, split: str) -> None:
+    def _close_group(self) -> None:
         """Move rows from Python strings to an Arrow batch, which is far smaller."""
         import pyarrow as pa
 
-        if self.rows[split]:
-            self.groups[split].append(pa.table({COLUMN: pa.array(self.rows[split], pa.large_string())}))
-            self.shard_bytes[split] += self.group_bytes[split]
-            self.rows[split], self.group_bytes[split] = [], 0
+        if self.rows:
+            self.groups.append(pa.table({COLUMN: pa.array(self.rows, pa.large_string())}))
+            self.shard_bytes += self.group_bytes
+            self.rows, self.group_bytes = [], 0
 
-    def _close_shard(self, split: str) -> None:
+    def _close_shard(self) -> None:
         import pyarrow.parquet as pq
 
-        groups = self.groups[split]
+        groups = self.groups
         if not groups:
             return
-        number = sum(shard["split"] == split for shard in self.shards)
-        path = self.directory / f"{split}-{number:05d}.parquet"
+        path = self.directory / f"{self.split}-{len(self.shards):05d}.parquet"
 
         def write(handle: BinaryIO) -> None:
             with pq.ParquetWriter(handle, groups[0].schema, **WRITE_OPTIONS) as out:
@@ -195,10 +185,10 @@ class _Writer:
 
         files.atomic_write(path, write)
         self.shards.append({
-            "name": path.name, "split": split, "rows": sum(g.num_rows for g in groups),
-            "bytes": self.shard_bytes[split], "size": path.stat().st_size, "sha256": files.sha256(path),
+            "name": path.name, "split": self.split, "rows": sum(g.num_rows for g in groups),
+            "bytes": self.shard_bytes, "size": path.stat().st_size, "sha256": files.sha256(path),
         })  # fmt: skip
-        self.groups[split], self.shard_bytes[split] = [], 0
+        self.groups, self.shard_bytes = [], 0
 
 
 def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: ReadStats, settings: dict[str, Any],

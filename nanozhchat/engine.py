@@ -18,14 +18,13 @@ KINDS = ("torch", "native", "native-int8")
 MAX_BATCH = 32  # sequences decoded together
 
 
-class TorchDecoder:
-    """The plain PyTorch path (`batching.Decoder`): any device, any dtype, and the reference for every faster one."""
+class TorchDecoder(Decoder):
+    """The plain PyTorch path: any device, any dtype, and the reference for every faster one."""
 
     def __init__(self, model: GPT, n_slots: int) -> None:
         c = model.config
-        self.model, self.context = model, c.sequence_len
-        self.device = model.wte.weight.device
-        self.held: list[list[int]] = [[] for _ in range(n_slots)]
+        super().__init__(n_slots, c.sequence_len)
+        self.model, self.device = model, model.wte.weight.device
         sizes = {"n_slots": n_slots, "max_len": self.context, "device": self.device, "dtype": model.dtype}
         self.cache = KVCache(c.n_layer, c.n_kv_head, c.head_dim, **sizes)
 
@@ -34,7 +33,7 @@ class TorchDecoder:
         empty = torch.tensor([not self.held[s] for s in slots], device=self.device)
         last = torch.tensor([[self.held[s][-1] if self.held[s] else 0] for s in slots], device=self.device)
         previous = rms_norm(self.model.wte(last).to(self.model.dtype))
-        return self.cache.rows(slots, previous.masked_fill(empty[:, None, None], 0))
+        return CacheRows(self.cache, slots, previous.masked_fill(empty[:, None, None], 0))
 
     @torch.inference_mode()
     def forward(self, parts: Sequence[Part]) -> list[Floats]:
@@ -55,17 +54,17 @@ class TorchDecoder:
     def copy(self, source: int, target: int, n: int) -> None:
         """Make `target` hold the first n tokens of `source`."""
         self.cache.copy(source, target, n)
-        self.held[target] = self.held[source][:n]
+        super().copy(source, target, n)
 
     def truncate(self, slot: int, n: int) -> None:
         """Keep only the first n tokens of a slot."""
         self.cache.lengths[slot] = n
-        del self.held[slot][n:]
+        super().truncate(slot, n)
 
     def clear(self, slot: int) -> None:
         """Empty a slot whose content may not be finite."""
         self.cache.clear(slot)
-        self.held[slot] = []
+        super().clear(slot)
 
 
 NO_LOGITS: Floats = torch.empty(0, 0).numpy()

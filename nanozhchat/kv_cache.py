@@ -17,24 +17,13 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        n_layer: int,
-        n_kv_head: int,
-        head_dim: int,
-        *,
-        n_slots: int,
-        max_len: int,
-        device: torch.device,
+        self, n_layer: int, n_kv_head: int, head_dim: int, *, n_slots: int, max_len: int, device: torch.device,
         dtype: torch.dtype,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.max_len = max_len
         shape = (n_layer, n_slots, n_kv_head, max_len, head_dim)
         self.k, self.v = _zeros(shape, device, dtype), _zeros(shape, device, dtype)
         self.lengths = [0] * n_slots
-
-    def rows(self, slots: Sequence[int], previous: Tensor | None = None) -> CacheRows:
-        """Return some slots as the rows of a batch. previous: see `CacheRows`."""
-        return CacheRows(self, slots, previous)
 
     def copy(self, source: int, target: int, n: int) -> None:
         """Make `target` hold the first n tokens of `source`."""

@@ -6,7 +6,7 @@ import gzip
 import lzma
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,6 @@ class HeldOut:
     ppl: float
     tokens: int
     bytes: int
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanozhchat.batching import Part
+from nanozhchat.batching import Decoder, Part
 from nanozhchat.gpt import GATE_CHANNELS, GPT, QK_SCALE
 from nanozhchat.quantize import SCALE, quantize
 from nanozhchat.sampling import Floats
@@ -41,12 +41,12 @@ def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> M
     return Model(sizes, given, threads=torch.get_num_threads(), isa=isa)
 
 
-class NativeDecoder:
-    """Slots of a native model (`batching.Decoder`)."""
+class NativeDecoder(Decoder):
+    """Slots of a native model."""
 
     def __init__(self, model: Model, *, n_slots: int, context: int, vocab_size: int) -> None:
-        self.context, self._vocab_size = context, vocab_size
-        self.held: list[list[int]] = [[] for _ in range(n_slots)]
+        super().__init__(n_slots, context)
+        self._vocab_size = vocab_size
         self._slots = model.slots(n_slots)
 
     def forward(self, parts: Sequence[Part]) -> list[Floats]:
@@ -62,16 +62,12 @@ class NativeDecoder:
     def copy(self, source: int, target: int, n: int) -> None:
         """Make `target` hold the first n tokens of `source`."""
         self._slots.copy(source, target, n)
-        self.held[target] = self.held[source][:n]
-
-    def truncate(self, slot: int, n: int) -> None:
-        """Keep only the first n tokens of a slot."""
-        del self.held[slot][n:]
+        super().copy(source, target, n)
 
     def clear(self, slot: int) -> None:
         """Empty a slot whose content may not be finite."""
         self._slots.clear(slot)
-        self.held[slot] = []
+        super().clear(slot)
 
 
 class Scorer(torch.nn.Module):

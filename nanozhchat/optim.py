@@ -10,7 +10,7 @@ A step has two halves, so that a bad gradient can be refused before it does harm
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,9 +98,7 @@ class _Muon:
     def reduce(self) -> Tensor:
         """Leave this rank's summed gradients in `self.grad`; return their sum of squares."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]
-        missing = self.per_rank * self.compute.world_size - len(grads)
-        stacked = torch.stack([*grads, *[torch.zeros_like(grads[0])] * missing])
-        self.grad = reduce_scatter(stacked, self.compute)
+        self.grad = reduce_scatter(self._stacked(grads), self.compute)
         return self.grad.square().sum()
 
     def apply(self, scale: float, lr_multiplier: float, momentum: float, decay: float, step: int) -> None:
@@ -116,7 +114,7 @@ class _Muon:
         m, n = update.shape[-2:]
         lr = self.group.lr * lr_multiplier
         delta = normal * size * max(1.0, m / n) ** 0.5
-        stacked = self._weights()
+        stacked = self._stacked(self.params)
         own = stacked[self.compute.rank * self.per_rank :][: self.per_rank]
         cautious = (delta * own) > 0  # decay only where the update shrinks the weight too (arXiv 2510.12402)
         own = own - lr * (delta + self.group.weight_decay * decay * cautious * own)
@@ -127,9 +125,10 @@ class _Muon:
         for p, new in zip(self.params, stacked, strict=False):
             p.copy_(new)
 
-    def _weights(self) -> Tensor:
-        missing = self.per_rank * self.compute.world_size - len(self.params)
-        return torch.stack([*self.params, *[torch.zeros_like(self.params[0])] * missing])
+    def _stacked(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Stack one matrix a parameter, and zeros so that every rank has as many."""
+        missing = self.per_rank * self.compute.world_size - len(matrices)
+        return torch.stack([*matrices, *[torch.zeros_like(matrices[0])] * missing])
 
     def _owned(self) -> list[tuple[int, str]]:
         first = self.compute.rank * self.per_rank

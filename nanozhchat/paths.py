@@ -47,6 +47,20 @@ def run_dir(stage: str, tag: str) -> Path:
     return base_dir() / stage / check_tag(tag)
 
 
+def run_files(name: str) -> list[Path]:
+    """Return the files of this name in the folders of all training runs."""
+    return [path for stage in STAGES for path in (base_dir() / stage).glob(f"*/{name}")]
+
+
+def latest_tag(name: str) -> str:
+    """Return the model whose file of this name was written last; raises FileNotFoundError if there is none."""
+    if not (found := run_files(name)):
+        raise FileNotFoundError(
+            f"no trained model under {base_dir()}; run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
+        )
+    return max(found, key=lambda p: p.stat().st_mtime).parent.name
+
+
 def report_dir(tag: str) -> Path:
     """Folder of a model's report."""
     return base_dir() / "report" / check_tag(tag)

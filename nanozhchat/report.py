@@ -119,7 +119,7 @@ class Model:
         self.tag, base = tag, paths.base_dir()
         self.stages = [stage for name in paths.STAGES if (stage := Stage(name, tag)).rows]
         if not self.stages:
-            there = {p.parent.name for name in paths.STAGES for p in (base / name).glob("*/metrics.jsonl")}
+            there = {path.parent.name for path in paths.run_files("metrics.jsonl")}
             remedy = f"train one with `python -m scripts.base_train --depth=4 --model-tag={tag}`"
             known = f"tags there: {', '.join(sorted(there)) or 'none'}"
             raise FileNotFoundError(f"no training run of model tag {tag!r} under {base} ({known}); {remedy}")
@@ -135,15 +135,6 @@ class Model:
         tasks = (self.chat_eval.get("tasks") or {}).items()
         self.scores = [{**t, "name": name.removeprefix("builtin:")} for name, t in tasks]
         self.scores.sort(key=lambda t: -t["score"])
-
-
-def latest_tag() -> str:
-    """Return the model that was trained last; raises FileNotFoundError if there is none."""
-    found = [p for stage in paths.STAGES for p in (paths.base_dir() / stage).glob("*/metrics.jsonl")]
-    if not found:
-        remedy = "train one with `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
-        raise FileNotFoundError(f"no training run under {paths.base_dir()}; {remedy}")
-    return max(found, key=lambda p: p.stat().st_mtime).parent.name
 
 
 def summary(m: Model) -> list[str]:

@@ -58,10 +58,9 @@ class RunFlags:
     keep_every: int = cli.opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
 
     def __post_init__(self) -> None:
-        if self.keep_last < 2 or self.keep_every < 0:
-            raise ValueError(
-                f"--keep-last={self.keep_last} must be at least 2, --keep-every={self.keep_every} not below 0"
-            )
+        last, every = self.keep_last, self.keep_every
+        if last < 2 or every < 0:
+            raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
 
 
 @dataclass
@@ -113,12 +112,9 @@ class Run:
     def loader_shape(self, recipe: Recipe) -> dict[str, Any]:
         """Return what every loader of this run is made with."""
         return {
-            "batch_rows": recipe.device_batch_size,
-            "sequence_len": recipe.sequence_len,
-            "rank": self.compute.rank,
-            "world_size": self.compute.world_size,
-            "device": self.compute.device,
-        }
+            "batch_rows": recipe.device_batch_size, "sequence_len": recipe.sequence_len, "rank": self.compute.rank,
+            "world_size": self.compute.world_size, "device": self.compute.device,
+        }  # fmt: skip
 
     def plan(
         self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: Tensor, *, started: float,
@@ -132,11 +128,6 @@ class Run:
             save_every=save_every, started=started, stop=self.stop,
         )  # fmt: skip
 
-    def restore(self, model: GPT, optimizer: Optimizer) -> None:
-        """Fill model and optimizer from the checkpoint that the run resumes from."""
-        assert self.saved is not None
-        self.saved.restore(model, optimizer)
-
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Describe what differs between two identities."""
@@ -146,14 +137,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def open_run(
-    stage: str,
-    tag: str,
-    identity: dict[str, Any],
-    compute: Compute,
-    *,
-    flags: RunFlags,
+    stage: str, tag: str, identity: dict[str, Any], compute: Compute, *, flags: RunFlags,
     config: dict[str, Any] | None = None,
-) -> Iterator[Run]:
+) -> Iterator[Run]:  # fmt: skip
     """Lock a run's folder, find where it left off, and from then on collect signals instead of dying of them.
 
     With `flags.resume`, a checkpoint of the same identity is continued and one of another identity is refused with

@@ -45,17 +45,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (0.0, 2.0),
-            "top_k": (0, 1000),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.1, 10.0),
-            "presence_penalty": (-2.0, 2.0),
-            "frequency_penalty": (-2.0, 2.0),
-            "no_repeat_ngram": (0, 1000),
-            "max_tokens": (1, 10**9),
-            "logprobs": (0, 20),
-        }
+            "temperature": (0.0, 2.0), "top_k": (0, 1000), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+            "repetition_penalty": (0.1, 10.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+            "no_repeat_ngram": (0, 1000), "max_tokens": (1, 10**9), "logprobs": (0, 20),
+        }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
@@ -67,10 +60,6 @@ class SamplingParams:
         for i, bias in self.logit_bias.items():
             if i < 0 or not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias {i}: {bias} must be a token id and a number between -100 and 100")
-
-    def generator(self, index: int = 0) -> np.random.Generator:
-        """Return this request's own source of randomness: the same on every machine. index: which of its answers."""
-        return np.random.Generator(np.random.PCG64(None if self.seed is None else [self.seed % 2**64, index]))
 
 
 @dataclass(frozen=True)
@@ -149,7 +138,8 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
         self.params, self.seen = params, list(prompt)
         self._counts: Counter[int] = Counter()
-        self._random = params.generator(index)
+        seed = None if params.seed is None else [params.seed % 2**64, index]
+        self._random = np.random.Generator(np.random.PCG64(seed))  # the same numbers on every machine
 
     def choose(self, logits: Floats) -> Choice:
         """Choose a token and remember it. logits: (V,) float32.

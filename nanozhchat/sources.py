@@ -144,15 +144,13 @@ def balance(documents: Iterator[Document]) -> Iterator[Document]:
         yield doc._replace(split=other) if passed else doc
 
 
-def file_records(
-    source: Source, *, stats: ReadStats, skip_bad: bool = False, columns: Sequence[str] | None = None
-) -> Iterator[Record]:
-    """Read the records of a "files" or "hub" source. columns: the only ones needed, where a file can tell."""
+def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) -> Iterator[Record]:
+    """Read the records of a "files" or "hub" source."""
     if source.kind == "hub":
         yield from _hub_records(source)
         return
     for path in records.expand(source.name):
-        yield from records.read_file(path, stats=stats, skip_bad=skip_bad, columns=list(columns) if columns else None)
+        yield from records.read_file(path, stats=stats, skip_bad=skip_bad)
 
 
 def _hub_records(source: Source) -> Iterator[Record]:
@@ -278,15 +276,9 @@ def _builtin(source: Source, seed: int, split: str | None) -> Iterator[Document]
 
 
 def tagged(
-    specs: Sequence[str],
-    *,
-    text_field: str | None = None,
-    stats: ReadStats | None = None,
-    seed: int = 0,
-    skip_bad: bool = False,
-    builtin_split: str | None = None,
-    max_bytes: int | None = None,
-) -> Iterator[Document]:
+    specs: Sequence[str], *, text_field: str | None = None, stats: ReadStats | None = None, seed: int = 0,
+    skip_bad: bool = False, builtin_split: str | None = None, max_bytes: int | None = None,
+) -> Iterator[Document]:  # fmt: skip
     """Read all documents of the specs, each with its split: what a corpus is built from.
 
     max_bytes: limit on both splits together; it comes before `balance`, so that a limited reading has both splits.

@@ -33,10 +33,6 @@ class Score:
     high: float
     n: int
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain types, for JSON."""
-        return {"score": self.score, "chance": self.chance, "low": self.low, "high": self.high, "n": self.n}
-
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927), sound for small n and at 0 and 1."""

@@ -157,8 +157,7 @@ def _write_split(
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Write all shards of one split; returns their manifest entries."""
-    report = _Reporter(f"tokens {corpus.name} {split}", progress, corpus.n_bytes(split))
-    batches = _encoded(corpus.documents(split), tokenizer, report)
+    batches = _encoded(corpus, split, tokenizer, progress)
     shards: list[dict[str, Any]] = []
     for first in batches:  # each turn takes a shard's worth from the same iterator
         path = directory / f"{split}-{len(shards):05d}.bin"
@@ -191,15 +190,24 @@ def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.d
     }  # fmt: skip
 
 
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer, report: _Reporter) -> Iterator[tuple[Array, Array]]:
-    """Yield (ids of a batch of documents end to end, offsets between the documents)."""
-    for batch in _batched(texts):
+def _encoded(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, progress: Callable[[str], None]
+) -> Iterator[tuple[Array, Array]]:
+    """Yield (ids of a batch of documents end to end, offsets between the documents); reports now and then."""
+    what, n_bytes, docs, tokens = f"tokens {corpus.name} {split}", corpus.n_bytes(split), 0, 0
+    start = last = time.monotonic()
+    for batch in _batched(corpus.documents(split)):
         ids, offsets = tokenizer.encode_batch_flat(batch)
         if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
             raise ValueError(f"the tokenizer made id {int(ids.max())}, but its vocab_size is {tokenizer.vocab_size}")
-        report.add(batch, len(ids))
+        docs, tokens = docs + len(batch), tokens + len(ids)
+        if time.monotonic() - last >= REPORT_S:
+            last = time.monotonic()
+            progress(f"  {what}: {docs:,} documents, {tokens:,} tokens so far")
         yield ids, offsets
-    report.done()
+    rate = n_bytes / max(time.monotonic() - start, 1e-9) / 1e6
+    per_token = n_bytes / max(1, tokens)
+    progress(f"{what}: {docs:,} documents, {tokens:,} tokens, {per_token:.2f} bytes per token, {rate:.1f} MB/s")
 
 
 def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -213,28 +221,3 @@ def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-class _Reporter:
-    """Prints a line of progress now and then, and one at the end."""
-
-    def __init__(self, what: str, progress: Callable[[str], None], n_bytes: int) -> None:
-        self.what, self.progress, self.n_bytes = what, progress, n_bytes
-        self.start = self.last = time.monotonic()
-        self.tokens = self.docs = 0
-
-    def add(self, batch: list[str], tokens: int) -> None:
-        self.tokens += tokens
-        self.docs += len(batch)
-        now = time.monotonic()
-        if now - self.last >= REPORT_S:
-            self.last = now
-            self.progress(f"  {self.what}: {self.docs:,} documents, {self.tokens:,} tokens so far")
-
-    def done(self) -> None:
-        elapsed_s = max(time.monotonic() - self.start, 1e-9)
-        per_token = self.n_bytes / max(1, self.tokens)
-        self.progress(
-            f"{self.what}: {self.docs:,} documents, {self.tokens:,} tokens, {per_token:.2f} bytes per token, "
-            f"{self.n_bytes / elapsed_s / 1e6:.1f} MB/s"
-        )

@@ -75,7 +75,7 @@ def score(model: chat.Chat, store: TokenStore, comp: Compute, args: BaseEvalArgs
               f"perplexity {result.ppl:.2f} per token")  # fmt: skip
         for name, bpb in baselines.items():
             print(f"  {name} -9 on the same bytes: {bpb:.4f} bits per byte ({bpb - result.bpb:+.4f} against the model)")
-    return {**result.to_dict(), "baselines": baselines}
+    return {**vars(result), "baselines": baselines}
 
 
 def sample(model: chat.Chat, args: BaseEvalArgs) -> list[dict[str, str]]:

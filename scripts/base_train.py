@@ -115,7 +115,7 @@ def train_run(
         export.fill_from_folder(model, tokenizer, args.init_from)
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:
-        run.restore(model, optimizer)
+        run.saved.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "bos_id": tokenizer.bos_id}
     loader = Prefetch(document_loader(store, "train", seed=args.seed, **shape))
     if run.state.loader:

@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, ask, print."""
     args = cli.parse(ChatEvalArgs, argv, __doc__ or "", "python -m scripts.chat_eval")
     setup_logging(int(os.environ.get("RANK", 0)))
-    names = [n for group in args.tasks for n in group.split(",")]
-    tasks = registry.resolve(names, n=args.num_questions)
+    tasks = registry.resolve(",".join(args.tasks), n=args.num_questions)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures = evaluate(model, tasks, comp, args)
@@ -53,7 +52,7 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
     refused: dict[bool, list[bool]] = {True: [], False: []}
     for task in tasks:
         answers = run_task(model, task, comp, max_tokens=args.max_tokens)
-        scores[task.name] = summarize(answers, task.chance).to_dict()
+        scores[task.name] = vars(summarize(answers, task.chance))
         examples[task.name] = [vars(a) for a in answers[:10]]
         if hasattr(task, "answerable"):
             for i, answer in enumerate(answers):
@@ -76,9 +75,8 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
 def show(answers: list[Answer]) -> None:
     """Print questions with expected and given answers."""
     for a in answers:
-        print(
-            f"  [{'ok' if a.correct else 'NO'}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}"
-        )
+        mark = "ok" if a.correct else "NO"
+        print(f"  [{mark}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}")
 
 
 if __name__ == "__main__":

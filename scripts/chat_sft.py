@@ -124,7 +124,7 @@ def train_run(
     if run.saved is None:
         optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])
     else:
-        run.restore(model, optimizer)
+        run.saved.restore(model, optimizer)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
     loader = Prefetch(conversation_loader(sets["train"], seed=args.seed, **shape))
     if run.state.loader:

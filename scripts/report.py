@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanozhchat import cli
+from nanozhchat import cli, paths
 from nanozhchat.log import setup_logging
-from nanozhchat.report import latest_tag, write_report
+from nanozhchat.report import write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write, say where."""
     args = cli.parse(ReportArgs, argv, __doc__ or "", "python -m scripts.report")
     setup_logging()
-    folder = write_report(args.model_tag or latest_tag())
+    folder = write_report(args.model_tag or paths.latest_tag("metrics.jsonl"))
     print(f"report: {folder / 'report.html'}")
     print(f"        {folder / 'report.md'}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from nanozhchat.builtin import SKILLS
@@ -13,16 +13,15 @@ TASKS: dict[str, Callable[..., Task]] = {f"builtin:{skill}": partial(BuiltinTask
 GROUPS: dict[str, tuple[str, ...]] = {"builtin": tuple(name for name in TASKS if name.startswith("builtin:"))}
 
 
-def resolve(names: str | Iterable[str], n: int | None = None, seed: int = 0) -> list[Task]:
-    """Return the tasks of comma-separated or listed names; a group name stands for all of its tasks.
+def resolve(names: str, n: int | None = None) -> list[Task]:
+    """Return the tasks of comma-separated names; a group name stands for all of its tasks.
 
     n: questions per task (None: each task's default). Raises ValueError that lists the names for an unknown one.
     """
-    wanted = names.split(",") if isinstance(names, str) else list(names)
     found: dict[str, None] = {}
-    for name in (w.strip() for w in wanted):
+    for name in map(str.strip, names.split(",")):
         if name not in TASKS and name not in GROUPS:
             raise ValueError(f"unknown task {name!r}; there are: {', '.join([*GROUPS, *TASKS])}")
         found.update(dict.fromkeys(GROUPS.get(name, (name,))))
     options = {} if n is None else {"n": n}
-    return [TASKS[name](seed=seed, **options) for name in found]
+    return [TASKS[name](**options) for name in found]

@@ -27,11 +27,12 @@ PARTS = ["model.safetensors", "optim.rank0.safetensors", "state.json"]
 
 
 def write(folder, step, model=None, keep_last=3, every=0, best=None):
-    return checkpoint.save(
+    pending = checkpoint.begin(
         folder, step=step, model=model or make_model(seed=step), compute=CPU,
         state={**STATE, "step": step, **({"best_step": best} if best else {})}, keep=checkpoint.Keep(keep_last, every),
         optimizer_state={"muon/a/momentum": torch.full((2, 3), float(step))}, identity={"data_hash": "abc"},
     )  # fmt: skip
+    return pending.commit() if isinstance(pending, checkpoint.Pending) else pending
 
 
 def step_dir(folder, step):
@@ -160,7 +161,7 @@ def test_a_save_is_not_reported_before_its_files_are_on_the_disk_and_committed(t
     pending = checkpoint.begin(tmp_path, step=3, model=model, optimizer_state={}, state={}, identity={}, compute=CPU)
     with torch.no_grad():
         model.wte.weight.zero_()  # training goes on
-    assert (pending.ready, checkpoint.find(tmp_path)) == (False, None)
+    assert (pending.written.done(), checkpoint.find(tmp_path)) == (False, None)
     gate.set()
     pending.commit()
     assert torch.equal(weights(checkpoint.find(tmp_path)), start)

@@ -9,7 +9,7 @@ from nanozhchat import engine as engine_module
 from nanozhchat.batching import Delta
 from nanozhchat.engine import Engine, TorchDecoder
 from nanozhchat.gpt import GPT
-from nanozhchat.kv_cache import KVCache
+from nanozhchat.kv_cache import CacheRows, KVCache
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 from tests.conftest import make_config, make_model
@@ -263,6 +263,6 @@ def test_generating_builds_no_autograd_graph(engine):
 
 def test_a_cache_that_is_too_small_says_so():
     cache = KVCache(1, 1, 2, n_slots=1, max_len=4, device=torch.device("cpu"), dtype=torch.float32)
-    rows, k = cache.rows([0]), torch.zeros(1, 1, 5, 2)
+    rows, k = CacheRows(cache, [0]), torch.zeros(1, 1, 5, 2)
     with pytest.raises(ValueError, match="5 tokens do not fit the cache of 4"):
         rows.write(0, rows.positions(5), k, k)

@@ -122,7 +122,7 @@ def test_the_gate_learns_from_the_mixture_and_the_network_from_target_and_counts
 def test_a_saved_model_comes_back_with_its_counts_or_without(tmp_path):
     model = model_with_counts()
     options = {"optimizer_state": {}, "state": {}, "identity": {}, "compute": Compute(torch.device("cpu"))}
-    checkpoint.save(tmp_path, step=1, model=model, **options)
+    checkpoint.begin(tmp_path, step=1, model=model, **options).commit()
     saved = checkpoint.find(tmp_path)
     idx = torch.tensor(text()[:64] * 8).view(2, 32)
     whole, alone = (

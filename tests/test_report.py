@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nanozhchat import charts, recipe
-from nanozhchat.report import Model, duration, latest_tag, write_report
+from nanozhchat import charts, paths, recipe
+from nanozhchat.report import Model, duration, write_report
 from scripts import report as script
 
 HOSTILE = "甲|乙\n<script>alert(1)</script> `x` [链](https://a.b) ![图](x:y) <img src=x onerror=1> &lt; **粗**"
@@ -127,7 +127,7 @@ def test_metrics_alone_are_enough_and_the_script_takes_the_latest(base_dir: Path
 
 def test_an_unknown_tag_is_named_with_the_next_command(base_dir: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"bash runs/runcpu\.sh"):
-        latest_tag()
+        paths.latest_tag("metrics.jsonl")
     make_run(base_dir)
     with pytest.raises(FileNotFoundError, match=r"^[^\n]*'nope'[^\n]*tags there: d4[^\n]*scripts\.base_train[^\n]*$"):
         Model("nope")

@@ -50,7 +50,7 @@ def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
     answers = run_task(KnowingChat(wrong), Sums(5), CPU)
     assert vars(answers[0]) == {"question": "0+1", "expected": "1", "given": " 1\n", "correct": True}
     assert [a.correct for a in answers] == [i not in wrong for i in range(5)]
-    total = summarize(answers, 0.1).to_dict()
+    total = vars(summarize(answers, 0.1))
     assert (total["score"], total["chance"], total["n"]) == (score, 0.1, 5)
     assert total["low"] < 0.6 < total["high"] or not wrong
 

@@ -77,7 +77,7 @@ def train(
         model = make_model(gpt_config(made), dtype=compute.dtype)
         optimizer = Optimizer(param_groups(model, made), compute)
         if run.saved is not None:
-            run.restore(model, optimizer)
+            run.saved.restore(model, optimizer)
         loader = Loader(compute, run.state.loader.get("rows", 0), made.device_batch_size, before)
         started = time.monotonic() if started is None else started
         plan = run.plan(model, optimizer, made, TOKEN_BYTES, started=started, save_every=save_every)
