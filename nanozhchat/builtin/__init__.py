@@ -7,12 +7,13 @@ plots that no training text ever contains, so `questions` measure generalisation
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nanozhchat.builtin import layouts
 from nanozhchat.builtin.checking import is_refusal, make_check
-from nanozhchat.builtin.world import Item, Rng
+from nanozhchat.builtin.world import Rng
 from nanozhchat.conversation import Conversation, Message
 
 __all__ = ["PARTS", "SKILLS", "TALK", "Question", "conversations", "documents", "is_refusal", "questions"]
@@ -59,12 +60,7 @@ def documents(seed: int = 0, *, split: str = "train", parts: Sequence[str] | Non
     chosen = _choose("part", parts, PARTS)
     rng, held = _start(seed, split, "documents")
     mixture = layouts.weighted({part: layouts.PART_WEIGHTS[part] for part in chosen})
-
-    def stream() -> Iterator[str]:
-        while True:
-            yield layouts.document(rng, held, rng.pick(mixture))
-
-    return stream()
+    return (layouts.document(rng, held, rng.pick(mixture)) for _ in itertools.repeat(None))
 
 
 def conversations(
@@ -74,17 +70,7 @@ def conversations(
     chosen = _choose("skill", skills, tuple(layouts.DRAWS))
     rng, held = _start(seed, split, "conversations")
     mixture = layouts.weighted({skill: layouts.SKILL_WEIGHTS[skill] for skill in chosen})
-
-    def stream() -> Iterator[Conversation]:
-        while True:
-            yield layouts.conversation(rng, held, mixture)
-
-    return stream()
-
-
-def _question(rng: Rng, item: Item) -> Question:
-    messages = (Message("user", layouts.ask_text(rng, item)),)
-    return Question(item.skill, messages, item.answer, item.answerable, item.chance, make_check(item))
+    return (layouts.conversation(rng, held, mixture) for _ in itertools.repeat(None))
 
 
 def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
@@ -94,12 +80,12 @@ def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
     found: dict[str, Question] = {}
     misses = 0  # in a row: small skills run out of distinct questions
     while len(found) < n:
-        question = _question(rng, layouts.DRAWS[skill](rng, held))
-        text = question.messages[-1].content
+        item = layouts.DRAWS[skill](rng, held)
+        text = layouts.ask_text(rng, item)
         misses = misses + 1 if text in found else 0
         if misses > MISSES_MAX:
-            raise ValueError(
-                f"skill {skill!r} ran out of held-out questions after {len(found)}; ask for fewer than n={n}"
-            )
-        found.setdefault(text, question)
+            known = len(found)
+            raise ValueError(f"skill {skill!r} ran out of held-out questions after {known}; ask for fewer than n={n}")
+        asked = (Message("user", text),)
+        found.setdefault(text, Question(item.skill, asked, item.answer, item.answerable, item.chance, make_check(item)))
     return list(found.values())

@@ -31,7 +31,7 @@ def _pair(rng: Rng, op: str, held: bool) -> tuple[int, int]:
 
 
 @cache
-def products(held: bool, section: str = "mul") -> tuple[tuple[int, int, int], ...]:
+def products(held: bool, section: str) -> tuple[tuple[int, int, int], ...]:
     """Return (a, b, phrasing index): tables cannot be derived, so what is held out is table entry x phrasing."""
     rows = tuple(f"{a}*{b}" for a in range(2, 10) for b in range(2, 10))
     return tuple((2 + i // 8, 2 + i % 8, j) for i, j in combos(rows, lines("arithmetic", section), held))
@@ -64,18 +64,23 @@ def _item(ask: str, answer: str, result: int, key: str) -> Item:
     return Item("arithmetic", "", ask, answer, key, "number", (str(result),))
 
 
-def draw_sum(rng: Rng, held: bool) -> Item:
-    """Return a bare calculation."""
-    op = rng.below(5)
+def _calculate(rng: Rng, held: bool, op: int, story: str = "") -> tuple[str, int, int, str, int, str]:
+    """Return a phrasing, its two numbers, the steps, the result and the key. story: "_story" for word problems."""
     if op == 4:
-        a, b, phrasing = rng.pick(products(held))
-        ask = lines("arithmetic", "mul")[phrasing].format(a=a, b=b)
-        return _item(ask, f"{a}乘{b}等于{a * b}。", a * b, f"mul:{a},{b},{phrasing}")
+        a, b, phrasing = rng.pick(products(held, "mul" + story))
+        shape = lines("arithmetic", "mul" + story)[phrasing]
+        return shape, a, b, f"{a}乘{b}等于{a * b}", a * b, f"mul:{a},{b},{story[1:2]}{phrasing}"
     name = "add" if op < 2 else "sub"
     a, b = _pair(rng, name, held)
-    ask = rng.pick(lines("arithmetic", name)).format(a=a, b=b)
+    shape = rng.pick(lines("arithmetic", name + story))
     steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
-    return _item(ask, steps + "。", result, f"{name}:{a},{b}")
+    return shape, a, b, steps, result, f"{name}:{a},{b}"
+
+
+def draw_sum(rng: Rng, held: bool) -> Item:
+    """Return a bare calculation."""
+    shape, a, b, steps, result, key = _calculate(rng, held, rng.below(5))
+    return _item(shape.format(a=a, b=b), steps + "。", result, key)
 
 
 def draw_problem(rng: Rng, held: bool) -> Item:
@@ -84,16 +89,7 @@ def draw_problem(rng: Rng, held: bool) -> Item:
     n, k = rng.two(names(held))
     op = rng.below(5)
     place = rng.pick(places(held, "home_kind"))
-    if op == 4:
-        a, b, phrasing = rng.pick(products(held, "mul_story"))
-        shape = lines("arithmetic", "mul_story")[phrasing]
-        steps, result, key = f"{a}乘{b}等于{a * b}", a * b, f"mul:{a},{b},s{phrasing}"
-    else:
-        name = "add" if op < 2 else "sub"
-        a, b = _pair(rng, name, held)
-        shape = rng.pick(lines("arithmetic", name + "_story"))
-        steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
-        key = f"{name}:{a},{b}"
+    shape, a, b, steps, result, key = _calculate(rng, held, op, "_story")
     ask = shape.format(n=n, k=k, a=a, b=b, m=measure, t=noun, p=place)
     if result <= SMALL and rng.random() < 0.5:
         ask = ask.replace("多少" + measure, "几" + measure).replace("多少元", "几元")

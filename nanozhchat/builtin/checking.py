@@ -37,10 +37,6 @@ def _is_story(answer: str, name: str, aim: str) -> bool:
     )
 
 
-def _has_number(answer: str, value: str) -> bool:
-    return value in NUMBER.findall(answer)
-
-
 def make_check(item: Item) -> Callable[[str], bool]:
     """Return the judge of answers to an item.
 
@@ -56,11 +52,11 @@ def make_check(item: Item) -> Callable[[str], bool]:
             return _is_story(answer, *right)
         if is_refusal(answer) and not is_refusal(item.answer):
             return False
+        numbers = NUMBER.findall(answer)
         if rule == "number":
-            found = NUMBER.findall(answer)
-            return bool(found) and found[-1] == right[0]
+            return numbers[-1:] == [right[0]]
         if rule == "value":
-            return _has_number(answer, right[0]) and not any(_has_number(answer, w) for w in wrong)
+            return right[0] in numbers and not any(w in numbers for w in wrong)
         if rule == "any":
             return any(r in answer for r in right)
         assert rule == "contains", rule

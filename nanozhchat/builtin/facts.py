@@ -12,12 +12,13 @@ UNIT_RELATION = "convert"
 
 
 class Relation(NamedTuple):
-    """rows: (subject, object, unit or ""); asks and answers: templates over {s}, {o}, {u}."""
+    """rows: (subject, object, unit or ""); asks and answers: templates over {s}, {o}, {u}; chance: of a blind guess."""
 
     name: str
     asks: tuple[str, ...]
     answers: tuple[str, ...]
     rows: tuple[tuple[str, str, str], ...]
+    chance: float
 
 
 def _row(relation: str, subject: str, value: str) -> tuple[str, str, str]:
@@ -43,7 +44,8 @@ def relations() -> tuple[Relation, ...]:
         else:
             entries = "|".join(by_mark["="]).split("|")
             rows = tuple(_row(name, *entry.split()) for entry in entries)
-        found[name] = Relation(name, tuple(by_mark["?"]), tuple(by_mark["!"]), rows)
+        chance = 1 / len({o for _, o, _ in rows})
+        found[name] = Relation(name, tuple(by_mark["?"]), tuple(by_mark["!"]), rows, chance)
     return tuple(found.values())
 
 
@@ -75,12 +77,7 @@ def draw(rng: Rng, held: bool) -> Item:
     answer = relation.answers[rng.random() < 0.25].format(s=subject, o=value, u=unit)
     key = f"fact:{relation.name}:{subject}{unit}|{j}"
     rule, wrong = ("value", ()) if value.isdigit() else ("contains", _wrong(r, i))
-    return Item("facts", "", ask, answer, key, rule, (value,), wrong, chance=_chance(r))
-
-
-@cache
-def _chance(r: int) -> float:
-    return 1 / len({o for _, o, _ in relations()[r].rows})
+    return Item("facts", "", ask, answer, key, rule, (value,), wrong, chance=relation.chance)
 
 
 def _state(rng: Rng, r: int, i: int) -> str:

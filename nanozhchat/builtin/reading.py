@@ -11,12 +11,9 @@ SCHEMAS = ("hold", "buy", "live", "plan", "give")
 # What a passage of each kind never tells: (schema, slot) of questions that name the person only.
 AGE, JOB, HOME, SPENT = ("live", "a"), ("live", "j"), ("live", "p"), ("buy", "k")
 ABSENT = {
-    "hold": (AGE, JOB, SPENT),
-    "buy": (AGE, JOB, HOME),
-    "live": (SPENT, ("buy", "t"), ("plan", "d")),
-    "plan": (AGE, JOB, HOME, SPENT),
-    "give": (AGE, JOB, HOME, SPENT),
-}
+    "hold": (AGE, JOB, SPENT), "buy": (AGE, JOB, HOME), "live": (SPENT, ("buy", "t"), ("plan", "d")),
+    "plan": (AGE, JOB, HOME, SPENT), "give": (AGE, JOB, HOME, SPENT),
+}  # fmt: skip
 EVENTS = 2.6  # passages hold one, two or, less often, three events
 AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
 
@@ -109,14 +106,18 @@ def draw(rng: Rng, held: bool) -> Item:
     return ask_about(rng, draw_passage(rng, held))
 
 
+def _refuse(passage: Passage, ask: str, what: str) -> Item:
+    answer = f"我不知道，上面的话没有提到{what}。"
+    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
+
+
 def draw_absent(rng: Rng, held: bool) -> Item:
     """Ask about somebody in a passage what it does not say."""
     passage = draw_passage(rng, held)
     kind, slot = rng.pick(ABSENT[passage.kind])
     name = str(rng.pick(passage.events)["n"])
     ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
-    answer = "我不知道，上面的话没有提到这件事。"
-    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
+    return _refuse(passage, ask, "这件事")
 
 
 def draw_missing(rng: Rng, held: bool) -> Item:
@@ -131,9 +132,7 @@ def draw_missing(rng: Rng, held: bool) -> Item:
         return draw_missing(rng, held)
     slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
     asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
-    ask = rng.pick(asks).format(**event)
-    answer = f"我不知道，上面的话没有提到{event['n']}。"
-    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
+    return _refuse(passage, rng.pick(asks).format(**event), str(event["n"]))
 
 
 def intro(rng: Rng) -> str:

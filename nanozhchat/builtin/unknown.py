@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 from nanozhchat.builtin import reading
-from nanozhchat.builtin.world import Item, Rng, combos, foreign, lines, names, places, words
+from nanozhchat.builtin.world import Draw, Item, Rng, combos, foreign, lines, names, places, words
 
 CHANCE = 0.55  # share of unknowable questions: refusing everything scores that
 
@@ -27,19 +27,18 @@ def _tell(context: str, ask: str, value: str, key: str, wrong: tuple[str, ...] =
     return Item("unknown", context, ask, context.rsplit("\n", 1)[-1], key, "contains", (value,), wrong, True, CHANCE)
 
 
+def _date(rng: Rng) -> str:
+    return f"{rng.below(12) + 1}月{rng.below(28) + 1}日"
+
+
 def _private_values(rng: Rng, held: bool, choices: str) -> dict[str, object]:
     options = choices.split()
     return {
-        "v": rng.pick(options) if options else "",
-        "d": rng.below(9000) + 1000,
-        "a": rng.below(80) + 11,
-        "h": rng.below(6) + 5,
-        "b": f"{rng.below(12) + 1}月{rng.below(28) + 1}日",
-        "p": rng.pick(places(held, "home_kind")),
-        "j": rng.pick(words("names", "jobs")),
-        "o": rng.pick(names(held)),
+        "v": rng.pick(options) if options else "", "d": rng.below(9000) + 1000, "a": rng.below(80) + 11,
+        "h": rng.below(6) + 5, "b": _date(rng), "p": rng.pick(places(held, "home_kind")),
+        "j": rng.pick(words("names", "jobs")), "o": rng.pick(names(held)),
         "w": rng.pick(words("names", "animal_names")),
-    }
+    }  # fmt: skip
 
 
 def draw_private(rng: Rng, held: bool) -> Item:
@@ -85,19 +84,12 @@ def draw_invented(rng: Rng, held: bool) -> Item:
     key = f"unknown:{ask}|{x}"
     if rng.random() < 0.5:
         return _refuse("", ask.format(x=x), f"，我没听说过{what.format(x=x)}", key)
-    filled = (
-        value.format(
-            y=y,
-            a=rng.below(900) + 10,
-            d=rng.below(9000) + 100,
-            k=rng.below(9) + 2,
-            z="ABCDEFGHKLMN"[rng.below(12)],
-            b=f"{rng.below(12) + 1}月{rng.below(28) + 1}日",
-            o=rng.pick(names(held)),
-        )
-        if "{" in value
-        else rng.pick(value.split())
-    )
+    if "{" in value:
+        numbers = {"a": rng.below(900) + 10, "d": rng.below(9000) + 100, "k": rng.below(9) + 2}
+        letter = "ABCDEFGHKLMN"[rng.below(12)]
+        filled = value.format(y=y, **numbers, z=letter, b=_date(rng), o=rng.pick(names(held)))
+    else:
+        filled = rng.pick(value.split())
     told = say.format(x=x, v=filled)
     return _tell(told, ask.format(x=x), filled, key)
 
@@ -126,19 +118,14 @@ def draw_who(rng: Rng, held: bool) -> Item:
     return _tell(told, shape.format(n=n), job, key)
 
 
+KINDS: tuple[tuple[float, Draw], ...] = (  # up to which random number each is drawn
+    (0.42, draw_private), (0.52, draw_future), (0.70, draw_invented), (0.75, draw_self), (0.82, draw_who),
+    (0.90, reading.draw_missing), (1.0, reading.draw),
+)  # fmt: skip
+
+
 def draw(rng: Rng, held: bool) -> Item:
     """Return an unknowable question, or its answerable twin about half of the time."""
     kind = rng.random()
-    if kind < 0.42:
-        return draw_private(rng, held)
-    if kind < 0.52:
-        return draw_future(rng, held)
-    if kind < 0.70:
-        return draw_invented(rng, held)
-    if kind < 0.75:
-        return draw_self(rng, held)
-    if kind < 0.82:
-        return draw_who(rng, held)
-    if kind < 0.90:
-        return reading.draw_missing(rng, held)._replace(chance=CHANCE)
-    return reading.draw(rng, held)._replace(skill="unknown", chance=CHANCE)
+    chosen = next(kind_of for limit, kind_of in KINDS if kind < limit)
+    return chosen(rng, held)._replace(skill="unknown", chance=CHANCE)

@@ -11,11 +11,9 @@ COUNT_POOL = 60_000  # character strings drawn before the split
 ORDINAL_MAX = 5
 
 STATEMENTS = {
-    "antonyms": "“{w}”的反义词是“{o}”。",
-    "measure": "{w}的量词是“{o}”，一{o}{w}。",
-    "meaning": "“{w}”的意思是{o}。",
-    "idiom": "“{w}”说的是“{o}”。",
-}
+    "antonyms": "“{w}”的反义词是“{o}”。", "measure": "{w}的量词是“{o}”，一{o}{w}。",
+    "meaning": "“{w}”的意思是{o}。", "idiom": "“{w}”说的是“{o}”。",
+}  # fmt: skip
 NTH_NUMERALS = (DIGITS, "0123456789")
 
 
@@ -39,18 +37,14 @@ def idioms() -> tuple[tuple[str, str], ...]:
 @cache
 def strings(held: bool) -> tuple[str, ...]:
     """Return words and made-up strings of two to seven characters to count, reverse and spell."""
-    rng, found = Rng(4), {}
-    chars = lexicon_words("words", "characters")
+    rng, chars = Rng(4), lexicon_words("words", "characters")
     real = [w for w in measures() if len(w) > 1] + [w for w, _ in antonyms() if len(w) > 1] + [w for w, _ in idioms()]
     real += [w for section in ("colours", "carry") for w in lexicon_words("things", section) if len(w) > 1]
-    for word in real:
-        found[word] = True
+    found = dict.fromkeys(real, True)
     while len(found) < COUNT_POOL:
         kind = rng.below(3)
-        if kind == 0:
-            text = rng.pick(real) + rng.pick(real)
-        elif kind == 1:
-            text = rng.pick(chars) + rng.pick(real)
+        if kind < 2:
+            text = rng.pick(chars if kind else real) + rng.pick(real)
         else:
             text = "".join(rng.pick(chars) for _ in range(2 + rng.below(5)))
         if len(text) <= 7:
