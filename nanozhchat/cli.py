@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -34,14 +35,9 @@ T = TypeVar("T")
 
 
 def opt(
-    default: Any,
-    help: str,
-    *,
-    group: str = "options",
-    choices: Sequence[Any] | None = None,
-    flag: str = "",
+    default: Any, help: str, *, group: str = "options", choices: Sequence[Any] | None = None, flag: str = "",
     neutral: bool = False,
-) -> Any:
+) -> Any:  # fmt: skip
     """Declare a flag as a dataclass field.
 
     flag: its name when a Python field can't have it, such as `-p`. neutral: it does not change what is computed, so a
@@ -177,10 +173,9 @@ def write_config(path: Path, args: Any) -> None:
     """Write the resolved configuration as YAML, each value above its one-line explanation as a comment."""
     lines = []
     for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        lines.append(f"# {field.metadata['help']}")
-        lines.append(f"{field.name}: {json.dumps(value, ensure_ascii=False)}")
-    atomic_write(path, ("\n".join(lines) + "\n").encode())
+        value = json.dumps(getattr(args, field.name), ensure_ascii=False)
+        lines.append(f"# {field.metadata['help']}\n{field.name}: {value}\n")
+    atomic_write(path, "".join(lines).encode())
 
 
 def write_figures(path: str | None, figures: Any) -> None:
@@ -213,11 +208,9 @@ def run(main: Callable[[], None]) -> None:
     except (RunError, ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        failure = disk_error(Path(error.filename or "."), error) if _is_disk_full(error) else error
+        failure: Exception = error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            failure = disk_error(Path(error.filename or "."), error)
         logging.getLogger(__name__).debug("failed", exc_info=error)
         sys.stderr.write(f"error: {' '.join(str(failure).split())}\n")
         sys.exit(getattr(failure, "exit_code", 2))
-
-
-def _is_disk_full(error: BaseException) -> typing.TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in (28, 122)  # ENOSPC, EDQUOT

@@ -106,11 +106,9 @@ class Compute:
 def detect_device(asked: str | None) -> str:
     """Choose cuda, xpu, mps or cpu, in this order, or check that what was asked for is there."""
     there = {
-        "cuda": torch.cuda.is_available,
-        "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
+        "cuda": torch.cuda.is_available, "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available, "cpu": lambda: True,
+    }  # fmt: skip
     if asked and asked != "auto":
         if asked not in there:
             raise ValueError(f"--device-type={asked!r} is unknown; choose from {', '.join(there)}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from nanozhchat import sources
+from nanozhchat import builtin, sources
 from nanozhchat.conversation import Conversation, make_conversation
 from nanozhchat.records import ReadStats, Record
 from nanozhchat.sources import SPLITS, Document, Source
@@ -48,8 +48,11 @@ def conversations(
     stats = stats if stats is not None else ReadStats()
     streams = []
     for source in map(sources.parse, sources.resolve_specs(specs)):
-        make = _builtin(source, seed, split) if source.kind == "builtin" else _external(source, split, stats, skip_bad)
-        streams.append((source, make))
+        if source.kind == "builtin":
+            skills = sources.builtin_parts(source.name)
+            streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
+        else:
+            streams.append((source, _external(source, split, stats, skip_bad)))
     yield from islice(sources.mix(streams, _n_bytes), limit)
 
 
@@ -72,12 +75,6 @@ def load_conversations(
 
 def _n_bytes(conversation: Conversation) -> int:
     return sum(len(message.content.encode()) for message in conversation)
-
-
-def _builtin(source: Source, seed: int, split: str) -> Iterator[Conversation]:
-    from nanozhchat import builtin
-
-    return builtin.conversations(seed, split=split, skills=sources.builtin_parts(source.name))
 
 
 def _external(source: Source, split: str, stats: ReadStats, skip_bad: bool) -> Iterator[Conversation]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,19 +45,6 @@ class Batch:
     epoch: int
     state: dict[str, Any]
     documents: tuple[int, ...] = ()
-
-
-class Batches(Protocol):
-    """What the training loop needs of a loader."""
-
-    def __next__(self) -> Batch:
-        """Return the next batch of this rank."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last batch, plain JSON types."""
-
-    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
-        """Continue after the batch that carried `state`, with so many rows a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,10 +49,10 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
         write_json(out / "config.json", {"model_type": "nanozhchat-int8", "gpt": model.config.to_dict()})
     elif model.config.plain:
         tensors = arcee_tensors(model)
-        write_json(out / "config.json", arcee_config(model.config, tokenizer))
+        write_json(out / "config.json", transformers_config(model.config, tokenizer))
     else:
         tensors = {f"gpt.{name}": t for name, t in tensors.items()}
-        write_json(out / "config.json", remote_config(model.config, tokenizer))
+        write_json(out / "config.json", transformers_config(model.config, tokenizer))
         for name in (*REMOTE_CODE, WRAPPER):
             code = (Path(__file__).parent / name).read_text(encoding="utf-8")
             code = re.sub(r"from nanozhchat\.(\w+) import", r"from .\1 import", code)
@@ -91,35 +91,30 @@ def fill_from_folder(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
     fill_model(model, {name: p.detach() for name, p in given.named_parameters()}, Path(folder))
 
 
-def _common_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
+def transformers_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json: of an Arcee model for a plain one, else of a model that brings its own code."""
+    common = {
         "gpt": config.to_dict(), "vocab_size": config.vocab_size, "hidden_size": config.n_embd,
         "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
         "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_id, "dtype": "float32",
         "tie_word_embeddings": False,
     }  # fmt: skip
-
-
-def remote_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json of a model that brings its own code."""
-    places = {"AutoConfig": "hf_model.NanozhchatConfig", "AutoModelForCausalLM": "hf_model.NanozhchatForCausalLM"}
-    own = {"model_type": "nanozhchat", "architectures": ["NanozhchatForCausalLM"], "auto_map": places}
-    return {**own, **_common_config(config, tokenizer), "use_cache": False}
-
-
-def arcee_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json of a plain model."""
+    if not config.plain:
+        places = {"AutoConfig": "hf_model.NanozhchatConfig", "AutoModelForCausalLM": "hf_model.NanozhchatForCausalLM"}
+        own = {"model_type": "nanozhchat", "architectures": ["NanozhchatForCausalLM"], "auto_map": places}
+        return {**own, **common, "use_cache": False}
     sizes = {
         "num_key_value_heads": config.n_kv_head, "head_dim": config.head_dim, "intermediate_size": 4 * config.n_embd,
         "max_position_embeddings": config.sequence_len, "hidden_act": "relu2", "rms_norm_eps": EPSILON,
         "rope_theta": config.rope_base, "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
     }  # fmt: skip
-    return {"model_type": "arcee", "architectures": ["ArceeForCausalLM"], **_common_config(config, tokenizer), **sizes}
+    return {"model_type": "arcee", "architectures": ["ArceeForCausalLM"], **common, **sizes}
 
 
-def _other_rotation(weight: Tensor, n_head: int) -> Tensor:
-    """Swap the halves of each head's rows: transformers turns the pairs of channels the other way round."""
-    return weight.view(n_head, 2, -1, weight.size(1)).flip(1).reshape(weight.shape)
+def _other_rotation(name: str, weight: Tensor, config: GPTConfig) -> Tensor:
+    """Swap the halves of each head's rows in q and k: transformers turns the pairs of channels the other way round."""
+    n_head = {"attn.c_q": config.n_head, "attn.c_k": config.n_kv_head}.get(name)
+    return weight if n_head is None else weight.view(n_head, 2, -1, weight.size(1)).flip(1).reshape(weight.shape)
 
 
 LAYER_NAMES = {  # ours -> Arcee's
@@ -137,10 +132,8 @@ def arcee_tensors(model: GPT) -> dict[str, Tensor]:
     out = {"model.embed_tokens.weight": rms_norm(own["wte.weight"][: c.vocab_size])}
     for i in range(c.n_layer):
         for name, theirs in LAYER_NAMES.items():
-            weight = own[f"h.{i}.{name}.weight"]
-            if name in ("attn.c_q", "attn.c_k"):
-                weight = _other_rotation(weight, c.n_head if name == "attn.c_q" else c.n_kv_head)
-            elif name.endswith("c_proj"):
+            weight = _other_rotation(name, own[f"h.{i}.{name}.weight"], c)
+            if name.endswith("c_proj"):
                 weight = weight / scales[i]
             out[f"model.layers.{i}.{theirs}.weight"] = weight
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -155,10 +148,7 @@ def from_arcee(tensors: dict[str, Tensor], config: GPTConfig) -> dict[str, Tenso
            "lm_head.weight": torch.cat((tensors["lm_head.weight"], padding))}  # fmt: skip
     for i in range(config.n_layer):
         for name, theirs in LAYER_NAMES.items():
-            weight = tensors[f"model.layers.{i}.{theirs}.weight"]
-            if name in ("attn.c_q", "attn.c_k"):
-                weight = _other_rotation(weight, config.n_head if name == "attn.c_q" else config.n_kv_head)
-            out[f"h.{i}.{name}.weight"] = weight
+            out[f"h.{i}.{name}.weight"] = _other_rotation(name, tensors[f"model.layers.{i}.{theirs}.weight"], config)
     return out
 
 

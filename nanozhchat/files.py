@@ -81,18 +81,16 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with backend.open(temporary) as handle:
-            backend.write(handle, content)
-            backend.fsync(handle)
-        backend.replace(temporary, path)
-        backend.fsync_dir(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path):
+        try:
+            with backend.open(temporary) as handle:
+                backend.write(handle, content)
+                backend.fsync(handle)
+            backend.replace(temporary, path)
+            backend.fsync_dir(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanozhchat import faults
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import Batch, Batches
+from nanozhchat.dataloader import Batch, Prefetch
 from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics, clock
@@ -38,27 +38,8 @@ MAX_ROLLBACKS = 3
 START_LOSS_SCALE, SCALE_GROWS_AFTER = 2.0**8, 500  # of float16; doubled after so many good steps
 
 
-class _Clock:
-    """Time spent on this run, earlier processes included, and the progress that schedules follow."""
-
-    def __init__(self, plan: Plan, state: TrainState, compute: Compute) -> None:
-        self.plan, self.state, self.compute = plan, state, compute
-        self.origin = plan.started - state.time_s
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.origin
-
-    def progress(self, step: int) -> float:
-        """Share of the run done, the same on all ranks: of the budget by rank 0's clock, else of the steps."""
-        recipe = self.plan.recipe
-        if recipe.budget_s is None:
-            return step / recipe.num_steps
-        left = self.elapsed() / max(1e-3, recipe.budget_s - self.state.reserve_s)
-        return min(1.0, self.compute.broadcast([left])[0])
-
-
 def fit(
-    model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+    model: GPT, optimizer: Optimizer, batches: Prefetch, objective: Callable[[GPT, Batch], Loss], plan: Plan,
     hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
 ) -> TrainState:  # fmt: skip
     """Train until the recipe's horizon; returns the final state, saved.
@@ -93,28 +74,39 @@ class _Training:
     """The state of `fit`."""
 
     def __init__(
-        self, model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+        self, model: GPT, optimizer: Optimizer, batches: Prefetch, objective: Callable[[GPT, Batch], Loss], plan: Plan,
         hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
         self.plan, self.hooks, self.state, self.compute, self.metrics = plan, hooks, state, compute, metrics
         self.recipe, self.checkpoints = plan.recipe, plan.checkpoints
         self.waited_s = 0.0
-        self.timer = _Clock(plan, state, compute)
+        self.origin = plan.started - state.time_s
         self.line = _Line(plan, compute)
         if not state.loader:
             state.loader = batches.state_dict()
         if not state.loss_scale:
             state.loss_scale = START_LOSS_SCALE if compute.dtype is torch.float16 else 1.0
 
+    def elapsed(self) -> float:
+        """Seconds spent on this run, earlier processes included."""
+        return time.monotonic() - self.origin
+
+    def progress(self) -> float:
+        """Share of the run done, the same on all ranks: of the budget by rank 0's clock, else of the steps."""
+        recipe = self.plan.recipe
+        if recipe.budget_s is None:
+            return self.state.step / recipe.num_steps
+        left = self.elapsed() / max(1e-3, recipe.budget_s - self.state.reserve_s)
+        return min(1.0, self.compute.broadcast([left])[0])
+
     def run(self) -> TrainState:
         """Train to the end."""
         state = self.state
         if state.step == 0:
             before = time.monotonic()
-            values = _hook_values(self.hooks, state, last=True)
-            if values:
-                row = {"step": 0, "time_s": self.timer.elapsed(), "tokens": 0, "bytes": 0, "flops": 0.0, **values}
+            if values := _hook_values(self.hooks, state, last=True):
+                row = {"step": 0, "time_s": self.elapsed(), "tokens": 0, "bytes": 0, "flops": 0.0, **values}
                 self.metrics.write(row)
                 log.info("step %05d | %s", state.step, _format_values(values))
             state.reserve_s = 1.5 * (time.monotonic() - before)
@@ -131,14 +123,14 @@ class _Training:
             self.metrics.write(row)
             self.line.show(row, state, force=state.finished)
         share = self.waited_s / max(1e-9, time.monotonic() - first)
-        self.metrics.event("done", step=state.step, time_s=self.timer.elapsed(), data_wait_frac=share)
+        self.metrics.event("done", step=state.step, time_s=self.elapsed(), data_wait_frac=share)
         return state
 
     def step(self) -> dict[str, Any] | None:
         """Do one optimizer step on every rank; returns its numbers, None if it was not one."""
         state, optimizer = self.state, self.optimizer
         self.take_detour()
-        progress = self.timer.progress(state.step)
+        progress = self.progress()
         self.model.ngram_trust = ngram_trust(progress)
         sums = self.accumulate()
         signals, ready = float(bool(self.plan.stop)), float(self.checkpoints.ready)
@@ -168,12 +160,12 @@ class _Training:
         state.tokens += recipe.total_batch_size
         state.bytes += int(n_bytes)
         state.flops += float(recipe.flops_per_token) * recipe.total_batch_size
-        state.time_s = self.timer.elapsed()
+        state.time_s = self.elapsed()
         wrong = state.watch.see(state.step, loss, finite, place) if self.rescale(finite) else ""
         if wrong:
             self.go_back(wrong)
             return None
-        state.finished = self.timer.progress(state.step) >= 1.0
+        state.finished = self.progress() >= 1.0
         self.save(ready == self.compute.world_size)
         return {
             "step": state.step, "tokens": state.tokens, "bytes": state.bytes, "flops": state.flops,
@@ -305,7 +297,7 @@ class _Training:
         """Save where the last whole step left off."""
         state = self.state
         self.optimizer.discard()
-        state.time_s = self.timer.elapsed()
+        state.time_s = self.elapsed()
         if state.step == 0:
             return StoppedError("stopped before the first step; the same command starts again")
         self.checkpoints.begin({**state.to_dict(), "recipe": self.recipe.to_dict()})
@@ -344,13 +336,9 @@ class _Line:
             eta = recipe.budget_s - state.time_s
         else:
             eta = (recipe.num_steps - state.step) * recipe.total_batch_size / self.rate
-        return {
-            "time_s": state.time_s,
-            "tok_per_sec": self.rate,
-            "mfu": recipe.flops_per_token * self.rate / peak if peak else 0.0,
-            "mem_bytes": compute.memory_bytes(),
-            "eta_s": max(0.0, eta),
-        }
+        mfu = recipe.flops_per_token * self.rate / peak if peak else 0.0
+        figures = {"time_s": state.time_s, "tok_per_sec": self.rate, "mfu": mfu, "mem_bytes": compute.memory_bytes()}
+        return {**figures, "eta_s": max(0.0, eta)}
 
     def show(self, row: dict[str, float], state: TrainState, *, force: bool) -> None:
         evaluated = "val/bpb" in row

@@ -76,12 +76,9 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
     log.info("%d conversations to train on, %d held out", len(sets["train"]), len(sets["val"]))
     flags = cli.result_flags(args)
     identity = {
-        **flags,
-        "base_weights": base.weights_sha256(),
-        "data_hash": digest(sets["train"]),
-        "tokenizer": base.manifest["identity"]["tokenizer"],
-        "tokenizer_hash": tokenizer.hash,
-    }
+        **flags, "base_weights": base.weights_sha256(), "data_hash": digest(sets["train"]),
+        "tokenizer": base.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
+    }  # fmt: skip
     with open_run("sft", tag, identity, comp, flags=args, config=flags) as run:
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanozhchat import chat, cli, paths
+from nanozhchat.export import KINDS, export
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArgs:
     """Flags of this script."""
 
-    to: str = cli.opt("hf", "hf = transformers, gguf = llama.cpp (plain models), int8 = our engine",
-                      choices=("hf", "int8", "gguf"))  # fmt: skip
+    to: str = cli.opt("hf", "hf = transformers, gguf = llama.cpp (plain models), int8 = our engine", choices=KINDS)
     out: str | None = cli.opt(None, "folder to write; none = <tag>-<format> here")
     model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
     source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
@@ -24,8 +24,6 @@ class ExportArgs:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, write."""
     args = cli.parse(ExportArgs, argv, __doc__ or "", "python -m scripts.export")
-    from nanozhchat.export import export
-
     model = chat.load(args.model_tag, source=args.source, step=args.step, device="cpu", dtype="float32", engine="torch")
     out = Path(args.out or f"{model.name}-{args.to}")
     for path in export(args.to, model.engine.model, model.tokenizer, out):

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanozhchat import chat, cli, paths
+import torch
+
+from nanozhchat import chat, cli, engine_speed, paths
+from nanozhchat.compute import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +33,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(InferBenchArgs, argv, __doc__ or "", "python -m scripts.infer_bench")
     where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
     engine = chat.load(args.model_tag, source=args.source, step=args.step, **where).engine
-    from nanozhchat import engine_speed
-
     if not 0 < args.context < engine.context - args.steps - engine_speed.WARM_STEPS:
         raise ValueError(f"--context={args.context} and --steps={args.steps} do not fit {engine.context} tokens")
+    process = Compute(torch.device("cpu"))
     bytes_per_s, rows = engine_speed.read_bytes_per_s(), []
     print(f"engine {engine.kind}, memory {bytes_per_s / 1e9:.1f} GB/s\nbatch  context  prefill tok/s  decode tok/s"
           "  first token ms  cached ms  of bandwidth")  # fmt: skip
     for batch in args.batch:
         sizes = {"batch": batch, "context": args.context, "steps": args.steps}
         speed = engine_speed.measure(engine, **sizes, bytes_per_s=bytes_per_s)
-        rows.append({**dataclasses.asdict(speed), "engine": engine.kind, "mem_bytes": memory_bytes()})
+        rows.append({**dataclasses.asdict(speed), "engine": engine.kind, "mem_bytes": process.memory_bytes()})
         print(f"{speed.batch:5}  {speed.context:7}  {speed.prefill_tok_per_s:13,.0f}  {speed.decode_tok_per_s:12,.0f}"
               f"  {speed.ttft_ms:14.1f}  {speed.cached_ttft_ms:9.1f}  {speed.bandwidth_frac:12.0%}")  # fmt: skip
     cli.write_figures(args.json, {"rows": rows})
-
-
-def memory_bytes() -> int:
-    """Peak resident memory of this process."""
-    import torch
-
-    from nanozhchat.compute import Compute
-
-    return Compute(torch.device("cpu"), torch.float32).memory_bytes()
 
 
 if __name__ == "__main__":

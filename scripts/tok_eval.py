@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,7 @@ def score(encode: Encode, texts: list[str]) -> dict[str, float]:
 
 def characters_split(tokenizer: Tokenizer, texts: list[str]) -> float:
     """Return the share of characters that are more than one token even when alone."""
-    counts: dict[str, int] = {}
-    for text in texts:
-        for char in text:
-            counts[char] = counts.get(char, 0) + 1
+    counts = Counter(char for text in texts for char in text)
     split = sum(n for char, n in counts.items() if len(tokenizer.encode(char)) > 1)
     return split / max(1, sum(counts.values()))
 

@@ -82,18 +82,14 @@ def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
     if args.memory_limit is None and args.chunk_files is None and args.max_bytes <= IN_MEMORY_BYTES:
         documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
         return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
-    memory = cli.parse_size(args.memory_limit) if args.memory_limit else memory_size() // 2
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = cli.parse_size(args.memory_limit) if args.memory_limit else machine // 2
     print(f"counts go to {counts}, tables take at most {memory / 2**20:,.0f} MiB of memory")
     return tokenizer_training.train(
         specs, args.vocab_size, args.kind, counts, memory_bytes=memory, max_bytes=args.max_bytes,
         chunk_files=args.chunk_files, resume=args.resume, text_field=args.text_field, threads=args.threads,
         progress=progress(),
     )  # fmt: skip
-
-
-def memory_size() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_done(folder: Path, settings: dict[str, object]) -> bool:
