@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from nanozhchat import records
 from nanozhchat.errors import DiskError
-from nanozhchat.presets import PRESETS
+from nanozhchat.presets import presets
 from nanozhchat.records import MAX_DOCUMENT_BYTES, ReadStats, Record
 
 T = TypeVar("T")
@@ -86,8 +86,7 @@ def parse(spec: str) -> Source:
         if not hub_id or any(rest):
             raise ValueError(f"--data={spec}: expected hf:<dataset>[:<config>[:<split>]]")
         return Source(spec, "hub", hub_id, weight, config or None, split or "train")
-    if name in PRESETS:
-        preset = PRESETS[name]
+    if preset := presets().get(name):
         return Source(spec, "hub", preset.hub_id, weight, preset.config, preset.split, preset.files, preset.columns)
     return Source(spec, "files", name, weight)
 

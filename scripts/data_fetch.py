@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nanozhchat import cli, corpus
 from nanozhchat.cli import opt
 from nanozhchat.errors import DamagedError
-from nanozhchat.presets import PRESETS
+from nanozhchat.presets import presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Args:
 def print_presets() -> None:
     """Print one block a preset: name, hub id, columns, size, licence."""
     print("Presets (hub id, columns, size, licence). None was fetched by this project's tests: names may have changed.")
-    for preset in PRESETS.values():
+    for preset in presets().values():
         where = ":".join(part for part in (preset.hub_id, preset.config, preset.files) if part)
         use = "pretraining" if preset.kind == "text" else "fine-tuning"
         print(f"\n{preset.name}  [{use}]\n  hub      {where}\n  columns  {', '.join(preset.columns)}")
