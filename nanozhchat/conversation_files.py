@@ -53,7 +53,7 @@ def conversations(
             streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
         else:
             streams.append((source, _external(source, split, stats, skip_bad)))
-    yield from islice(sources.mix(streams, _n_bytes), limit)
+    yield from islice(sources.mix(streams, lambda talk: sum(len(m.content.encode()) for m in talk)), limit)
 
 
 def load_conversations(
@@ -71,10 +71,6 @@ def load_conversations(
     if skipped:
         log.warning("%s: %d conversations%s", " ".join(specs), len(found), skipped)
     return found
-
-
-def _n_bytes(conversation: Conversation) -> int:
-    return sum(len(message.content.encode()) for message in conversation)
 
 
 def _external(source: Source, split: str, stats: ReadStats, skip_bad: bool) -> Iterator[Conversation]:

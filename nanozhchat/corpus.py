@@ -80,7 +80,7 @@ def build(
     specs = sources.resolve_specs(specs)
     if max_bytes is not None and max_bytes <= 0:
         raise ValueError(f"--max-bytes={max_bytes} must be above 0")
-    if max_bytes is None and sources.all_endless(specs):
+    if max_bytes is None and all(sources.parse(spec).endless for spec in specs):
         max_bytes = BUILTIN_BYTES
     settings = {
         "format_version": FORMAT_VERSION, "specs": list(specs), "text_field": text_field, "max_bytes": max_bytes,

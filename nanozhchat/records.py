@@ -155,15 +155,12 @@ def _read_text(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -
         except UnicodeDecodeError:
             stats.skip("not UTF-8")
             continue
-        if not line.strip():
-            blank = True
-            if size >= BLOCK_CHARS:
-                yield Record("\n".join(parts), str(path), first)
-                parts, size = [], 0
-            continue
-        if size >= BLOCK_MAX_CHARS:
+        if size >= (BLOCK_MAX_CHARS if line.strip() else BLOCK_CHARS):
             yield Record("\n".join(parts), str(path), first)
             parts, size = [], 0
+        if not line.strip():
+            blank = True
+            continue
         if blank and parts:
             parts.append("")
         blank = False

@@ -311,15 +311,10 @@ def documents(
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; splits are train and val")
     resolved = resolve_specs(specs)
-    only = split if all(parse(spec).kind == "builtin" for spec in resolved) else None
+    only = split if all(parse(spec).endless for spec in resolved) else None
     docs = tagged(resolved, text_field=text_field, builtin_split=only)
     for doc in _limited((doc for doc in docs if doc.split == split), max_bytes):
         yield doc.text
-
-
-def all_endless(specs: Sequence[str]) -> bool:
-    """Whether reading the specs never ends, so that a limit is needed."""
-    return all(parse(spec).endless for spec in specs)
 
 
 def inputs(specs: Sequence[str]) -> list[dict[str, Any]]:

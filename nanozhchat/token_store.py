@@ -35,10 +35,15 @@ Array = npt.NDArray[Any]
 class TokenStore:
     """Read access to a tokenized corpus. Documents are numbered from 0 in the order of the corpus."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
-        """Map the files that a manifest lists; use `TokenStore.open`."""
-        self.directory = directory
-        self.manifest = manifest
+    def __init__(self, directory: Path) -> None:
+        """Open a finished store; raises ValueError if there is none, DamagedError if files don't fit the manifest."""
+        path = directory / MANIFEST
+        if not path.exists():
+            raise ValueError(f"no tokenized corpus in {directory}; tokenize it first")
+        manifest = files.read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+            raise DamagedError(f"{path} is no manifest of version {FORMAT_VERSION}; {_remedy(directory)}")
+        self.directory, self.manifest = directory, manifest
         self._tokens: dict[str, list[Array]] = {}
         self._offsets: dict[str, list[Array]] = {}
         self._first_doc: dict[str, Array] = {}
@@ -48,17 +53,6 @@ class TokenStore:
             self._tokens[split] = [tokens for tokens, _ in pairs]
             self._offsets[split] = [offsets for _, offsets in pairs]
             self._first_doc[split] = np.cumsum([0] + [shard["docs"] for shard in shards])
-
-    @classmethod
-    def open(cls, directory: Path) -> TokenStore:
-        """Open a finished store; raises ValueError if there is none, DamagedError if files don't fit the manifest."""
-        path = Path(directory) / MANIFEST
-        if not path.exists():
-            raise ValueError(f"no tokenized corpus in {directory}; tokenize it first")
-        manifest = files.read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-            raise DamagedError(f"{path} is no manifest of version {FORMAT_VERSION}; {_remedy(Path(directory))}")
-        return cls(Path(directory), manifest)
 
     @property
     def hash(self) -> str:
@@ -141,12 +135,12 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], 
             totals[split]["bytes"] = corpus.n_bytes(split)
         manifest = {**key, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "totals": totals, "shards": shards}
         files.write_json(directory / MANIFEST, manifest)
-        return TokenStore.open(directory)
+        return TokenStore(directory)
 
 
 def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
     try:
-        store = TokenStore.open(directory)
+        store = TokenStore(directory)
     except (ValueError, DamagedError):
         return None
     return store if all(store.manifest.get(name) == value for name, value in key.items()) else None

@@ -92,7 +92,7 @@ def test_a_file_cut_short_is_refused_when_opened_and_made_again_when_tokenizing(
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
     with pytest.raises(DamagedError, match=r"train-00000\.bin"):
-        TokenStore.open(store.directory)
+        TokenStore(store.directory)
     tokenize(built)
     assert path.read_bytes() == whole
 
@@ -106,14 +106,14 @@ def test_an_index_of_another_shard_or_of_python_objects_is_refused(built, object
     else:
         (store.directory / "train-00000.idx").write_bytes((store.directory / "val-00000.idx").read_bytes())
     with pytest.raises(DamagedError, match=r"train-00000\.idx"):
-        TokenStore.open(store.directory)
+        TokenStore(store.directory)
 
 
 def test_a_folder_without_a_manifest_is_no_store(built):
     store = tokenize(built)
     (store.directory / "manifest.json").unlink()
     with pytest.raises(ValueError, match="tokenize it first"):
-        TokenStore.open(store.directory)
+        TokenStore(store.directory)
 
 
 def test_the_real_tokenizer_gives_back_the_text(built):
