@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,13 +162,13 @@ def document_loader(
     return Loader(Packer(lengths, cut.sequence_len + 1, cut=True, seed=seed, buffer_docs=buffer_docs), cut, fill)
 
 
-def eval_documents(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Array, Array]:
+def eval_documents(source: TokenStore | list[list[int]], split: str, max_tokens: int | None) -> tuple[Array, Array]:
     """Choose the documents to evaluate on: (their numbers, how many tokens of each).
 
     They come in a fixed pseudo-random order, so that a part stands for the whole, until there are `max_tokens`; the
     last one is cut. None = all. Raises ValueError if there is no token.
     """
-    lengths = store.lengths(split)
+    lengths = np.array([len(doc) for doc in source]) if isinstance(source, list) else source.lengths(split)
     order = shuffled(len(lengths), EVAL_SEED, 0, np.arange(len(lengths)))
     lengths = lengths[order]
     if max_tokens is not None:
@@ -181,18 +182,24 @@ def eval_documents(store: TokenStore, split: str, max_tokens: int | None) -> tup
 
 
 def eval_batches(
-    store: TokenStore, split: str = "val", *, bos_id: int, max_tokens: int | None = None, **shape: Any
+    source: TokenStore | list[list[int]],
+    split: str = "val",
+    *,
+    bos_id: int,
+    max_tokens: int | None = None,
+    **shape: Any,
 ) -> Iterator[Batch]:
     """Score each token of the documents that `eval_documents` chooses exactly once, in the same rows for any ranks.
 
-    A BOS is never a target. All ranks get the same number of batches; rows that are not full end in BOS inputs without
-    targets. shape: fields of `Shape`.
+    source: a token store, or documents as lists of ids. A BOS is never a target. All ranks get the same number of
+    batches; rows that are not full end in BOS inputs without targets. shape: fields of `Shape`.
     """
-    order, lengths = eval_documents(store, split, max_tokens)
+    order, lengths = eval_documents(source, split, max_tokens)
     cut = Shape(**shape)
+    read = (lambda doc: np.asarray(source[doc])) if isinstance(source, list) else partial(source.doc, split)
 
     def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
-        tokens = _document_rows(rows, lambda i: store.doc(split, int(order[i])), cut.sequence_len + 1, bos_id)
+        tokens = _document_rows(rows, lambda i: read(int(order[i])), cut.sequence_len + 1, bos_id)
         targets = np.where(tokens[:, 1:] == bos_id, IGNORE, tokens[:, 1:])
         return np.where(tokens[:, :-1] == IGNORE, bos_id, tokens[:, :-1]), targets
 

@@ -15,20 +15,15 @@ from nanozhchat.paths import STAGES
 if TYPE_CHECKING:
     from nanozhchat.chat import Chat
 
-HELLO = {
-    "zh": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
-    "en": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
-}
 TEXTS = {
-    "you": {"zh": "你：", "en": "You: "},
-    "model": {"zh": "答：", "en": "Model: "},
-    "help": {"zh": "/new 新对话　/help 命令　/quit 退出", "en": "/new new chat   /help commands   /quit quit"},
-    "new": {"zh": "新对话。", "en": "New chat."},
-    "unknown": {"zh": "没有这个命令；/help 看有哪些", "en": "no such command; /help lists them"},
-    "stopped": {"zh": "（已停止）", "en": " (stopped)"},
-    "failed": {"zh": "没有回答：{error}", "en": "no answer: {error}"},
-    "bye": {"zh": "再见。", "en": "Bye."},
-}
+    "zh": {"hello": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
+           "help": "/new 新对话　/help 命令　/quit 退出", "unknown": "没有这个命令；/help 看有哪些", "new": "新对话。",
+           "you": "你：", "model": "答：", "stopped": "（已停止）", "failed": "没有回答：{error}", "bye": "再见。"},
+    "en": {"hello": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
+           "help": "/new new chat   /help commands   /quit quit", "unknown": "no such command; /help lists them",
+           "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)",
+           "failed": "no answer: {error}", "bye": "Bye."},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +85,9 @@ def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, 
 
 def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
     """Read questions and answer them until the input ends."""
-    texts = {key: languages[args.lang] for key, languages in TEXTS.items()}
+    texts = TEXTS[args.lang]
     history: list[dict[str, str]] = []
-    print(HELLO[args.lang].format(name=chat.name, source=chat.source, step=chat.step))
+    print(texts["hello"].format(name=chat.name, source=chat.source, step=chat.step))
     while True:
         try:
             text = clean(input(f"\n{texts['you']}")).strip()

@@ -209,6 +209,11 @@ def test_evaluation_keeps_to_its_limit_and_to_the_documents_it_names(lengths, ma
     assert len(found) == min(max_tokens, int(docs.sizes.sum()))
 
 
+def test_evaluation_takes_plain_lists_and_never_scores_a_bos():
+    [batch] = eval_batches([[5, 6, 7], [8]], batch_rows=1, sequence_len=8, bos_id=BOS)
+    assert sorted(scored([batch])) == [5, 6, 7, 8]
+
+
 class ByteRenderer:
     """Renders like the real tokenizer: BOS, then each turn as a role id, bytes, an end id; assistant turns learnt."""
 
