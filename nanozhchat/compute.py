@@ -22,7 +22,6 @@ from nanozhchat.hardware import find_device
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 PREPARE_TIMEOUT = timedelta(hours=24)
 PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU

@@ -182,13 +182,9 @@ def eval_documents(source: TokenStore | list[list[int]], split: str, max_tokens:
 
 
 def eval_batches(
-    source: TokenStore | list[list[int]],
-    split: str = "val",
-    *,
-    bos_id: int,
-    max_tokens: int | None = None,
+    source: TokenStore | list[list[int]], split: str = "val", *, bos_id: int, max_tokens: int | None = None,
     **shape: Any,
-) -> Iterator[Batch]:
+) -> Iterator[Batch]:  # fmt: skip
     """Score each token of the documents that `eval_documents` chooses exactly once, in the same rows for any ranks.
 
     source: a token store, or documents as lists of ids. A BOS is never a target. All ranks get the same number of
