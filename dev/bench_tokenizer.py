@@ -17,13 +17,13 @@ sentencepiece, youtokentome, gigabpe, bpeasy, tiktoken as far as they are to be 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import glob
 import gzip
 import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import statistics
@@ -82,14 +82,28 @@ def worker(kind: str, name: str, path: str, size: int, threads: int) -> None:
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
     docs, pattern = job["docs"], job["pattern"]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     run = {"train": trainer, "encode": encoder}[kind](name, docs, pattern, size, threads, path)
     started = time.perf_counter()
     result = run()
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = memory_kb("VmHWM") - before
     digest = hashlib.sha256(json.dumps(result).encode()).hexdigest() if result is not None else None
     print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024, "digest": digest}))
+
+
+def memory_kb(field: str) -> int:
+    """Return a figure of this process from the kernel, in KB."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field + ":"))
+
+
+def forget_peak() -> int:
+    """Have the kernel note the peak anew; returns the memory in use now, in KB. Linux only."""
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return memory_kb("VmRSS")
 
 
 def trainer(name: str, docs: list[str], pattern: str, size: int, threads: int, path: str) -> Callable[[], Any]:
