@@ -12,7 +12,7 @@ import torch
 
 from nanozhchat import checkpoint, export, paths
 from nanozhchat.compute import detect_device, detect_dtype
-from nanozhchat.conversation import Message, make_conversation
+from nanozhchat.conversation import Message
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
@@ -33,10 +33,7 @@ class Chat:
         """Turn a question or a conversation that ends with the user's turn into ids; a base model continues text."""
         if isinstance(prompt, str) and self.source == "base":
             return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        messages = make_conversation([Message("user", prompt)] if isinstance(prompt, str) else prompt)
-        if messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
-        return self.tokenizer.render_prompt(messages)
+        return self.tokenizer.render_prompt([Message("user", prompt)] if isinstance(prompt, str) else prompt)
 
     def stream(self, prompt: Prompt, *, cancel: threading.Event | None = None, **sampling: Any) -> Iterator[str]:
         """Yield the answer in pieces of complete characters. sampling: fields of `SamplingParams`."""

@@ -1,7 +1,8 @@
 """Conversations for fine-tuning from the built-in data, files in the usual layouts, or the hub.
 
-Layouts, told apart by the first record of each file: {"messages": [{"role", "content"}, ..]}, {"conversations": ..}
-with the same or with ShareGPT's {"from", "value"}, {"prompt", "completion"}, {"instruction", "input", "output"}.
+Layouts, told apart record by record: {"messages": [{"role", "content"}, ..]}, {"conversations": ..} with the same,
+ShareGPT's {"from", "value"} or {"human", "assistant"}, {"prompt", "completion"}, {"instruction", "input", "output"};
+for preferences any of their questions with {"chosen", "rejected"}.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from nanozhchat import builtin, sources
 from nanozhchat.conversation import Conversation, make_conversation
-from nanozhchat.records import ReadStats, Record
+from nanozhchat.records import ReadStats
 from nanozhchat.sources import SPLITS, Document, Source
 
 log = logging.getLogger(__name__)
 
 VAL_FRAC = 0.02  # of conversations, by hash
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # other names in use
+ROLES = {  # other names in use
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "function_call": "assistant", "observation": "tool", "function": "tool",
+}  # fmt: skip
 TURN_LISTS = ("messages", "conversations", "conversation")
 PAIRS = (  # (question, its optional input, answer)
-    ("prompt", "", "completion"),
-    ("instruction", "input", "output"),
-    ("instruction_zh", "input_zh", "output_zh"),
-    ("input", "", "target"),
-)
+    ("prompt", "", "completion"), ("instruction", "input", "output"), ("instruction_zh", "input_zh", "output_zh"),
+    ("instruction", "context", "response"), ("prompt", "", "response"), ("query", "", "response"),
+    ("question", "", "answer"), ("input", "", "target"),
+)  # fmt: skip
 LAYOUTS = "messages, conversations, prompt + completion, or instruction + output"
+PREFERENCES = "chosen + rejected, with messages, prompt or instruction unless they hold the whole conversations"
 
-Reader = Callable[[Mapping[str, Any]], Conversation]
+Preference = tuple[Conversation, Conversation]  # equal but for the last answer: the better one, the worse one
+T = TypeVar("T")
 
 
 def conversations(
@@ -52,8 +57,10 @@ def conversations(
             skills = sources.builtin_parts(source.name)
             streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
         else:
-            streams.append((source, _external(source, split, stats, skip_bad)))
-    yield from islice(sources.mix(streams, lambda talk: sum(len(m.content.encode()) for m in talk)), limit)
+            streams.append((source, _external(source, split, stats, skip_bad, read_one)))
+    yield from islice(
+        sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk)), limit
+    )
 
 
 def load_conversations(
@@ -73,80 +80,137 @@ def load_conversations(
     return found
 
 
-def _external(source: Source, split: str, stats: ReadStats, skip_bad: bool) -> Iterator[Conversation]:
-    """Read files or a hub data set and keep one split."""
-    kept: dict[int, Conversation] = {}
+def preferences(specs: Sequence[str], split: str, *, stats: ReadStats | None = None) -> Iterator[Preference]:
+    """Yield the pairs of a better and a worse answer of files or the hub; split and errors as in `conversations`."""
+    for source in map(sources.parse, sources.resolve_specs(specs)):
+        if source.kind == "builtin":
+            raise ValueError(f"--data={source.spec} has no preferences; give files with {PREFERENCES}")
+        yield from _external(source, split, stats if stats is not None else ReadStats(), False, _preference)
+
+
+def _external(
+    source: Source, split: str, stats: ReadStats, skip_bad: bool, reader: Callable[[Mapping[str, Any]], T | None]
+) -> Iterator[T]:
+    """Read files or a hub data set and keep one split. reader: record -> what is yielded, None = of no known layout."""
+    kept: dict[int, T] = {}
 
     def tagged() -> Iterator[Document]:
-        for number, conversation in enumerate(_read(source, stats, skip_bad)):
-            text = json.dumps([(m.role, m.content) for m in conversation], ensure_ascii=False)
-            key = sources.content_key(text.encode())
-            kept[number] = conversation
+        for number, item in enumerate(_read(source, stats, skip_bad, reader)):
+            key = sources.content_key(_content(item).encode())
+            kept[number] = item
             yield Document("val" if key < VAL_FRAC * 2**64 else "train", str(number), 0, key)
 
     for doc in sources.balance(tagged()):
-        conversation = kept.pop(int(doc.text))
+        item = kept.pop(int(doc.text))
         if doc.split == split:
-            yield conversation
+            yield item
 
 
-def _read(source: Source, stats: ReadStats, skip_bad: bool) -> Iterator[Conversation]:
-    path, reader = None, None
+def _content(item: Any) -> str:
+    """Write what an item holds as JSON; a call only where there is one, so that the split of others stays as it was."""
+    if isinstance(item[0], tuple):
+        return json.dumps([_content(side) for side in item])
+    return json.dumps([(m.role, m.content, *([m.tool_call] if m.tool_call else [])) for m in item], ensure_ascii=False)
+
+
+def _read(
+    source: Source, stats: ReadStats, skip_bad: bool, reader: Callable[[Mapping[str, Any]], T | None]
+) -> Iterator[T]:
+    """Yield what `reader` makes of the records; the first record of a file must have a known layout."""
+    path = None
     for record in sources.file_records(source, stats=stats, skip_bad=skip_bad):
-        if reader is None or record.path != path:
-            path, reader = record.path, choose_reader(record)
+        if isinstance(record.value, str):
+            raise ValueError(f"{record.where} is plain text; fine-tuning needs conversations as .jsonl with {LAYOUTS}")
         try:
-            conversation = reader(record.value)
-            _check(conversation)
-        except (ValueError, KeyError, TypeError):
+            item = reader(record.value)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             stats.skip("no proper conversation")
-            continue
-        yield conversation
+        else:
+            if item is not None:
+                yield item
+            elif record.path != path:
+                keys, wanted = ", ".join(sorted(record.value)) or "none", LAYOUTS if reader is read_one else PREFERENCES
+                raise ValueError(f"{record.where} has keys {keys}; expected {wanted}")
+            else:
+                stats.skip("of no known layout")
+        path = record.path
 
 
-def _check(conversation: Conversation) -> None:
-    """Refuse what would teach nothing, or to answer with nothing."""
-    answers = [message.content for message in conversation if message.role == "assistant"]
-    if not answers or not all(answer.strip() for answer in answers):
+def read_one(value: Mapping[str, Any]) -> Conversation | None:
+    """Read a record of any layout, None if it is of none; raises ValueError and the like if it is broken."""
+    found = next((value[name] for name in TURN_LISTS if isinstance(value.get(name), list)), None)
+    pair = next((p for p in PAIRS if {p[0], p[2]} <= value.keys()), None)
+    if found is not None:
+        conversation = make_conversation(_system(value) + _turns(found))
+    elif pair is not None:
+        conversation = make_conversation(_question(value, *pair[:2]) + _turns(value[pair[2]]))
+    elif any(name in value for name in TURN_LISTS):
+        raise ValueError("the turns are no list")
+    else:
+        return None
+    if not any(m.role == "assistant" for m in conversation):
         raise ValueError("without an answer")
     for message in conversation:
-        message.content.encode()  # UnicodeEncodeError, a ValueError, for lone surrogates
+        if message.role == "assistant" and not (message.content.strip() or message.tool_call):
+            raise ValueError("it would teach to answer with nothing")
+        f"{message.content}{message.tool_call}".encode()  # UnicodeEncodeError, a ValueError, for lone surrogates
+    return conversation
 
 
-def choose_reader(record: Record) -> Reader:
-    """Return the reader for the layout of a file's first record; raises ValueError naming file, line and keys."""
-    if isinstance(record.value, str):
-        raise ValueError(f"{record.where} is plain text; fine-tuning needs conversations as .jsonl with {LAYOUTS}")
-    keys = set(record.value)
-    for name in TURN_LISTS:
-        if isinstance(record.value.get(name), list):
-            return lambda value: _turns(value[name], value.get("system"))
-    for question, extra, answer in PAIRS:
-        if {question, answer} <= keys:
-            return lambda value: _pair(value, question, extra, answer)
-    raise ValueError(f"{record.where} has keys {', '.join(sorted(keys)) or 'none'}; expected {LAYOUTS}")
+def _preference(value: Mapping[str, Any]) -> Preference | None:
+    if not {"chosen", "rejected"} <= value.keys():
+        return None
+    asked = next((_system(value) + _turns(value[name]) for name in TURN_LISTS if isinstance(value.get(name), list)), [])
+    question = next((p for p in PAIRS if p[0] in value), None)
+    if not asked and question:
+        asked = _question(value, *question[:2])
+    sides = []
+    for name in ("chosen", "rejected"):
+        turns = _turns(value[name])
+        whole = read_one({"messages": turns if turns[0]["role"] != "assistant" else asked + turns})
+        assert whole is not None
+        sides.append(whole)
+    better, worse = sides
+    if better[:-1] != worse[:-1] or better[-1] == worse[-1] or better[-1].role != "assistant":
+        raise ValueError("the two conversations must differ in the last answer, and in nothing else")
+    return better, worse
 
 
-def _turns(turns: Any, system: Any) -> Conversation:
-    messages = []
-    for turn in turns:
-        role = turn["from"] if "from" in turn else turn["role"]
-        content = turn["value"] if "value" in turn else turn["content"]
-        messages.append({"role": ROLES.get(role, role), "content": content})
-    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    return make_conversation(messages)
+def _turns(turns: Any) -> list[dict[str, Any]]:
+    """Bring a list of turns, one turn, or the text of an answer to {"role", "content"}."""
+    if isinstance(turns, str):
+        return [{"role": "assistant", "content": turns}]
+    found = []
+    for turn in [turns] if isinstance(turns, Mapping) else turns:
+        if {"human", "assistant"} <= turn.keys():
+            found += [{"role": "user", "content": turn["human"]}, {"role": "assistant", "content": turn["assistant"]}]
+            continue
+        role, content = (turn["from"], turn["value"]) if "from" in turn else (turn["role"], turn.get("content"))
+        made = {**turn, "role": ROLES.get(role, role), "content": content}
+        if isinstance(turn.get("tool_calls"), str):
+            made["tool_calls"] = json.loads(turn["tool_calls"] or "[]")
+        if role == "function_call":
+            made |= {"content": "", "tool_calls": [{"function": json.loads(str(content))}]}
+        found.append(made)
+    return found
 
 
-def _pair(value: Mapping[str, Any], question: str, extra: str, answer: str) -> Conversation:
-    """Build one exchange, after the earlier ones of an optional `history` of [question, answer] pairs."""
-    asked = value[question]
-    more = value.get(extra) if extra else None
+def _system(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the system prompt that stands beside the turns, unless they have their own."""
+    text = value.get("system")
+    lists = (value[name] for name in TURN_LISTS if isinstance(value.get(name), list))
+    own = any(turns and turns[0].get("role", turns[0].get("from")) == "system" for turns in lists)
+    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() and not own else []
+
+
+def _question(value: Mapping[str, Any], question: str, extra: str) -> list[dict[str, Any]]:
+    """Build what comes before an answer: system prompt, `history` of [question, answer] pairs, question and input."""
+    asked, more = value[question], value.get(extra) if extra else None
+    if isinstance(asked, list):
+        return _system(value) + _turns(asked)
     if isinstance(more, str) and more.strip():
         asked = f"{asked}\n{more}" if asked else more
-    turns = []
-    if isinstance(value.get("system"), str) and value["system"].strip():
-        turns.append({"role": "system", "content": value["system"]})
-    for pair in [*(value.get("history") or []), (asked, value[answer])]:
-        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    return make_conversation(turns)
+    turns = _system(value)
+    for before in value.get("history") or []:
+        turns += [{"role": "user", "content": before[0]}, {"role": "assistant", "content": before[1]}]
+    return [*turns, {"role": "user", "content": asked}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,7 @@ SINGLE_PASS: dict[str, Any] = {"seed": 0, "buffer_docs": 64, "endless": False, "
 PREFETCH_BATCHES = 4
 
 Rendered = list[tuple[Array, Array]]  # (ids, mask) of conversations
+Pairs = list[tuple[tuple[Array, Array], tuple[Array, Array]]]  # the same of a better and a worse answer
 
 
 @dataclass(frozen=True)
@@ -270,3 +271,57 @@ def _conversations(rendered: Rendered, pad_id: int, shape: Shape, **order: Any) 
 
     lengths = np.array([len(ids) for ids, _ in rendered], np.int64)
     return Loader(Packer(lengths, width, cut=False, **order), shape, fill)
+
+
+def rows_in_epoch(rendered: Rendered | Pairs, sequence_len: int) -> int:
+    """Count the rows that one pass over conversations, or pairs, takes."""
+    if not isinstance(rendered[0][0], np.ndarray):
+        return len(rendered)
+    lengths = np.array([len(ids) for ids, _ in rendered], np.int64)
+    packer = Packer(lengths, sequence_len + 1, cut=False, seed=0, buffer_docs=BUFFER_DOCS, endless=False)
+    while not packer.finished:
+        packer.next_row()
+    return packer.rows
+
+
+def prepare_preferences(preferences: Sequence[Any], tokenizer: Tokenizer, sequence_len: int) -> Pairs:
+    """Render pairs of conversations that differ in the last answer, of which alone the tokens are scored.
+
+    At most sequence_len + 1 tokens each; both sides lose the same old turns. Pairs whose question leaves no room, or
+    whose answers are equal once cut, are left out and counted. Raises ValueError if nothing is left.
+    """
+    made: Pairs = []
+    total, width = len(preferences), sequence_len + 1
+    for sides in preferences:
+        answers = [tokenizer.render_message(side[-1])[1:] for side in sides]
+        prompt = tokenizer.render_prompt(sides[0][:-1], max_tokens=width - min(width // 2, max(map(len, answers))))
+        both = [np.array([*prompt, *answer][:width], np.int32) for answer in answers]
+        if len(prompt) < width and not np.array_equal(both[0], both[1]):
+            better, worse = ((ids, (np.arange(len(ids)) >= len(prompt)).astype(np.uint8)) for ids in both)
+            made.append((better, worse))
+    if total > len(made):
+        log.warning("%d of %d pairs have no room for two answers within %d tokens and are left out",
+                    total - len(made), total, sequence_len)  # fmt: skip
+    if not made:
+        raise ValueError(f"none of {total} pairs of answers fits {sequence_len} tokens; give other --data")
+    return made
+
+
+def preference_loader(pairs: Pairs, *, pad_id: int, seed: int = 0, endless: bool = True, **shape: Any) -> Loader:
+    """Batches of a pair a row, as two rows of inputs and targets, better then worse, no longer than needed.
+
+    Endless and shuffled, or each pair once. shape: fields of `Shape`.
+    """
+
+    def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
+        sides = [side for row in rows for side in (pairs[row[0][1]] if row else [([], [])] * 2)]
+        width = max(2, *(len(ids) for ids, _ in sides))
+        inputs, targets = np.full((len(sides), width), pad_id, np.int64), np.full((len(sides), width), IGNORE, np.int64)
+        for x, y, (ids, mask) in zip(inputs, targets, sides, strict=True):
+            x[: len(ids)] = ids
+            y[: len(ids)] = np.where(np.asarray(mask, bool), ids, IGNORE)
+        return inputs[:, :-1].copy(), targets[:, 1:].copy()
+
+    one_each = Packer(np.ones(len(pairs), np.int64), 1, cut=False, seed=seed, buffer_docs=1, endless=endless,
+                      shuffle=endless)  # fmt: skip
+    return Loader(one_each, Shape(**shape), fill)

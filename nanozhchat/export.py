@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanozhchat.checkpoint import fill_model, read_tensors
+from nanozhchat.conversation import CHAT_TEMPLATE
 from nanozhchat.files import atomic_write, read_json, write_json
 from nanozhchat.gpt import GPT, GPTConfig, rms_norm
 from nanozhchat.quantize import dequantize, quantize
@@ -25,10 +26,6 @@ KINDS = ("hf", "int8", "gguf")
 EPSILON = torch.finfo(torch.float32).eps
 REMOTE_CODE = ("attention.py", "cross_entropy.py", "kv_cache.py", "ngrams.py", "gpt.py")  # what a model is made of
 WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here, where nothing may need transformers
-CHAT_TEMPLATE = (
-    "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nanozhchat.dataloader import Batch
 from nanozhchat.gpt import GPT
@@ -21,3 +24,45 @@ class Loss:
 def next_token(model: GPT, batch: Batch) -> Loss:
     """Cross-entropy of every scored target (-1 = not scored): documents score all, conversations the answers."""
     return Loss(model(batch.inputs, batch.targets), (batch.targets >= 0).sum())
+
+
+LOGIT_ROWS = 1024  # whose logits are held at a time
+
+
+def row_logprobs(model: GPT, batch: Batch) -> Tensor:
+    """Sum of the log-probabilities of each row's scored targets, (B,) float32, differentiable."""
+
+    def chosen(hidden: Tensor, ids: Tensor) -> Tensor:
+        return model.logits(hidden).log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+
+    scored = batch.targets >= 0
+    x, ids, rows = model.hidden(batch.inputs)[scored], batch.targets[scored], scored.nonzero()[:, 0]
+    total = torch.zeros(len(batch.targets), device=x.device)
+    for part, wanted, row in zip(x.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), rows.split(LOGIT_ROWS), strict=True):
+        total = total.index_add(0, row, checkpoint(chosen, part, wanted, use_reentrant=False))
+    return total
+
+
+def preference_margins(model: GPT, reference: GPT, batch: Batch) -> Tensor:
+    """How much more than the reference the model prefers each better answer to its worse one, in nats.
+
+    batch: rows in turns better, worse (`preference_loader`). Returns (pairs,), pairs of padding left out.
+    """
+    with torch.no_grad():
+        start = row_logprobs(reference, batch)
+    gain = (row_logprobs(model, batch) - start).view(-1, 2)
+    real = (batch.targets >= 0).any(1).view(-1, 2).all(1)
+    return (gain[:, 0] - gain[:, 1])[real]
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation (arXiv 2305.18290): log 2 a pair at the start. reference: the frozen start."""
+
+    reference: GPT
+    beta: float
+
+    def __call__(self, model: GPT, batch: Batch) -> Loss:
+        """Sum the loss of the pairs; `count` counts pairs."""
+        margins = self.beta * preference_margins(model, self.reference, batch)
+        return Loss(F.softplus(-margins).sum(), torch.tensor(len(margins), device=margins.device))

@@ -24,16 +24,13 @@ from nanozhchat.conversation import (
     END,
     ROLE_TOKEN,
     SPECIAL_TOKENS,
+    TOOL_CALL,
     Message,
     make_conversation,
 )
 from nanozhchat.errors import DamagedError
 from nanozhchat.files import atomic_write, read_json, write_json
-
-try:
-    from rustbpe import BPE
-except ImportError as error:
-    raise ImportError("the Rust extension `rustbpe` is not built; run `uv sync`") from error
+from nanozhchat.foreign import BPE, HubBPE, byte_alphabet, read, vocabulary
 
 if TYPE_CHECKING:
     import tiktoken
@@ -45,9 +42,9 @@ Progress = Callable[[str, int, int], object]
 
 
 class Tokenizer:
-    """A trained tokenizer. kind: "bpe", or "char" whose tokens never cross a character."""
+    """A tokenizer. kind: "bpe", "char" whose tokens never cross a character, or "foreign" or "hub" from elsewhere."""
 
-    def __init__(self, bpe: BPE, kind: str, trained_on: Mapping[str, int]) -> None:
+    def __init__(self, bpe: BPE | HubBPE, kind: str, trained_on: Mapping[str, int]) -> None:
         self.kind, self.trained_on = kind, dict(trained_on)
         self._bpe = bpe
         first = bpe.vocab_size
@@ -109,6 +106,12 @@ class Tokenizer:
                                        known, progress, saved)  # fmt: skip
         return cls(bpe, kind, totals)
 
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Take over a tokenizer.json, or tiktoken's ranks; raises ValueError if it is no byte-level BPE."""
+        bpe = read(path)
+        return cls(bpe, "hub" if isinstance(bpe, HubBPE) else "foreign", {})
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json (Hugging Face), ranks.tiktoken, vocab.txt; last meta.json, which vouches for them."""
         folder = Path(folder)
@@ -144,7 +147,12 @@ class Tokenizer:
                 raise ValueError(f"format_version {meta['format_version']} instead of {FORMAT_VERSION}")
             if meta["hash"] != hashlib.sha256(content).hexdigest():
                 raise ValueError("tokenizer.json does not match the hash in meta.json")
-            tokenizer = cls(_bpe_from_json(json.loads(content)), meta["kind"], meta["trained_on"])
+            found = json.loads(content)
+            if meta["kind"] == "hub":
+                tokenizer = cls(HubBPE(found), "hub", {})
+            else:
+                pattern = found["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+                tokenizer = cls(BPE.from_ranks(vocabulary(found), pattern), meta["kind"], meta["trained_on"])
             if tokenizer._special != meta["special_tokens"]:
                 raise ValueError(f"special tokens {meta['special_tokens']} instead of {tokenizer._special}")
         except (KeyError, TypeError, ValueError, OSError, DamagedError) as error:
@@ -228,8 +236,9 @@ class Tokenizer:
     ) -> tuple[list[int], list[int]]:
         """Return (ids, mask) of a conversation; mask is 1 where the model must learn to produce the id.
 
-        That is the assistant's words and the <|end|> after them. Longer than `max_tokens`, it loses the oldest pairs of
-        turns after the system message, and if the last pair alone is too long, what is over at its end.
+        That is the assistant's words, its calls of tools, and the <|end|> after them, never what a tool answered.
+        Longer than `max_tokens`, it loses the oldest exchanges after the system message, and if the last one alone is
+        too long, what is over at its end.
         """
         ids, mask = [self.bos_id], [0]
         for message in self._fit(make_conversation(conversation), max_tokens):
@@ -241,13 +250,13 @@ class Tokenizer:
     def render_prompt(
         self, conversation: Iterable[Mapping[str, Any] | Message], *, max_tokens: int | None = None
     ) -> list[int]:
-        """Return the ids of a conversation that ends with the user's turn, then <|assistant|>: ready for the answer.
+        """Return the ids of a conversation that ends with the user's or a tool's turn, then <|assistant|>.
 
-        Longer than `max_tokens`, it loses the oldest pairs of turns after the system message, never the question: the
+        Longer than `max_tokens`, it loses the oldest exchanges after the system message, never the question: the
         result may stay too long, and it is the caller who knows what to say then.
         """
         messages = make_conversation(conversation)
-        if messages[-1].role != "user":
+        if messages[-1].role not in ("user", "tool"):
             raise ValueError(f"the last message is the {messages[-1].role}'s; a prompt must end with the user's")
         budget = None if max_tokens is None else max_tokens - 1
         ids = [self.bos_id]
@@ -255,16 +264,23 @@ class Tokenizer:
             ids += message
         return [*ids, self._special[ASSISTANT]]
 
+    def render_message(self, message: Message) -> list[int]:
+        """Return the ids of one turn: role, words, call of a tool if any, <|end|>."""
+        call = [self._special[TOOL_CALL], *self.encode(message.tool_call)] if message.tool_call else []
+        return [self._special[ROLE_TOKEN[message.role]], *self.encode(message.content), *call, self.end_id]
+
     def _fit(self, messages: Sequence[Message], max_tokens: int | None) -> list[list[int]]:
-        """Encode messages, each with its control tokens, without the oldest pairs that do not fit after <|bos|>."""
-        rendered = [[self._special[ROLE_TOKEN[m.role]], *self.encode(m.content), self.end_id] for m in messages]
-        if max_tokens is not None:
-            oldest = 1 if messages[0].role == "system" else 0
-            total = 1 + sum(map(len, rendered))
-            while total > max_tokens and len(rendered) - oldest > 2:
-                total -= len(rendered[oldest]) + len(rendered[oldest + 1])
-                del rendered[oldest : oldest + 2]
-        return rendered
+        """Encode messages, each with its control tokens, without the oldest exchanges that do not fit after <|bos|>."""
+        rendered = [self.render_message(m) for m in messages]
+        if max_tokens is None:
+            return rendered
+        first = int(messages[0].role == "system")
+        starts = [i for i, m in enumerate(messages) if m.role == "user"]
+        total = 1 + sum(map(len, rendered))
+        while total > max_tokens and len(starts) > 1:
+            total -= sum(map(len, rendered[starts[0] : starts[1]]))
+            del starts[0]
+        return rendered[:first] + rendered[starts[0] :]
 
     # --- other libraries
 
@@ -283,16 +299,19 @@ class Tokenizer:
     @cached_property
     def _tokenizer_json(self) -> bytes:
         """The Hugging Face `tokenizers` file: byte-level BPE with the same pattern, merges and ids."""
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = [{"id": i, "content": name, **flags, "special": True} for name, i in self._special.items()]
+        if isinstance(self._bpe, HubBPE):
+            return (json.dumps({**self._bpe.content, "added_tokens": added}, indent=1) + "\n").encode()
         to_char = byte_alphabet()
         names = ["".join(to_char[byte] for byte in token) for token in self._ranks]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         content = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": i, "content": n, **flags, "special": True} for n, i in self._special.items()],
+            "added_tokens": added,
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
             "post_processor": None,
@@ -367,22 +386,3 @@ def _reached_with_special(vocab_size: int) -> Iterator[None]:
             f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
             f"pass --vocab-size={most} or give more text"
         ) from error
-
-
-def byte_alphabet() -> list[str]:
-    """Return the character that stands for each byte in Hugging Face's byte-level vocabularies.
-
-    Printable Latin-1 stands for itself; the rest, in order, for U+0100 upwards (the convention of GPT-2).
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _bpe_from_json(content: Mapping[str, Any]) -> BPE:
-    to_byte = {char: byte for byte, char in enumerate(byte_alphabet())}
-    vocab = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
-    if [i for _, i in vocab] != list(range(len(vocab))):
-        raise ValueError("the ids in tokenizer.json have gaps")
-    ranks = [bytes(to_byte[char] for char in name) for name, _ in vocab]
-    return BPE.from_ranks(ranks, content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"])

@@ -1,37 +1,26 @@
-"""Fine-tune a base model on conversations; only the assistant's tokens are learnt."""
+"""Fine-tune a model on conversations, of which only the assistant's tokens are learnt, or on preferred answers."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from nanozhchat import chat, checkpoint, cli, compute, hooks, sources
+from nanozhchat import chat, checkpoint, cli, compute, sources, tuning
 from nanozhchat.compute import Compute
-from nanozhchat.conversation_files import load_conversations
-from nanozhchat.dataloader import (
-    Prefetch,
-    Rendered,
-    conversation_eval_batches,
-    conversation_loader,
-    prepare_conversations,
-)
 from nanozhchat.log import setup_logging
-from nanozhchat.objectives import next_token
-from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.recipe import Recipe, fine_tuning
-from nanozhchat.run import Run, RunFlags, for_world, open_run
+from nanozhchat.objectives import DPO, next_token
+from nanozhchat.recipe import Recipe
+from nanozhchat.run import Run, RunFlags, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import TrainState, fit
+from nanozhchat.tuning import OBJECTIVES, Lessons
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +29,30 @@ log = logging.getLogger(__name__)
 class ChatSFTArgs(RunFlags):
     """Flags of this script."""
 
-    data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, or files", group="data", neutral=True)
+    data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, presets or files", group="data",
+                                    neutral=True)  # fmt: skip
     max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
     budget: str | None = cli.opt(None, "wall clock for the whole command, such as 2m", group="horizon (one of them)")
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
     epochs: float | None = cli.opt(None, "passes over the data; none = 1", group="horizon (one of them)")
-    lr_frac: float = cli.opt(0.5, "peak learning rates relative to pretraining", group="training")
+    objective: str = cli.opt("sft", "sft, or dpo on chosen and rejected answers", group="training",
+                             choices=tuple(OBJECTIVES))  # fmt: skip
+    dpo_beta: float = cli.opt(0.1, "dpo: how closely to stay with the model at the start", group="training")
+    lora_rank: int = cli.opt(0, "train adapters of this rank, not the weights; 0 = the weights", group="training")
+    source: str | None = cli.opt(None, "stage to start from; none = base, for dpo sft", group="training",
+                                 choices=("base", "sft"))  # fmt: skip
+    save_as: str | None = cli.opt(None, "its tag; none = the same, from sft TAG-<objective>", group="run", neutral=True)
+    lr_frac: float | None = cli.opt(None, f"peak learning rates relative to the start's; none = by objective, "
+                                          f"{OBJECTIVES}", group="training")  # fmt: skip
     total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(x is not None for x in (self.budget, self.num_steps, self.epochs)) > 1:
+            raise ValueError("--budget, --num-steps and --epochs all set the length of the run; give only one")
+        if self.lora_rank < 0 or self.dpo_beta <= 0 or (self.epochs is not None and self.epochs <= 0):
+            raise ValueError(f"--lora-rank={self.lora_rank} must not be below 0, --dpo-beta={self.dpo_beta} and "
+                             f"--epochs={self.epochs} above it")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,87 +60,77 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
     setup_logging(int(os.environ.get("RANK", 0)))
-    if sum(x is not None for x in (args.budget, args.num_steps, args.epochs)) > 1:
-        raise ValueError("--budget, --num-steps and --epochs all set the length of the run; give only one")
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None) as comp:
         train(args, comp, started)
 
 
 def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
-    """Load the base model, render the conversations, train, save."""
-    tag, _, base = chat.find(args.model_tag, "base")
-    if not base.state()["finished"]:
-        log.warning("the base model %s stopped at step %d before its end; fine-tuning it as it is", tag, base.step)
-    tokenizer = chat.load_tokenizer(base)
-    recipe_of_base = Recipe.from_dict(base.state()["recipe"])
+    """Load the model to start from, render the data, train, save."""
+    tag, stage, start = chat.find(args.model_tag, args.source or ("sft" if args.objective == "dpo" else "base"))
+    name = args.save_as or (tag if stage == "base" else f"{tag}-{args.objective}")
+    if (stage, name) == ("sft", tag):
+        raise ValueError(f"--save-as={name} is the model to start from; give another name")
+    state = start.state()
+    if not state["finished"]:
+        log.warning("%s/%s stopped at step %d before its end; fine-tuning it as it is", stage, tag, start.step)
+    tokenizer, recipe = chat.load_tokenizer(start), Recipe.from_dict(state["recipe"])
     specs = sources.resolve_specs(args.data)
-    sets: dict[str, Rendered] = {}
-    for split in ("train", "val"):
-        limit = args.max_conversations if split == "train" else max(64, args.max_conversations // 50)
-        found = load_conversations(specs, split, max_conversations=limit, seed=args.seed)
-        sets[split] = prepare_conversations(found, tokenizer, recipe_of_base.sequence_len)
-    log.info("%d conversations to train on, %d held out", len(sets["train"]), len(sets["val"]))
+    lessons = tuning.read_lessons(args.objective, specs, tokenizer, recipe.sequence_len, args.max_conversations,
+                                  args.seed)  # fmt: skip
     flags = cli.result_flags(args)
     identity = {
-        **flags, "base_weights": base.weights_sha256(), "data_hash": digest(sets["train"]),
-        "tokenizer": base.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
+        **flags, "base_weights": start.weights_sha256(), "data_hash": lessons.digest,
+        "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
     }  # fmt: skip
-    with open_run("sft", tag, identity, comp, flags=args, config=flags) as run:
+    with open_run("sft", name, identity, comp, flags=args, config=flags) as run:
         if run.state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
-        recipe = run.recipe(lambda: sft_recipe(recipe_of_base, args, sets["train"], comp))
         if comp.is_main:
             cli.write_config(run.folder / "config.yaml", args)
-        state = train_run(args, run, recipe, base, tokenizer, sets, started)
-    log.info("done: %d steps in %.0f s, saved in %s", state.step, state.time_s, run.folder)
-
-
-def digest(rendered: Rendered) -> str:
-    """Short hash of the token ids to train on."""
-    hasher = hashlib.blake2b(digest_size=8)
-    for ids, _ in rendered:
-        hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
-    return hasher.hexdigest()
-
-
-def sft_recipe(base: Recipe, args: ChatSFTArgs, rendered: Rendered, comp: Compute) -> Recipe:
-    """Decide length and batch from the flags and the data."""
-    total = args.total_batch_size or base.total_batch_size
-    if total % base.sequence_len:
-        raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {base.sequence_len} tokens")
-    tokens = sum(len(ids) for ids, _ in rendered)
-    steps = args.num_steps or max(1, round((args.epochs or 1.0) * tokens / total))
-    seconds = parse_duration(args.budget) if args.budget else None
-    recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=args.lr_frac)
-    return for_world(recipe, comp.world_size)
+        done = train_run(args, run, recipe, start, tokenizer, lessons, started)
+    log.info("done: %d steps in %.0f s, saved in %s", done.step, done.time_s, run.folder)
+    if (
+        done.best_step is not None
+        and done.best_step < done.step
+        and done.best_step in checkpoint.list_steps(run.folder)
+    ):
+        log.info("held-out loss was lowest at step %d (%.4f); to use that one: --step=%d", done.best_step,
+                 done.best_val, done.best_step)  # fmt: skip
 
 
 def train_run(
-    args: ChatSFTArgs, run: Run, recipe: Recipe, base: checkpoint.Saved, tokenizer: Tokenizer,
-    sets: dict[str, Rendered], started: float,
+    args: ChatSFTArgs, run: Run, before: Recipe, start: checkpoint.Saved, tokenizer: Tokenizer, lessons: Lessons,
+    started: float,
 ) -> TrainState:  # fmt: skip
-    """Build model, optimizer (both start from the base's state), loader and hooks, and fit."""
-    comp = run.compute
-    model = base.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
-    optimizer = Optimizer(param_groups(model, recipe), comp)
-    if run.saved is None:
-        optimizer.load_state_dict(base.optimizer_tensors(), base.state()["optimizer_steps"])
-    else:
-        run.saved.restore(model, optimizer)
+    """Build model, optimizer (both go on from the start's), loader and hooks, and fit."""
+    comp, lr_frac = run.compute, args.lr_frac if args.lr_frac is not None else OBJECTIVES[args.objective]
+    seconds = parse_duration(args.budget) if args.budget else None
+    recipe = run.recipe(lambda: tuning.tuning_recipe(
+        before, lessons, total_batch_size=args.total_batch_size, num_steps=args.num_steps, epochs=args.epochs,
+        seconds=seconds, lr_frac=lr_frac, world_size=comp.world_size,
+    ))  # fmt: skip
+    model = start.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
+    objective: Any = next_token
+    if args.objective == "dpo":
+        reference = start.load_model(comp.device, comp.dtype, ngrams=False)
+        objective = DPO(reference.requires_grad_(False), args.dpo_beta)
+    optimizer = tuning.make_optimizer(
+        model, recipe, start, run.saved, comp, lora_rank=args.lora_rank, lr_frac=lr_frac, seed=args.seed
+    )
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
-    loader = Prefetch(conversation_loader(sets["train"], seed=args.seed, **shape))
+    loader, held_out = tuning.loaders(args.objective, lessons, args.seed, shape)
     if run.state.loader:
         loader.seek(run.state.loader, recipe.device_batch_size)
-
-    fifth = max(1, recipe.num_steps // 5)
-    every = fifth if args.eval_every is None else args.eval_every
-    held_out = partial(conversation_eval_batches, sets["val"], **shape)
-    save_every = fifth if args.save_every is None else args.save_every
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    part = max(1, recipe.num_steps // 5)  # or an epoch, where there are several
+    if seconds is None and (args.epochs or 0) >= 2:
+        part = max(1, round(tuning.epoch_steps(lessons, recipe.sequence_len, recipe.total_batch_size)))
+    every, save_every = (part if x is None else x for x in (args.eval_every, args.save_every))
+    token_bytes = torch.from_numpy(tokenizer.token_bytes()) * (args.objective == "sft")  # DPO's loss is not about bytes
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
-    actions = [hooks.evaluation(every, model, held_out, plan.token_bytes, comp, plan.stop)]
-    return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
+    real = not all(sources.parse(spec).endless for spec in sources.resolve_specs(args.data))  # chat_eval asks the rest
+    actions = tuning.make_hooks(every, objective, model, held_out, lessons, tokenizer, plan, run, answers=real)
+    return fit(model, optimizer, loader, objective, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":

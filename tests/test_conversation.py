@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanozhchat.conversation import Message, make_conversation
+from nanozhchat.conversation import Message, call_text, make_conversation
 
 SYSTEM = {"role": "system", "content": "你是助手"}
 USER = {"role": "user", "content": "<|end|>你好\n "}
@@ -16,6 +16,21 @@ def test_well_formed_conversations_keep_their_turns_to_the_letter(turns):
     assert make_conversation([Message(**turns[0]), *turns[1:]]) == make_conversation(made) == made
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [
+    {"function": {"name": "calculator", "arguments": '{"expression": "3+5"}'}},
+    {"function": {"name": "weather", "arguments": {"city": "北京"}}},
+]}  # fmt: skip
+RESULT = {"role": "tool", "content": "8"}
+
+
+def test_a_call_of_a_tool_is_followed_by_its_results_in_one_turn_and_more_words():
+    asked, called, result, answer = make_conversation([USER, CALL, RESULT, RESULT, ANSWER])
+    assert called == Message("assistant", "", '3+5\n{"name": "weather", "arguments": {"city": "北京"}}')
+    assert (asked.tool_call, result, answer.content) == ("", Message("tool", "8\n8"), "您好")
+    with pytest.raises(ValueError, match="tool call 0 is not a function"):
+        call_text([{"function": {"name": "calculator", "arguments": "3+5"}}])
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [([], "at least one message"), ([SYSTEM], "needs a user message"),
@@ -24,7 +39,8 @@ def test_well_formed_conversations_keep_their_turns_to_the_letter(turns):
      ([SYSTEM, SYSTEM, USER], "turn 1 is 'system'"), ([{"content": "x"}], "role None"),
      ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
      ([{"role": "user"}], "content of type NoneType"), ([{"role": "user", "content": ["x"]}], "content of type list"),
-     (["你好"], "message 0 is str")],
+     (["你好"], "message 0 is str"), ([USER, RESULT], "turn 2 is 'tool'"), ([USER, ANSWER, RESULT], "turn 3 is 'tool'"),
+     ([USER, CALL, ANSWER], "turn 3 is 'assistant', expected 'tool'"), ([CALL | {"role": "user"}], "calls a tool")],
 )  # fmt: skip
 def test_malformed_conversations_are_refused_with_the_reason(turns, message):
     with pytest.raises(ValueError, match=message):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanozhchat.conversation import Message
-from nanozhchat.conversation_files import conversations, load_conversations
+from nanozhchat.conversation_files import conversations, load_conversations, preferences
 from nanozhchat.records import ReadStats
 from tests.conftest import pack, write_jsonl
 
@@ -37,6 +37,9 @@ def numbered(n):
         {"instruction": "三加五等于", "input": "", "output": ANSWER, "x": 1} | {"instruction": ASK},
         {"kind": "计算", "input": ASK, "target": ANSWER},
         {"instruction_zh": ASK, "input_zh": None, "output_zh": ANSWER},
+        {"conversation": [{"human": ASK, "assistant": ANSWER}]},
+        {"prompt": turns(ASK), "completion": turns("", ANSWER)[1:]},
+        {"question": ASK, "answer": ANSWER},
     ],
 )
 def test_every_layout_gives_the_same_conversation(tmp_path, row):
@@ -53,6 +56,51 @@ def test_system_prompts_and_earlier_turns_are_kept(tmp_path):
     [found] = both(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert [m.role for m in found] == ["system", "user", "assistant", "user", "assistant"]
     assert found[-2:] == EXCHANGE
+
+
+def test_a_file_may_mix_layouts_and_what_has_none_of_them_is_counted(tmp_path):
+    shared = {"conversations": turns("在吗", "在。", keys=("from", "value"), roles=("human", "gpt"))}
+    rows = [{"messages": turns(ASK, ANSWER)}, {"prompt": "再见", "completion": "再见。"}, shared, {"title": "无"}]
+    rows.append({"instruction": "走", "output": "好"})
+    stats = ReadStats()
+    assert len(both(write_jsonl(tmp_path / "a.jsonl", rows), stats=stats)) == 4
+    assert stats.skipped == {"of no known layout": 2}  # once for each split
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "calculator", "arguments": '
+                                                           '{"expression": "3+5"}}}]'},
+        {"from": "function_call", "value": '{"name": "calculator", "arguments": {"expression": "3+5"}}'},
+    ],
+)  # fmt: skip
+def test_calls_of_tools_are_read(tmp_path, called):
+    row = {"conversations": [*turns(ASK), called, {"from": "observation", "value": "8"}, turns("", ANSWER)[1]]}
+    [found] = both(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert found == (EXCHANGE[0], Message("assistant", "", "3+5"), Message("tool", "8"), EXCHANGE[1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASK, "chosen": ANSWER, "rejected": "九。"},
+        {"messages": turns(ASK), "chosen": turns("", ANSWER)[1:], "rejected": turns("", "九。")[1:]},
+        {"chosen": turns(ASK, ANSWER), "rejected": turns(ASK, "九。")},
+        {"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": ANSWER},
+         "rejected": {"from": "gpt", "value": "九。"}},
+        {"instruction": ASK, "input": "", "chosen": ANSWER, "rejected": "九。"},
+    ],
+)  # fmt: skip
+def test_every_layout_of_preferences_gives_the_same_pair_and_what_is_none_is_counted(tmp_path, row):
+    stats = ReadStats()
+    path = write_jsonl(tmp_path / "a.jsonl", [row, {**row, "rejected": row["chosen"]}])
+    assert list(preferences([str(path)], "train", stats=stats)) == [
+        (EXCHANGE, (EXCHANGE[0], Message("assistant", "九。")))
+    ]
+    assert stats.skipped == {"no proper conversation": 1}
+    with pytest.raises(ValueError, match="expected chosen . rejected"):
+        list(preferences([str(write_jsonl(tmp_path / "b.jsonl", [{"prompt": ASK, "completion": ANSWER}]))], "train"))
 
 
 def test_each_file_of_a_folder_may_have_its_own_layout(tmp_path):

@@ -26,6 +26,14 @@ def conversations(n):
     return [c for c, _ in zip(builtin.conversations(seed=1), range(n), strict=False)]
 
 
+def calls(i):
+    """One call of the calculator and its result, or two of two tools."""
+    functions = [{"name": "calculator", "arguments": {"expression": f"{i}+5"}}, {"name": "查", "arguments": {"页": i}}]
+    some = functions[: 1 + i % 2]
+    return [{"role": "assistant", "content": "算" * (i % 4), "tool_calls": [{"function": f} for f in some]},
+            *({"role": "tool", "content": f"{i}"} for _ in some)]  # fmt: skip
+
+
 def some_model(tokenizer, **changes):
     """A random model whose scales are those of a trained one: positive per layer, and nothing where plain has none."""
     config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 128, **changes})
@@ -62,8 +70,10 @@ def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(toke
         made = made[0, len(ids) :].tolist()
         assert [i for i in made if i not in end_ids] == want
     hf_tokenizer = AutoTokenizer.from_pretrained(folder)
-    for c in conversations(1000):
+    for i, c in enumerate(conversations(1000)):
         turns = [{"role": m.role, "content": m.content} for m in c]
+        if i % 3 == 0 and turns[-1]["role"] == "assistant":
+            turns[-1:] = [*calls(i), *turns[-1:]]
         prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
         got = hf_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
         assert got == tokenizer.render_prompt(prompt)

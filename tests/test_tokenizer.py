@@ -176,6 +176,16 @@ def test_a_rendered_conversation_follows_the_template(tokenizer):
     assert tokenizer.decode(learnt, show_special=True) == "你好，有什么事？<|end|>我不知道。<|end|>"
 
 
+def test_calls_of_tools_are_learnt_and_what_tools_answer_is_not(tokenizer):
+    called = [CHAT[1], Message("assistant", "算一下。", "3+5"), Message("tool", "8<|end|>"), CHAT[4]]
+    ids, mask = tokenizer.render(called)
+    want = "<|bos|><|user|>你好！<|end|><|assistant|>算一下。<|tool_call|>3+5<|end|><|tool_result|>8<|end|><|end|>"
+    assert tokenizer.decode(ids, show_special=True) == want + "<|assistant|>我不知道。<|end|>"
+    learnt = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(learnt, show_special=True) == "算一下。<|tool_call|>3+5<|end|>我不知道。<|end|>"
+    assert tokenizer.render_prompt(called[:3]) == ids[: len(tokenizer.render_prompt(called[:3]))]
+
+
 def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer):
     prompt = tokenizer.render_prompt(CHAT[:-1])
     ids, mask = tokenizer.render(CHAT)

@@ -1,0 +1,148 @@
+"""What fine-tuning on conversations and on preferences share: data, length, optimizer, what is watched."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from nanozhchat import hooks, lora
+from nanozhchat.checkpoint import Saved
+from nanozhchat.compute import Compute
+from nanozhchat.conversation import Conversation
+from nanozhchat.conversation_files import load_conversations, preferences
+from nanozhchat.dataloader import (
+    Pairs,
+    Prefetch,
+    Rendered,
+    conversation_eval_batches,
+    conversation_loader,
+    preference_loader,
+    prepare_conversations,
+    prepare_preferences,
+    rows_in_epoch,
+)
+from nanozhchat.engine import Engine
+from nanozhchat.gpt import GPT
+from nanozhchat.objectives import DPO
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.plan import Hook, Plan, for_world
+from nanozhchat.presets import presets
+from nanozhchat.recipe import Recipe, fine_tuning
+from nanozhchat.run import Run
+from nanozhchat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+OBJECTIVES = {"sft": 0.5, "dpo": 0.05}  # and the peak learning rates relative to pretraining
+ANSWERS = 20  # held-out questions that are answered at the end
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What to train on and what is held out, rendered. questions: held-out ones, each with its expected answer."""
+
+    train: Rendered | Pairs
+    val: Rendered | Pairs
+    questions: list[tuple[Conversation, str]]
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the token ids to train on."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for item in self.train:
+            for ids in (item[0],) if isinstance(item[0], np.ndarray) else (item[0][0], item[1][0]):
+                hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
+        return hasher.hexdigest()
+
+
+def read_lessons(
+    objective: str, specs: Sequence[str], tokenizer: Tokenizer, sequence_len: int, limit: int, seed: int
+) -> Lessons:
+    """Read and render both splits of the data; raises ValueError if there is nothing to learn."""
+    for preset in filter(None, map(presets().get, specs)):
+        log.info("%s: %s, licence: %s", preset.name, preset.hub_id, preset.licence)
+    made: dict[str, Any] = {}
+    found: list[Any] = []
+    for split, most in (("train", limit), ("val", max(64, limit // 50))):
+        if objective == "dpo":
+            found = list(islice(preferences(specs, split), most))
+            made[split] = prepare_preferences(found, tokenizer, sequence_len)
+        else:
+            found = load_conversations(specs, split, max_conversations=most, seed=seed)
+            made[split] = prepare_conversations(found, tokenizer, sequence_len)
+    log.info("%d %s to train on, %d held out", len(made["train"]), "pairs" if objective == "dpo" else "conversations",
+             len(made["val"]))  # fmt: skip
+    talks: list[Any] = [talk[0] if objective == "dpo" else talk for talk in found[:ANSWERS]]
+    ends = [max(i for i, m in enumerate(talk) if m.role == "assistant") for talk in talks]
+    return Lessons(**made, questions=[(t[:end], t[end].content) for t, end in zip(talks, ends, strict=True)])
+
+
+def tuning_recipe(
+    start: Recipe, lessons: Lessons, *, total_batch_size: int | None, num_steps: int | None, epochs: float | None,
+    seconds: float | None, lr_frac: float, world_size: int,
+) -> Recipe:  # fmt: skip
+    """Decide length and batch from the flags and the data."""
+    total = total_batch_size or start.total_batch_size
+    if total % start.sequence_len:
+        raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {start.sequence_len} tokens")
+    steps = num_steps or max(1, round((epochs or 1.0) * epoch_steps(lessons, start.sequence_len, total)))
+    recipe = fine_tuning(start, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=lr_frac)
+    return for_world(recipe, world_size)
+
+
+def epoch_steps(lessons: Lessons, sequence_len: int, total_batch_size: int) -> float:
+    """Optimizer steps in one pass over the training data."""
+    return rows_in_epoch(lessons.train, sequence_len) * sequence_len / total_batch_size
+
+
+def make_optimizer(
+    model: GPT, recipe: Recipe, start: Saved, saved: Saved | None, comp: Compute, *, lora_rank: int, lr_frac: float,
+    seed: int,
+) -> Optimizer:  # fmt: skip
+    """Return the optimizer, as it was where the run left off, else where the run before it ended; adapters start new.
+
+    With `lora_rank`, the model gets its adapters here.
+    """
+    if lora_rank:
+        optimizer: Optimizer = lora.LoRAOptimizer(lora.adapt(model, lora_rank, seed), lora.LORA_LR * lr_frac, comp)
+    else:
+        optimizer = Optimizer(param_groups(model, recipe), comp)
+    if saved is not None:
+        saved.restore(model, optimizer)
+    elif not lora_rank:
+        state = start.optimizer_tensors()
+        if not any(key.startswith(lora.PREFIX) for key in state):  # those are no use to the whole weights
+            optimizer.load_state_dict(state, start.state()["optimizer_steps"])
+    return optimizer
+
+
+def loaders(objective: str, lessons: Lessons, seed: int, shape: dict[str, Any]) -> tuple[Prefetch, Any]:
+    """Return the batches to train on, and what makes the held-out ones."""
+    val: Any = lessons.val
+    train: Any = lessons.train
+    if objective == "dpo":
+        return Prefetch(preference_loader(train, seed=seed, **shape)), partial(
+            preference_loader, val, endless=False, **shape
+        )
+    return Prefetch(conversation_loader(train, seed=seed, **shape)), partial(conversation_eval_batches, val, **shape)
+
+
+def make_hooks(
+    every: int, objective: Any, model: GPT, held_out: Any, lessons: Lessons, tokenizer: Tokenizer, plan: Plan, run: Run,
+    *, answers: bool,
+) -> list[Hook]:  # fmt: skip
+    """Return what is watched: the held-out loss, and the answers to held-out questions before and after."""
+    comp = run.compute
+    if isinstance(objective, DPO):
+        watched = hooks.preference_evaluation(every, model, objective, held_out, comp)
+    else:
+        watched = hooks.evaluation(every, model, held_out, plan.token_bytes, comp, plan.stop)
+    told = hooks.answering(Engine(model, tokenizer), lessons.questions, run.metrics, comp)
+    return [watched, told] if answers else [watched]
