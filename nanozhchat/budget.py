@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from nanozhchat.compute import Compute
+from nanozhchat.compute import Compute, all_reduce
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.recipe import Overrides, Recipe, flops_per_token, model_sizes, resolve
 
@@ -30,6 +30,9 @@ def measure_flops(compute: Compute) -> float:
     while len(rates) < 2 or time.monotonic() - start < PROBE_SECONDS:
         before = time.monotonic()
         model(idx, idx).backward()
+        for p in model.parameters():
+            if compute.world_size > 1 and p.grad is not None:
+                all_reduce(p.grad, compute)  # what ranks cost each other belongs to their speed
         model.zero_grad()
         compute.synchronize()
         rates.append(idx.numel() / (time.monotonic() - before))

@@ -57,5 +57,25 @@ launch() {
   fi
 }
 
+# fastest_ranks CORES: 1, 2 or 4 processes, the rest of the cores as threads: whichever trains fastest here. Measured
+# once and kept, since a run must be continued with the ranks it was begun with.
+fastest_ranks() {
+  local kept="$NANOZHCHAT_BASE_DIR/ranks-$1.txt" best=0 chosen=1 ranks speed
+  if [ -s "$kept" ]; then
+    cat "$kept"
+    return
+  fi
+  for ranks in 1 2 4; do
+    [ "$ranks" -le "$1" ] && [ "$1" -gt 1 ] || continue
+    speed="$(OMP_NUM_THREADS=$(($1 / ranks)) torchrun --standalone --nproc_per_node="$ranks" -m scripts.recipe \
+      -- --depth=4 --measure | awk '/^measured/ {print int($2 * 10)}')" || speed=0
+    printf '%s process(es) x %s thread(s): %s.%s GFLOP/s in training\n' "$ranks" "$(($1 / ranks))" \
+      "${speed%?}" "${speed#"${speed%?}"}" >&2
+    [ "$speed" -le "$best" ] || best="$speed" chosen="$ranks"
+  done
+  mkdir -p "$NANOZHCHAT_BASE_DIR"
+  echo "$chosen" | tee "$kept"
+}
+
 # newer A B: whether A exists and is not older than B.
 newer() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; }

@@ -6,7 +6,7 @@
 #   DATA=builtin    pretraining data, space-separated specs: builtin, files, 'globs/*.jsonl.gz' (in quotes), hf:...
 #   SFT_DATA=builtin  conversations to fine-tune on
 #   RUN=dummy       wandb run name; dummy = off
-#   NPROC=          training processes; empty = one per core, at most 4
+#   NPROC=          training processes; empty = 1, 2 or 4, whichever is measured to be fastest
 #   TAG=            name of the model; empty = made from the knobs, so that different settings never mix
 #   QUESTION=...    asked at the end; a story by default
 #   FRESH=0         1 = start over (the earlier run is kept aside)
@@ -21,7 +21,7 @@ DATA="${DATA:-builtin}"
 SFT_DATA="${SFT_DATA:-builtin}"
 RUN="${RUN:-dummy}"
 CORES="$(count_cores)"
-NPROC="${NPROC:-$((CORES < 4 ? CORES : 4))}"
+NPROC="${NPROC:-}"
 FRESH="${FRESH:-0}"
 
 default_tag() {
@@ -36,7 +36,6 @@ TAG="${TAG:-$(default_tag)}"
 [[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || die "MINUTES=$MINUTES is not a number of minutes"
 BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.75)}")"
 SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.25)}")"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
 FORCE=()
 RESUME="--resume"
 if [ "$FRESH" = 1 ]; then
@@ -51,6 +50,11 @@ BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 
 require_free_gb 2
 dry_run_checks_flags
+if [ -z "$NPROC" ]; then
+  say "processes or threads"
+  [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
+fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
 step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size=4096 --max-bytes=50000000 \
   ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \

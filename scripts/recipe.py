@@ -23,6 +23,7 @@ class RecipeArgs:
     vocab_size: int | None = cli.opt(None, "tokens; none = advised for the depth")
     budget: str | None = cli.opt(None, "wall clock, such as 10m or 2h, on the hardware given")
     hardware: str | None = cli.opt(None, "estimate time and cost on COUNTxNAME, such as 8xH100")
+    measure: bool = cli.opt(False, "time training on this machine and take that speed; under torchrun: of all ranks")
     world_size: int | None = cli.opt(None, "ranks; none = the hardware's count, else 1")
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
     device_batch_size: int | None = cli.opt(None, "rows per micro-step and rank", group="overrides")
@@ -38,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(RecipeArgs, argv, __doc__ or "", "python -m scripts.recipe")
     count, device = parse_hardware(args.hardware) if args.hardware else (1, None)
     seconds = parse_duration(args.budget) if args.budget else None
-    if seconds is not None and device is None:
-        raise ValueError("--budget needs --hardware=COUNTxNAME here; base_train measures the machine it runs on")
+    if seconds is not None and device is None and not args.measure:
+        raise ValueError("--budget needs --hardware=COUNTxNAME, or --measure for the machine this runs on")
     speed = count * device.flops * MFU if device else 0.0
+    if args.measure:
+        speed, count, rank = measured()
+        if rank:
+            return
     if args.depth == "auto":
         if seconds is None:
             raise ValueError("--depth=auto needs --budget, such as --budget=2h")
@@ -66,12 +71,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         micro //= 2  # smaller micro-steps, more of them: the same run in less memory
         recipe = fitting(micro)
     print_table(recipe)
+    if args.measure:
+        print(f"\nmeasured {speed / 1e9:.1f} GFLOP/s in training with {count} rank(s)")
     if device is not None:
         hours = recipe.train_flops / speed / 3600
         print(f"\nOn {count} x {device.name} at {MFU:.0%} of peak (estimate): {hours:.2f} h, "
               f"about {hours * count * device.usd_per_hour:.0f} USD; memory per device about "
               f"{recipe.memory_bytes / 2**30:.1f} of {device.memory_bytes / 2**30:.0f} GiB")  # fmt: skip
-    cli.write_figures(args.json, recipe.to_dict())
+    cli.write_figures(args.json, recipe.to_dict() | ({"measured_flops": speed} if args.measure else {}))
+
+
+def measured() -> tuple[float, int, int]:
+    """Return the training FLOP/s of this machine, all ranks together, the number of ranks, and which one this is."""
+    from nanozhchat import budget, compute  # torch only when asked to measure
+
+    with compute.start() as comp:
+        return budget.measure_flops(comp), comp.world_size, comp.rank
 
 
 def print_table(recipe: Recipe) -> None:

@@ -82,10 +82,12 @@ def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
     while len(found) < n:
         item = layouts.DRAWS[skill](rng, held)
         text = layouts.ask_text(rng, item)
-        misses = misses + 1 if text in found else 0
+        key = "\n".join((*item.history, text))
+        misses = misses + 1 if key in found else 0
         if misses > MISSES_MAX:
             known = len(found)
             raise ValueError(f"skill {skill!r} ran out of held-out questions after {known}; ask for fewer than n={n}")
-        asked = (Message("user", text),)
-        found.setdefault(text, Question(item.skill, asked, item.answer, item.answerable, item.chance, make_check(item)))
+        said = zip(itertools.cycle(("user", "assistant")), (*item.history, text))  # ends with the question
+        asked = tuple(Message(role, content) for role, content in said)
+        found.setdefault(key, Question(item.skill, asked, item.answer, item.answerable, item.chance, make_check(item)))
     return list(found.values())

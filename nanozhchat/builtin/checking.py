@@ -12,6 +12,7 @@ REFUSAL_HEAD_CHARS = 40  # a refusal says so at once; later text may mention tha
 REFUSAL = re.compile(
     r"不知道|不清楚|无法知道|没法知道|不能知道|无从知道|没有提到|没提到|没听说过|没有听说过|不认识|无法回答|没法回答|不了解|不确定|无法预测"
 )
+LONGER_CHARS = 4  # an expanded sentence gains at least that much
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 SENTENCE = re.compile(r"[^。！？…]+[。！？…]?[”’]?")
 SENTENCE_END = ("。", "！", "？", "”", "…")
@@ -41,7 +42,8 @@ def make_check(item: Item) -> Callable[[str], bool]:
     """Return the judge of answers to an item.
 
     "contains": all of right, none of wrong. "any": one of right. "number": the last number is the result. "value": the
-    number is there. "refusal": declines. "story": see `_is_story`. Answerable questions must not be declined.
+    number is there. "longer": all of right but the last, which the answer outgrows. "refusal": declines. "story": see
+    `_is_story`. Answerable questions must not be declined.
     """
     rule, right, wrong = item.rule, item.right, item.wrong
 
@@ -59,6 +61,8 @@ def make_check(item: Item) -> Callable[[str], bool]:
             return right[0] in numbers and not any(w in numbers for w in wrong)
         if rule == "any":
             return any(r in answer for r in right)
+        if rule == "longer":
+            return all(r in answer for r in right[:-1]) and len(answer) >= len(right[-1]) + LONGER_CHARS
         assert rule == "contains", rule
         return all(r in answer for r in right) and not any(w in answer for w in wrong)
 

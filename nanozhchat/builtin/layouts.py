@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanozhchat.builtin import arithmetic, chatting, facts, reading, stories, unknown
+from nanozhchat.builtin import arithmetic, chatting, facts, language, reading, stories, unknown
 from nanozhchat.builtin import words as word_skills
 from nanozhchat.builtin.world import Draw, Item, Rng, lines, names
 from nanozhchat.conversation import Conversation, Message
@@ -10,21 +10,30 @@ from nanozhchat.conversation import Conversation, Message
 DRAWS: dict[str, Draw] = {
     "arithmetic": arithmetic.draw, "reading": reading.draw, "facts": facts.draw,
     "antonyms": word_skills.draw_antonym, "measure": word_skills.draw_measure, "idioms": word_skills.draw_idiom,
+    "synonyms": word_skills.draw_synonym, "pinyin": word_skills.draw_pinyin, "followup": word_skills.draw_followup,
     "counting": word_skills.draw_count, "reversing": word_skills.draw_reverse, "characters": word_skills.draw_nth,
+    "finding": word_skills.draw_find, "classify": language.draw_classify, "rewriting": language.draw_rewrite,
+    "extraction": language.draw_extract,
     "identity": chatting.draw_identity, "unknown": unknown.draw, "story": stories.draw,
     "chat": chatting.draw_chat, "repeat": word_skills.draw_repeat,
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 16, "reading": 16, "facts": 26, "antonyms": 9, "measure": 9, "idioms": 9, "counting": 4,
-    "reversing": 5, "characters": 5, "identity": 3, "unknown": 14, "story": 3, "chat": 3, "repeat": 8,
+    "arithmetic": 16, "reading": 16, "facts": 26, "antonyms": 9, "measure": 9, "idioms": 9, "synonyms": 5,
+    "pinyin": 4, "followup": 4, "counting": 4, "reversing": 8, "characters": 4, "finding": 4, "classify": 6,
+    "rewriting": 7, "extraction": 6, "identity": 3, "unknown": 16, "story": 3, "chat": 3, "repeat": 8,
 }  # fmt: skip
-WORD_SKILLS = ("antonyms", "measure", "idioms", "counting", "reversing", "characters", "repeat")
+WORD_SKILLS = (
+    "antonyms", "measure", "idioms", "synonyms", "pinyin", "followup", "counting", "reversing", "reversing",
+    "characters", "finding", "repeat",
+)  # fmt: skip
+SENTENCE_SKILLS = ("classify", "rewriting", "extraction")
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 4, "dialogues": 10, "facts": 26, "arithmetic": 13, "reading": 12, "words": 32,
-    "identity": 2, "unknown": 12,
+    "stories": 7, "descriptions": 4, "dialogues": 10, "facts": 26, "arithmetic": 13, "reading": 12, "words": 38,
+    "sentences": 13, "identity": 2, "unknown": 13,
 }  # fmt: skip
+PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
 EXCHANGES_MAX = 4  # question-answer pairs in one document
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
@@ -42,14 +51,20 @@ def ask_text(rng: Rng, item: Item) -> str:
     if item.context:
         gap = "\n" if rng.random() < 0.6 else ""
         return f"{item.context}{gap}{reading.intro(rng)}{item.ask}"
-    if item.skill not in ("identity", "chat", "story") and rng.random() < 0.15:
+    if item.skill not in ("identity", "chat", "story", "followup") and rng.random() < 0.15:
         return rng.pick(lines("chat", "prefix")) + item.ask
     return item.ask
 
 
+def turns(rng: Rng, item: Item) -> list[tuple[str, str]]:
+    """Return an item as (user, assistant) turns, its history first."""
+    told = list(zip(item.history[::2], item.history[1::2], strict=True))
+    return [*told, (ask_text(rng, item), item.answer)]
+
+
 def exchanges(rng: Rng, items: list[Item]) -> str:
     """Return question-answer pairs in one of the document layouts."""
-    pairs = [(ask_text(rng, item), item.answer) for item in items]
+    pairs = [pair for item in items for pair in turns(rng, item)]
     layout = rng.below(5)
     labels = (("", ""), ("问题：", "回答："), ("问：", "答："), ("问：", "答："))
     ask, answer = labels[layout - 1] if layout else rng.pick(SPEAKERS)
@@ -67,7 +82,9 @@ def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
 def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
     """Return a document of a few exchanges of one skill; facts also come as plain statements."""
     skill = rng.pick(skills)
-    if not held and len(skills) > 1 and rng.random() < 0.15:  # no split for plain statements, so none when held out
+    if (
+        not held and skills is WORD_SKILLS and rng.random() < 0.15
+    ):  # no split for plain statements, so none when held out
         return word_skills.statements(rng)
     if not held and skill == "facts" and rng.random() < 0.2:
         if rng.random() < 0.5:
@@ -83,15 +100,15 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
 def dialogue(rng: Rng, held: bool) -> str:
     """Return a talk between two named people that mixes skills."""
     a, b = rng.two(names(held))
-    turns = [f"{a}：{b}，你好！我想问你几个问题。\n{b}：好的，请问吧。"] if rng.random() < 0.4 else []
+    said = [f"{a}：{b}，你好！我想问你几个问题。\n{b}：好的，请问吧。"] if rng.random() < 0.4 else []
     for _ in range(2 + rng.below(3)):
         item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
-        while item.skill in ("identity", "story", "chat", "repeat"):
+        while item.skill in ("identity", "story", "chat", "repeat", "followup"):
             item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
-        turns.append(f"{a}：{item.context}{item.ask}\n{b}：{item.answer}")
+        said.append(f"{a}：{item.context}{item.ask}\n{b}：{item.answer}")
     if rng.random() < 0.3:
-        turns.append(f"{a}：谢谢你，{b}。\n{b}：不客气。")
-    return "\n".join(turns)
+        said.append(f"{a}：谢谢你，{b}。\n{b}：不客气。")
+    return "\n".join(said)
 
 
 def document(rng: Rng, held: bool, part: str) -> str:
@@ -106,18 +123,17 @@ def document(rng: Rng, held: bool, part: str) -> str:
         return chatting.describe(rng, held)
     if part == "dialogues":
         return chatting.everyday(rng, held) if rng.random() < 0.3 else dialogue(rng, held)
-    return skill_document(rng, held, WORD_SKILLS if part == "words" else (part,))
+    return skill_document(rng, held, PART_SKILLS.get(part, (part,)))
 
 
 def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return (user, assistant) turns: skills mixed, or questions about one passage, or a name to be remembered."""
-    kind, turns = rng.random(), 2 + rng.below(3)
+    kind, n = rng.random(), 2 + rng.below(3)
     if "reading" in skills and kind < 0.2:
-        return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, turns + 1)]
+        return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, n + 1)]
     pairs = []
-    for _ in range(turns):
-        item = DRAWS[rng.pick(skills)](rng, held)
-        pairs.append((ask_text(rng, item), item.answer))
+    for _ in range(n):
+        pairs += turns(rng, DRAWS[rng.pick(skills)](rng, held))
     if "chat" not in skills or kind > 0.6:
         return pairs
     if kind > 0.4:
@@ -130,11 +146,8 @@ def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[s
 def conversation(rng: Rng, held: bool, skills: tuple[str, ...]) -> Conversation:
     """Return one chat: mostly one exchange, a quarter of the time several, some with a system message."""
     messages = [Message("system", rng.pick(lines("chat", "system")))] if rng.random() < 0.12 else []
-    if rng.random() < 0.75:
-        item = DRAWS[rng.pick(skills)](rng, held)
-        pairs = [(ask_text(rng, item), item.answer)]
-    else:
-        pairs = several_turns(rng, held, skills)
+    single = rng.random() < 0.75
+    pairs = turns(rng, DRAWS[rng.pick(skills)](rng, held)) if single else several_turns(rng, held, skills)
     for ask, answer in pairs:
         messages += [Message("user", ask), Message("assistant", answer)]
     return tuple(messages)

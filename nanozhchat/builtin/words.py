@@ -1,30 +1,33 @@
-"""Characters and words: antonyms, measure words, idioms, counting, reversing and picking characters."""
+"""Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, finding characters."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from nanozhchat.builtin.world import DIGITS, Item, Rng, combos, is_held_out, lines, measures, names, other_measures
+from nanozhchat.builtin import world
+from nanozhchat.builtin.world import DIGITS, Draw, Item, Rng, combos, is_held_out, lines, names
 from nanozhchat.builtin.world import words as lexicon_words
 
 COUNT_POOL = 60_000  # character strings drawn before the split
 ORDINAL_MAX = 5
 
 STATEMENTS = {
-    "antonyms": "“{w}”的反义词是“{o}”。", "measure": "{w}的量词是“{o}”，一{o}{w}。",
+    "antonyms": "“{w}”的反义词是“{o}”。", "synonyms": "“{w}”的近义词是“{o}”。", "pinyin": "“{w}”的拼音是{o}。",
+    "measure": "{w}的量词是“{o}”，一{o}{w}。",
     "meaning": "“{w}”的意思是{o}。", "idiom": "“{w}”说的是“{o}”。",
 }  # fmt: skip
 NTH_NUMERALS = (DIGITS, "0123456789")
 
 
 @cache
-def antonyms() -> tuple[tuple[str, str], ...]:
-    """Return (word, opposite), both ways round."""
-    rows = [entry.split() for entry in "|".join(lines("words", "antonyms")).split("|")]
+def pairs(section: str, both_ways: bool = True) -> tuple[tuple[str, str], ...]:
+    """Return the (word, other) pairs of a section, both ways round."""
     table: dict[str, str] = {}
-    for a, b in rows:
+    for entry in "|".join(lines("words", section)).split("|"):
+        a, b = entry.split()
         table.setdefault(a, b)
-        table.setdefault(b, a)
+        if both_ways:
+            table.setdefault(b, a)
     return tuple(table.items())
 
 
@@ -38,7 +41,7 @@ def idioms() -> tuple[tuple[str, str], ...]:
 def strings(held: bool) -> tuple[str, ...]:
     """Return words and made-up strings of two to seven characters to count, reverse and spell."""
     rng, chars = Rng(4), lexicon_words("words", "characters")
-    real = [w for w in measures() if len(w) > 1] + [w for w, _ in antonyms() if len(w) > 1] + [w for w, _ in idioms()]
+    real = [w for w in (*world.measures(), *dict(pairs("antonyms")), *dict(idioms())) if len(w) > 1]
     real += [w for section in ("colours", "carry") for w in lexicon_words("things", section) if len(w) > 1]
     found = dict.fromkeys(real, True)
     while len(found) < COUNT_POOL:
@@ -55,10 +58,10 @@ def strings(held: bool) -> tuple[str, ...]:
 @cache
 def _rows(kind: str) -> tuple[tuple[str, str], ...]:
     """Return the (word, answer) table of a word skill."""
-    if kind == "antonyms":
-        return antonyms()
+    if kind in ("antonyms", "synonyms", "pinyin"):
+        return pairs(kind, both_ways=kind != "pinyin")
     if kind == "measure":
-        return tuple(measures().items())
+        return tuple(world.measures().items())
     return idioms() if kind == "meaning" else tuple((meaning, idiom) for idiom, meaning in idioms())
 
 
@@ -67,28 +70,46 @@ def _asks(kind: str) -> tuple[str, ...]:
 
 
 @cache
-def _split(kind: str, held: bool) -> tuple[tuple[int, int], ...]:
-    return combos(tuple(f"{kind}:{word}" for word, _ in _rows(kind)), _asks(kind), held)
+def _split(kind: str, held: bool, asks: str) -> tuple[tuple[int, int], ...]:
+    return combos(tuple(f"{kind}:{word}" for word, _ in _rows(kind)), _asks(asks), held)
 
 
-def _pick(rng: Rng, kind: str, held: bool) -> tuple[str, str, str, str]:
-    """Return (word, answer, question, key)."""
-    i, j = rng.pick(_split(kind, held))
+def _pick(rng: Rng, kind: str, held: bool, asks: str = "") -> tuple[str, str, str, str]:
+    """Return (word, answer, question, key). asks: the phrasings, the kind's own if empty."""
+    asks = asks or kind
+    i, j = rng.pick(_split(kind, held, asks))
     word, answer = _rows(kind)[i]
-    return word, answer, _asks(kind)[j].format(w=word), f"{kind}:{word}|{j}"
+    return word, answer, _asks(asks)[j].format(w=word), f"{kind}:{word}|{asks}{j}"
 
 
-def draw_antonym(rng: Rng, held: bool) -> Item:
-    """Ask for the opposite of a word."""
-    word, answer, ask, key = _pick(rng, "antonyms", held)
-    text = f"“{word}”的反义词是“{answer}”。"
-    return Item("antonyms", "", ask, text, key, "contains", (f"“{answer}”",))
+def _table(kind: str) -> Draw:
+    """Return the draw of a word table whose answers are its plain statements."""
+
+    def draw(rng: Rng, held: bool) -> Item:
+        word, answer, ask, key = _pick(rng, kind, held)
+        text = STATEMENTS[kind].format(w=word, o=answer)
+        return Item(kind, "", ask, text, key, "contains", (text[text.index("是") :].strip("是。"),))
+
+    return draw
+
+
+draw_antonym, draw_synonym, draw_pinyin = _table("antonyms"), _table("synonyms"), _table("pinyin")
+
+
+def draw_followup(rng: Rng, held: bool) -> Item:
+    """Ask the same about another word, without saying again what."""
+    kind = rng.pick(("antonyms", "synonyms", "pinyin"))
+    first = _table(kind)(rng, False)
+    word, answer, ask, key = _pick(rng, kind, held, "more")
+    text = STATEMENTS[kind].format(w=word, o=answer)
+    right = (text[text.index("是") :].strip("是。"),)
+    return Item("followup", "", ask, text, key, "contains", right, history=(first.ask, first.answer))
 
 
 def draw_measure(rng: Rng, held: bool) -> Item:
     """Ask for a measure word; every measure word that is usual with the noun is right."""
     word, answer, ask, key = _pick(rng, "measure", held)
-    right = tuple(f"一{m}{word}" for m in answer + other_measures().get(word, ""))
+    right = tuple(f"一{m}{word}" for m in answer + world.other_measures().get(word, ""))
     return Item("measure", "", ask, f"一{answer}{word}。", key, "any", right, chance=0.05)
 
 
@@ -112,10 +133,11 @@ def draw_count(rng: Rng, held: bool) -> Item:
 
 
 def draw_reverse(rng: Rng, held: bool) -> Item:
-    """Ask for a string backwards."""
+    """Ask for a string backwards; the answer spells it first, for a token may hold several characters."""
     text = rng.pick(strings(held))
     ask = rng.pick(_asks("reverse")).format(w=text)
-    return Item("reversing", "", ask, f"“{text[::-1]}”。", "string:" + text, "contains", (f"“{text[::-1]}”",))
+    answer = f"{'，'.join(text)}，倒过来是“{text[::-1]}”。"
+    return Item("reversing", "", ask, answer, "string:" + text, "contains", (f"“{text[::-1]}”",))
 
 
 def draw_repeat(rng: Rng, held: bool) -> Item:
@@ -133,6 +155,17 @@ def draw_nth(rng: Rng, held: bool) -> Item:
     steps = "，".join([f"{k}{char}" for k, char in enumerate(text[: i + 1], 1)])
     answer = f"{steps}，第{i + 1}个字是“{text[i]}”。"
     return Item("characters", "", ask, answer, "string:" + text, "contains", (f"“{text[i]}”",), chance=1 / len(text))
+
+
+def draw_find(rng: Rng, held: bool) -> Item:
+    """Ask where a character stands in a string; the answer counts up to it."""
+    text = rng.pick(strings(held))
+    char = rng.pick(text)
+    i = text.index(char)
+    steps = "，".join([f"{k}{c}" for k, c in enumerate(text[: i + 1], 1)])
+    ask = rng.pick(_asks("find")).format(w=text, c=char)
+    answer = f"{steps}，“{char}”是第{i + 1}个字。"
+    return Item("finding", "", ask, answer, "string:" + text, "number", (str(i + 1),), chance=0.25)
 
 
 def statements(rng: Rng) -> str:

@@ -45,7 +45,8 @@ class Item(NamedTuple):
     """One question with its answer and how to judge one.
 
     rule: how `checking.make_check` judges; right: what must be there; wrong: what must not.
-    key: the content that decides the split. context: text the question is about, or "".
+    key: the content that decides the split. context: text the question is about, or "". history: earlier turns, the
+    user's and the assistant's in alternation.
     """
 
     skill: str
@@ -58,6 +59,7 @@ class Item(NamedTuple):
     wrong: tuple[str, ...] = ()
     answerable: bool = True
     chance: float = 0.0
+    history: tuple[str, ...] = ()
 
 
 Draw = Callable[[Rng, bool], Item]
