@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,30 @@ class Batch:
     epoch: int
     state: dict[str, Any]
     documents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RolloutBatch(Batch):
+    """Sampled answers. advantages: (B, T), of the scored targets.
+
+    reference: (B, T) log-probabilities of the scored targets under the model that reinforcement learning began with.
+    """
+
+    advantages: Tensor = field(kw_only=True)
+    reference: Tensor | None = None
+
+
+class Batches(Protocol):
+    """What a training loop draws from; see `Prefetch`."""
+
+    def __next__(self) -> Batch:
+        """Return the next micro-batch of this rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last batch given out."""
+
+    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
+        """Continue after `state`, with so many rows a micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nanozhchat.dataloader import Batch
+from nanozhchat.dataloader import Batch, RolloutBatch
 from nanozhchat.gpt import GPT
+
+LOGIT_ROWS = 1024  # whose logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,22 @@ def next_token(model: GPT, batch: Batch) -> Loss:
     return Loss(model(batch.inputs, batch.targets), (batch.targets >= 0).sum())
 
 
-LOGIT_ROWS = 1024  # whose logits are held at a time
+def chosen_logprobs(model: GPT, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of the N scored targets, (N,) float32 row by row, differentiable."""
+
+    def chosen(hidden: Tensor, ids: Tensor) -> Tensor:
+        return (model.logits(hidden) / temperature).log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+
+    scored = batch.targets >= 0
+    hidden, ids = model.hidden(batch.inputs)[scored], batch.targets[scored]
+    parts = zip(hidden.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), strict=True)
+    return torch.cat([checkpoint(chosen, x, wanted, use_reentrant=False) for x, wanted in parts])
 
 
 def row_logprobs(model: GPT, batch: Batch) -> Tensor:
     """Sum of the log-probabilities of each row's scored targets, (B,) float32, differentiable."""
-
-    def chosen(hidden: Tensor, ids: Tensor) -> Tensor:
-        return model.logits(hidden).log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
-
-    scored = batch.targets >= 0
-    x, ids, rows = model.hidden(batch.inputs)[scored], batch.targets[scored], scored.nonzero()[:, 0]
-    total = torch.zeros(len(batch.targets), device=x.device)
-    for part, wanted, row in zip(x.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), rows.split(LOGIT_ROWS), strict=True):
-        total = total.index_add(0, row, checkpoint(chosen, part, wanted, use_reentrant=False))
-    return total
+    total = torch.zeros(len(batch.targets), device=batch.targets.device)
+    return total.index_add(0, (batch.targets >= 0).nonzero()[:, 0], chosen_logprobs(model, batch))
 
 
 def preference_margins(model: GPT, reference: GPT, batch: Batch) -> Tensor:
@@ -66,3 +69,18 @@ class DPO:
         """Sum the loss of the pairs; `count` counts pairs."""
         margins = self.beta * preference_margins(model, self.reference, batch)
         return Loss(F.softplus(-margins).sum(), torch.tensor(len(margins), device=margins.device))
+
+
+def policy_gradient(model: GPT, batch: RolloutBatch, *, temperature: float = 1.0, kl: float = 0.0) -> Loss:
+    """Make answers likelier by their advantage over the other answers to the same problem (arXiv 2402.03300).
+
+    The answers come from these very weights, so the ratio that methods of this family clip is 1 and only carries the
+    gradient. temperature: that they were sampled with. kl: weight of the divergence from `batch.reference`.
+    """
+    scored = batch.targets >= 0
+    logprobs = chosen_logprobs(model, batch, temperature)
+    total = -(batch.advantages[scored] * torch.exp(logprobs - logprobs.detach())).sum()
+    if kl and batch.reference is not None:
+        difference = batch.reference[scored] - logprobs
+        total = total + kl * (torch.exp(difference) - difference - 1).sum()
+    return Loss(total, scored.sum())

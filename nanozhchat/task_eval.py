@@ -10,6 +10,7 @@ from nanozhchat.compute import Compute
 from nanozhchat.conversation import Task
 from nanozhchat.sampling import SamplingParams
 
+GREEDY = SamplingParams(temperature=0.0, max_tokens=256)
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -44,10 +45,9 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def run_task(chat: Chat, task: Task, compute: Compute, *, max_tokens: int = 256) -> list[Answer]:
-    """Answer every question greedily; ranks share the questions, and every rank gets all answers in order."""
+def run_task(chat: Chat, task: Task, compute: Compute, params: SamplingParams = GREEDY) -> list[Answer]:
+    """Answer every question; ranks share the questions, and every rank gets all answers in order."""
     mine = range(compute.rank, len(task), compute.world_size)
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     prompts = [chat.prompt_ids(task.prompt(i)) for i in mine]
     given = dict(zip(mine, chat.engine.complete(prompts, params), strict=True))
     merged: dict[int, str] = {}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanozhchat import faults
 from nanozhchat.compute import Compute
-from nanozhchat.dataloader import Batch, Prefetch
+from nanozhchat.dataloader import Batch, Batches
 from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics, clock
@@ -39,7 +39,7 @@ START_LOSS_SCALE, SCALE_GROWS_AFTER = 2.0**8, 500  # of float16; doubled after s
 
 
 def fit(
-    model: GPT, optimizer: Optimizer, batches: Prefetch, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+    model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Any], Loss], plan: Plan,
     hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
 ) -> TrainState:  # fmt: skip
     """Train until the recipe's horizon; returns the final state, saved.
@@ -60,21 +60,22 @@ class _Sums:
 
     batches: list[tuple[Batch, Tensor]] = field(default_factory=list)  # and the summed nats of each
     counts: Tensor | None = None  # scored tokens, their bytes
+    fed: int = 0  # tokens that went through the network
     waited_s: float = 0.0
     does_not_fit: bool = False
 
     def total(self, compute: Compute, *flags: float) -> list[float]:
-        """Nats, tokens, bytes, micro-batches that do not fit and the flags, over all ranks."""
+        """Nats, scored tokens, bytes, tokens fed, micro-batches that do not fit and the flags, over all ranks."""
         nats = float(sum(total for _, total in self.batches))
         counts = self.counts.tolist() if self.counts is not None else [0, 0]
-        return compute.sum([nats, *map(float, counts), float(self.does_not_fit), *flags])
+        return compute.sum([nats, *map(float, counts), float(self.fed), float(self.does_not_fit), *flags])
 
 
 class _Training:
     """The state of `fit`."""
 
     def __init__(
-        self, model: GPT, optimizer: Optimizer, batches: Prefetch, objective: Callable[[GPT, Batch], Loss], plan: Plan,
+        self, model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Any], Loss], plan: Plan,
         hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
@@ -113,12 +114,12 @@ class _Training:
         self.model.train()
         first = time.monotonic()
         while not state.finished:
-            begun = time.monotonic()
+            begun, tokens = time.monotonic(), state.tokens
             row = self.step()
             if row is None:
                 continue
             self.compute.synchronize()
-            row |= self.line.speed(state, self.recipe, time.monotonic() - begun)
+            row |= self.line.speed(state, self.recipe, state.tokens - tokens, time.monotonic() - begun)
             row |= _hook_values(self.hooks, state, last=state.finished)
             self.metrics.write(row)
             self.line.show(row, state, force=state.finished)
@@ -134,7 +135,7 @@ class _Training:
         self.model.ngram_trust = ngram_trust(progress)
         sums = self.accumulate()
         signals, ready = float(bool(self.plan.stop)), float(self.checkpoints.ready)
-        total, count, n_bytes, misfits, signals, ready = sums.total(self.compute, signals, ready)
+        total, count, n_bytes, fed, misfits, signals, ready = sums.total(self.compute, signals, ready)
         if signals:
             raise StoppedError("stopped in a step")
         if misfits:
@@ -157,9 +158,9 @@ class _Training:
         else:
             self.skip(sums, loss, scale)
         state.step += 1
-        state.tokens += recipe.total_batch_size
+        state.tokens += int(fed)
         state.bytes += int(n_bytes)
-        state.flops += float(recipe.flops_per_token) * recipe.total_batch_size
+        state.flops += float(recipe.flops_per_token) * fed
         state.time_s = self.elapsed()
         wrong = state.watch.see(state.step, loss, finite, place) if self.rescale(finite) else ""
         if wrong:
@@ -198,6 +199,7 @@ class _Training:
                 sums.does_not_fit = True
                 break
             sums.batches.append((batch, scaled.detach()))
+            sums.fed += batch.inputs.numel()
             counts[0] += loss.count
             counts[1] += (token_bytes[batch.targets.clamp(min=0)] * (batch.targets >= 0)).sum()
         sums.counts = counts
@@ -315,7 +317,8 @@ def _hook_values(hooks: list[Hook], state: TrainState, *, last: bool) -> dict[st
 
 
 def _format_values(row: dict[str, float]) -> str:
-    shown = {"val/loss": "val loss {:.4f}", "val/bpb": "val bpb {:.4f}", "val/ppl": "val ppl {:.1f}"}
+    shown = {"val/loss": "val loss {:.4f}", "val/bpb": "val bpb {:.4f}", "val/ppl": "val ppl {:.1f}",
+             "train/reward": "reward {:.3f}", "val/pass@1": "held-out pass@1 {:.3f}"}  # fmt: skip
     return " | ".join(text.format(row[key]) for key, text in shown.items() if key in row)
 
 
@@ -324,24 +327,25 @@ class _Line:
 
     def __init__(self, plan: Plan, compute: Compute) -> None:
         self.plan, self.compute = plan, compute
-        self.rate = 0.0
+        self.rate = self.step_s = 0.0  # tokens a second, seconds a step
         self.shown = 0.0
 
-    def speed(self, state: TrainState, recipe: Recipe, seconds: float) -> dict[str, float]:
+    def speed(self, state: TrainState, recipe: Recipe, tokens: int, seconds: float) -> dict[str, float]:
         compute = self.compute
-        now = recipe.total_batch_size / max(seconds, 1e-9)
-        self.rate = now if self.rate == 0 else SPEED_SMOOTHING * self.rate + (1 - SPEED_SMOOTHING) * now
+        old = SPEED_SMOOTHING if self.step_s else 0.0
+        self.rate = old * self.rate + (1 - old) * tokens / max(seconds, 1e-9)
+        self.step_s = old * self.step_s + (1 - old) * seconds
         peak = compute.peak_flops * compute.world_size
         if recipe.budget_s is not None:
             eta = recipe.budget_s - state.time_s
         else:
-            eta = (recipe.num_steps - state.step) * recipe.total_batch_size / self.rate
+            eta = (recipe.num_steps - state.step) * self.step_s
         mfu = recipe.flops_per_token * self.rate / peak if peak else 0.0
         figures = {"time_s": state.time_s, "tok_per_sec": self.rate, "mfu": mfu, "mem_bytes": compute.memory_bytes()}
         return {**figures, "eta_s": max(0.0, eta)}
 
     def show(self, row: dict[str, float], state: TrainState, *, force: bool) -> None:
-        evaluated = "val/bpb" in row
+        evaluated = "val/bpb" in row or "val/pass@1" in row
         if not (force or evaluated or time.monotonic() - self.shown > LINE_EVERY_S):
             return
         self.shown = time.monotonic()
@@ -355,6 +359,6 @@ class _Line:
             f"tok/s {row['tok_per_sec']:,.0f}",
             *([f"mfu {100 * row['mfu']:.0f} %"] if row["mfu"] else []),
             f"eta {clock(row['eta_s'])}",
-            *([_format_values(row)] if evaluated else []),
+            *filter(None, [_format_values(row)]),
         ]
         log.info(" | ".join(parts))

@@ -11,8 +11,12 @@ from nanozhchat import chat, cli, compute, files, paths
 from nanozhchat.builtin import is_refusal
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
+from nanozhchat.sampling import SamplingParams
 from nanozhchat.task_eval import Answer, run_task, summarize
+from nanozhchat.text_quality import quality
 from tasks import registry
+
+STORIES = "builtin:story"  # the task whose answers are long enough to repeat themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if comp.is_main:
             folder = paths.run_dir(model.source, model.name)
             files.write_json(folder / "chat_eval.json", figures)
-            cli.write_figures(args.json, {k: figures[k] for k in ("overall", "tasks", "refusal")})
+            cli.write_figures(args.json, {k: figures[k] for k in ("overall", "tasks", "refusal", "stories")})
 
 
 def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEvalArgs) -> dict[str, Any]:
@@ -50,8 +54,9 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
     scores: dict[str, dict[str, float]] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
     refused: dict[bool, list[bool]] = {True: [], False: []}
+    stories: dict[str, float] | None = None
     for task in tasks:
-        answers = run_task(model, task, comp, max_tokens=args.max_tokens)
+        answers = run_task(model, task, comp, SamplingParams(temperature=0.0, max_tokens=args.max_tokens))
         scores[task.name] = vars(summarize(answers, task.chance))
         examples[task.name] = [vars(a) for a in answers[:10]]
         if hasattr(task, "answerable"):
@@ -62,14 +67,19 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
             print(f"{task.name:<24} {s['score']:6.1%}  [{s['low']:.1%}, {s['high']:.1%}]  chance {s['chance']:.1%}  "
                   f"n={s['n']}", flush=True)  # fmt: skip
             show(answers[: args.show])
+        if task.name == STORIES:
+            as_people_get_them = SamplingParams(max_tokens=args.max_tokens, seed=0)
+            stories = quality([a.given for a in run_task(model, task, comp, as_people_get_them)])
     overall = sum(s["score"] for s in scores.values()) / len(scores)
     rate = {k: sum(v) / len(v) if v else None for k, v in refused.items()}
     if comp.is_main:
         print(f"{'overall (mean of tasks)':<24} {overall:6.1%}")
         if rate[False] is not None and rate[True] is not None:
             print(f"refused: {rate[False]:.1%} of unknowable, {rate[True]:.1%} of knowable questions")
+    if comp.is_main and stories:
+        print("sampled stories: " + ", ".join(f"{name} {value:.1%}" for name, value in stories.items()))
     return {"overall": overall, "tasks": scores, "refusal": {"unknowable": rate[False], "knowable": rate[True]},
-            "step": model.step, "examples": examples}  # fmt: skip
+            "stories": stories, "step": model.step, "examples": examples}  # fmt: skip
 
 
 def show(answers: list[Answer]) -> None:

@@ -11,12 +11,12 @@ QUESTIONS = 100  # per skill, unless asked otherwise
 
 
 class BuiltinTask:
-    """n held-out questions of one skill; `answerable(i)` is False where the right answer is 我不知道."""
+    """n questions of one skill, held out unless split is "train"; `answerable(i)` is False where 我不知道 is right."""
 
-    def __init__(self, skill: str, n: int = QUESTIONS, seed: int = 0) -> None:
+    def __init__(self, skill: str, n: int = QUESTIONS, seed: int = 0, split: str = "val") -> None:
         """Generate the questions."""
         self.name = f"builtin:{skill}"
-        self._questions = questions(skill, n, seed)
+        self._questions = questions(skill, n, seed, split=split)
         self.chance = sum(q.chance for q in self._questions) / max(1, len(self._questions))
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ else:
 LAYERS: tuple[tuple[str, str], ...] = (
     ("leaves, standard library only",
      "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child"),
-    ("pure rules and texts on the leaves", "recipe builtin files packing sandbox"),
+    ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality"),
     ("command line, log, raw data, charts", "cli log records charts report_page foreign"),
     ("data and tokens, one external library each", "sources tokenizer"),
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("parts that need a model", "optim objectives native loss_eval budget"),
     ("checkpoints hold model and optimizer", "checkpoint engine"),
     ("what a training run is given and carries along", "plan export lora"),
-    ("the loop, and the model as a partner to talk to", "trainer chat"),
+    ("the loop, and the model as a partner to talk to", "trainer chat rollout"),
     ("whole activities", "run hooks task_eval engine_speed server"),
     ("fine-tuning, of all these", "tuning"),
 )  # fmt: skip

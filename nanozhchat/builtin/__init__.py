@@ -73,10 +73,10 @@ def conversations(
     return (layouts.conversation(rng, held, mixture) for _ in itertools.repeat(None))
 
 
-def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
-    """Return n held-out questions of a skill, no two alike."""
+def questions(skill: str, n: int, seed: int = 0, *, split: str = "val") -> list[Question]:
+    """Return n questions of a skill, no two alike, held out of all training text unless split is "train"."""
     _choose("skill", [skill], SKILLS)
-    rng, held = _start(seed, "val", f"questions:{skill}")
+    rng, held = _start(seed, split, f"questions:{skill}")
     found: dict[str, Question] = {}
     misses = 0  # in a row: small skills run out of distinct questions
     while len(found) < n:
@@ -86,7 +86,7 @@ def questions(skill: str, n: int, seed: int = 0) -> list[Question]:
         misses = misses + 1 if key in found else 0
         if misses > MISSES_MAX:
             known = len(found)
-            raise ValueError(f"skill {skill!r} ran out of held-out questions after {known}; ask for fewer than n={n}")
+            raise ValueError(f"skill {skill!r} ran out of questions after {known}; ask for fewer than n={n}")
         said = zip(itertools.cycle(("user", "assistant")), (*item.history, text))  # ends with the question
         asked = tuple(Message(role, content) for role, content in said)
         found.setdefault(key, Question(item.skill, asked, item.answer, item.answerable, item.chance, make_check(item)))

@@ -1,0 +1,313 @@
+"""Rollouts: a model's own answers to problems that can be judged, weighted by how they compare with each other.
+
+The data source of reinforcement learning. Each step takes some problems, samples a group of answers to each from the
+current weights, judges them, and gives every answer the advantage it has over its group (GRPO, arXiv 2402.03300, with
+DAPO's token-level sum and its leaving out of groups that are all right or all wrong, arXiv 2503.14476). There is one
+optimizer step per rollout, so the answers always come from the weights they change: no clipping, and an exact resume
+needs nothing but the number of the step, from which everything random is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanozhchat.calculator import calculate
+from nanozhchat.compute import Compute
+from nanozhchat.conversation import ASSISTANT, TOOL_CALL, TOOL_RESULT, Task
+from nanozhchat.dataloader import IGNORE, RolloutBatch
+from nanozhchat.engine import Engine
+from nanozhchat.errors import DivergedError
+from nanozhchat.gpt import GPT
+from nanozhchat.log import Metrics
+from nanozhchat.objectives import chosen_logprobs
+from nanozhchat.packing import shuffled
+from nanozhchat.plan import Hook, TrainState
+from nanozhchat.sampling import SamplingParams
+from nanozhchat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+SLOTS = 64  # answers decoded together
+MAX_CALLS, MAX_RESULT_CHARS = 8, 2000  # of the calculator, per answer
+JUDGES = 2  # threads that check answers: those that run code wait for it
+EVAL_SEED = 2**40  # no training step draws from it
+SHOWN = 4  # answers written to samples.jsonl at each evaluation
+
+
+@dataclass
+class Rollout:
+    """One sampled answer. ids: prompt and all that followed; chosen: whether the model chose each of them.
+
+    text: what is judged, after the last call of a tool; finished: it ended by itself.
+    """
+
+    ids: list[int]
+    chosen: list[bool]
+    text: str = ""
+    finished: bool = False
+    calls: int = 0
+    reward: float = 0.0
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to roll out. prompts: problems per step over all ranks; group: answers to each; max_tokens: of an answer."""
+
+    prompts: int
+    group: int
+    max_tokens: int
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def use_tool(call: str) -> str:
+    """Return what the calculator answers, errors included: the model has to live with them."""
+    try:
+        return calculate(call)[:MAX_RESULT_CHARS]
+    except ValueError as error:
+        return f"错误：{error}"[:MAX_RESULT_CHARS]
+
+
+def roll_out(
+    engine: Engine, asked: Sequence[tuple[Sequence[int], int, int]], params: SamplingParams, stop: Sequence[int] = ()
+) -> list[Rollout]:  # fmt: skip
+    """Answer prompts, with the calculator's help where the model asks for it. asked: (prompt ids, seed, index) each.
+
+    stop: signals received; after one, what is not finished stays so. Raises DivergedError when nothing can be drawn.
+    """
+    tokenizer = engine.tokenizer
+    call_id, result_id, assistant_id = map(tokenizer.special, (TOOL_CALL, TOOL_RESULT, ASSISTANT))
+    rollouts = [Rollout(list(ids), [False] * len(ids)) for ids, _, _ in asked]
+    batch = engine.new_batch(max(1, min(SLOTS, len(asked))), drafts=False)
+    live = {}
+
+    def go_on(number: int) -> None:
+        rollout, (prompt, seed, index) = rollouts[number], asked[number]
+        left = params.max_tokens - (len(rollout.ids) - len(prompt))
+        if left > 0 and len(rollout.ids) < engine.context:
+            own = replace(params, seed=seed + rollout.calls, max_tokens=left)
+            live[batch.add(rollout.ids, own, index=index)] = number
+
+    for number in range(len(asked)):
+        go_on(number)
+    while live and not stop:
+        for request, delta in batch.step():
+            if delta.finish_reason is None:
+                continue
+            if request.error is not None:
+                raise DivergedError(f"answers cannot be sampled any more: {request.error}") from request.error
+            number = live.pop(request)
+            rollout, said = rollouts[number], request.tokens[len(request.prompt) :]
+            rollout.ids += said
+            rollout.chosen += [True] * len(said)
+            rollout.text, rollout.finished = tokenizer.decode(request.ids), delta.finish_reason == "stop"
+            if rollout.finished and call_id in said:
+                rollout.finished, call = False, said[said.index(call_id) + 1 : -1]
+                if rollout.calls < MAX_CALLS:
+                    rollout.calls += 1
+                    result = [result_id, *tokenizer.encode(use_tool(tokenizer.decode(call))), tokenizer.end_id]
+                    rollout.ids += [*result, assistant_id]
+                    rollout.chosen += [False] * (len(result) + 1)
+                    go_on(number)
+    return rollouts
+
+
+class Problems:
+    """Questions of several tasks in one list, rendered."""
+
+    def __init__(self, tasks: Sequence[Task], tokenizer: Tokenizer, room: int) -> None:
+        """Leave out what is longer than `room` tokens; ValueError if nothing is left."""
+        every = [(task, i, tokenizer.render_prompt(task.prompt(i))) for task in tasks for i in range(len(task))]
+        self.items = [item for item in every if len(item[2]) <= room]
+        if len(self.items) < len(every):
+            log.warning("%d of %d problems are longer than %d tokens and are left out",
+                        len(every) - len(self.items), len(every), room)  # fmt: skip
+        if not self.items:
+            raise ValueError(f"none of {len(every)} problems fits {room} tokens; choose other --tasks")
+
+    def digest(self) -> str:
+        """Short hash of the questions."""
+        hasher = hashlib.blake2b(digest_size=8)
+        for _, _, ids in self.items:
+            hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
+        return hasher.hexdigest()
+
+    def judge(self, numbers: Sequence[int], rollouts: Sequence[Rollout]) -> None:
+        """Set the rewards: 1 for a finished answer that its task accepts, else 0."""
+
+        def reward(number: int, rollout: Rollout) -> float:
+            task, i, _ = self.items[number]
+            return float(rollout.finished and task.check(i, rollout.text))
+
+        with ThreadPoolExecutor(JUDGES) as pool:
+            for rollout, value in zip(rollouts, pool.map(reward, numbers, rollouts), strict=True):
+                rollout.reward = value
+
+
+class RolloutSource:
+    """Endless micro-batches of rollouts. The state is how many steps were begun; stands where a `Prefetch` does."""
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, problems: Problems, settings: Settings, compute: Compute, *,
+        kind: str, batch_rows: int, stop: Sequence[int] = (), reference: GPT | None = None,
+    ) -> None:  # fmt: skip
+        """kind: of `Engine`; batch_rows: of a micro-batch of one rank; reference: frozen, for the KL term."""
+        if settings.prompts % compute.world_size:
+            raise ValueError(
+                f"--prompts={settings.prompts} cannot be shared evenly by {compute.world_size} ranks; pass "
+                f"--prompts={-(-settings.prompts // compute.world_size) * compute.world_size}"
+            )
+        self.model, self.tokenizer, self.problems, self.settings = model, tokenizer, problems, settings
+        self.compute, self.kind, self.stop, self.reference = compute, kind, stop, reference
+        self.batch_rows, self.step = batch_rows, 0
+        self.ready: deque[RolloutBatch] = deque()
+        self.sums = [0.0] * 5  # of this rank's last step: rewards, tokens, unfinished, rollouts, those that teach
+
+    def __next__(self) -> RolloutBatch:
+        if not self.ready:
+            self.ready.extend(self._batches(self._rollouts()))
+            self.step += 1
+            self.ready = deque(replace(batch, state=self.state_dict()) for batch in self.ready)
+        return self.ready.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last batch given out, if it was the last of its step."""
+        return {"step": self.step, "rows": self.step * self.settings.prompts * self.settings.group}
+
+    def seek(self, state: dict[str, Any], batch_rows: int) -> None:
+        """Continue with the step after `state`, in micro-batches of so many rows."""
+        self.step, self.batch_rows = int(state["step"]), batch_rows
+        self.ready.clear()
+
+    def numbers(self) -> list[int]:
+        """Return the problems of this step on this rank: each problem once in an epoch, in a seeded order."""
+        s, total, found = self.settings, len(self.problems.items), []
+        for at in range(
+            self.step * s.prompts + self.compute.rank, (self.step + 1) * s.prompts, self.compute.world_size
+        ):
+            found.append(int(shuffled(total, s.seed, at // total, np.array([at % total]))[0]))
+        return found
+
+    def _rollouts(self) -> list[Rollout]:
+        s, numbers = self.settings, [n for n in self.numbers() for _ in range(self.settings.group)]
+        first = (s.seed * 1_000_003 + self.step) * MAX_CALLS * 2
+        asked = [(self.problems.items[n][2], first, n * s.group + i % s.group) for i, n in enumerate(numbers)]
+        params = SamplingParams(temperature=s.temperature, top_p=1.0, max_tokens=s.max_tokens)
+        self.model.eval()
+        rollouts = roll_out(Engine(self.model, self.tokenizer, kind=self.kind), asked, params, self.stop)
+        self.model.train()
+        self.problems.judge(numbers, rollouts)
+        for start in range(0, len(rollouts), s.group):
+            group = rollouts[start : start + s.group]
+            rewards = np.array([r.reward for r in group])
+            for rollout, advantage in zip(group, (rewards - rewards.mean()) / (rewards.std() + 1e-6), strict=True):
+                rollout.advantage = float(advantage)
+        chosen = sum(sum(r.chosen) for r in rollouts)
+        rewards, open_ended = sum(r.reward for r in rollouts), sum(not r.finished for r in rollouts)
+        teaching = [r for r in rollouts if abs(r.advantage) > 1e-3]
+        self.sums = [rewards, chosen, open_ended, len(rollouts), len(teaching)]
+        return teaching
+
+    def _batches(self, rollouts: list[Rollout]) -> list[RolloutBatch]:
+        """Cut a step's rollouts into as many micro-batches as the loop will ask for, of similar lengths each."""
+        s, ordered = self.settings, sorted(rollouts, key=lambda r: len(r.ids))
+        parts = s.prompts * s.group // self.compute.world_size // self.batch_rows
+        cuts = [len(ordered) * i // parts for i in range(parts + 1)]
+        return [self._batch(ordered[start:end]) for start, end in itertools.pairwise(cuts)]
+
+    def _batch(self, rollouts: list[Rollout]) -> RolloutBatch:
+        """Rows padded to the longest; without any rollout, one row that teaches nothing."""
+        width = max((len(r.ids) for r in rollouts), default=2)
+        ids = torch.full((max(1, len(rollouts)), width), self.tokenizer.end_id)
+        targets, advantages = torch.full_like(ids, IGNORE), torch.zeros(ids.shape)
+        for row, r in enumerate(rollouts):
+            ids[row, : len(r.ids)] = torch.tensor(r.ids)
+            chosen = torch.tensor(r.chosen).nonzero().squeeze(1)
+            targets[row, chosen] = ids[row, chosen]
+            advantages[row, chosen] = r.advantage
+        device = self.compute.device
+        batch = RolloutBatch(ids[:, :-1].to(device), targets[:, 1:].to(device), 0, {},
+                             advantages=advantages[:, 1:].to(device))  # fmt: skip
+        if self.reference is None:
+            return batch
+        with torch.no_grad():
+            known = torch.zeros_like(batch.advantages)
+            known[batch.targets >= 0] = chosen_logprobs(self.reference, batch, self.settings.temperature)
+        return replace(batch, reference=known)
+
+
+def reward_hook(source: RolloutSource) -> Hook:
+    """Record with every step how its rollouts did."""
+
+    def action(state: TrainState) -> dict[str, float]:
+        rewards, tokens, unfinished, count, teaching = source.compute.sum(source.sums)
+        if not count:
+            return {}
+        return {"train/reward": rewards / count, "train/answer_tokens": tokens / count,
+                "train/unfinished_frac": unfinished / count, "train/teaching_frac": teaching / count}  # fmt: skip
+
+    return Hook(1, action)
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """Probability that one of k answers is right, when `right` of n were (unbiased, arXiv 2107.03374)."""
+    return 1.0 if n - right < k else 1.0 - float(np.prod([(n - right - i) / (n - i) for i in range(k)]))
+
+
+def evaluation(
+    every: int, source: RolloutSource, held_out: Problems, samples: int, compute: Compute, metrics: Metrics
+) -> Hook:  # fmt: skip
+    """Answer held-out problems every so many steps: pass@1 and pass@samples by sampling, and greedily.
+
+    The random numbers are the same every time. best_val becomes 1 - pass@1.
+    """
+    numbers = range(compute.rank, len(held_out.items), compute.world_size)
+    names = sorted({task.name for task, _, _ in held_out.items})
+
+    def action(state: TrainState) -> dict[str, float]:
+        s, began = source.settings, time.monotonic()
+        source.model.eval()
+        engine = Engine(source.model, source.tokenizer, kind=source.kind)
+        sampling = SamplingParams(temperature=s.temperature, top_p=1.0, max_tokens=s.max_tokens)
+        asked = [(held_out.items[n][2], EVAL_SEED, n * samples + i) for n in numbers for i in range(samples)]
+        drawn = roll_out(engine, asked, sampling, source.stop)
+        greedy = roll_out(engine, [(held_out.items[n][2], 0, 0) for n in numbers], replace(sampling, temperature=0.0),
+                          source.stop)  # fmt: skip
+        source.model.train()
+        held_out.judge([n for n in numbers for _ in range(samples)], drawn)
+        held_out.judge(numbers, greedy)
+        sums = np.zeros((len(names), 4))  # problems, pass@1, pass@samples, greedy
+        for at, n in enumerate(numbers):
+            right = round(sum(r.reward for r in drawn[at * samples : (at + 1) * samples]))
+            row = [1.0, right / samples, pass_at_k(right, samples, samples), greedy[at].reward]
+            sums[names.index(held_out.items[n][0].name)] += row
+        *flat, stopped = compute.sum([*sums.flatten().tolist(), float(bool(source.stop))])
+        if stopped:
+            return {}
+        sums = np.array(flat).reshape(sums.shape)
+        for n, r in list(zip(numbers, greedy, strict=True))[:SHOWN]:
+            task, i, _ = held_out.items[n]
+            row = {"step": state.step, "prompt": task.prompt(i)[-1].content, "text": r.text, "reward": r.reward}
+            metrics.sample(row)
+        total = sums.sum(0)
+        values = {"val/pass@1": total[1] / total[0], f"val/pass@{samples}": total[2] / total[0],
+                  "val/greedy": total[3] / total[0], "val/time_s": time.monotonic() - began}  # fmt: skip
+        if len(names) > 1:
+            values |= {f"val/pass@1/{name}": one[1] / one[0] for name, one in zip(names, sums, strict=True)}
+        if state.best_val is None or 1 - values["val/pass@1"] < state.best_val:
+            state.best_val, state.best_step = 1 - values["val/pass@1"], state.step
+        return {name: float(value) for name, value in values.items()}
+
+    return Hook(every, action)

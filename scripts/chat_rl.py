@@ -1,0 +1,140 @@
+"""Reinforcement learning on problems that can be checked: what a chat model gets right more often than its average."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from nanozhchat import chat, checkpoint, cli, compute, sandbox
+from nanozhchat.compute import Compute
+from nanozhchat.log import setup_logging
+from nanozhchat.objectives import policy_gradient
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.recipe import Recipe, fine_tuning
+from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook
+from nanozhchat.run import Run, RunFlags, for_world, open_run
+from nanozhchat.schedule import parse_duration
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import TrainState, fit
+from tasks import registry
+
+log = logging.getLogger(__name__)
+
+SANDBOX_LEVEL = 2  # wanted for tasks whose answers are programs
+DEFAULT_STEPS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRLArgs(RunFlags):
+    """Flags of this script."""
+
+    tasks: tuple[str, ...] = cli.opt(("builtin:arithmetic",), "what to learn: names of tasks", group="data")
+    num_problems: int = cli.opt(4000, "training problems per task", group="data")
+    held_out: int = cli.opt(200, "held-out problems per task", group="data", neutral=True)
+    source: str = cli.opt("sft", "stage to start from", group="data", choices=("base", "sft"))
+    unsafe_sandbox: bool = cli.opt(
+        False, "run programs of the model however open the sandbox", group="data", neutral=True
+    )
+    budget: str | None = cli.opt(None, "wall clock for the whole command, such as 15m", group="horizon (one of them)")
+    num_steps: int | None = cli.opt(None, f"optimizer steps; none = {DEFAULT_STEPS}", group="horizon (one of them)")
+    prompts: int = cli.opt(32, "problems per step", group="training")
+    group: int = cli.opt(8, "answers sampled for each", group="training")
+    max_tokens: int = cli.opt(96, "longest answer", group="training")
+    temperature: float = cli.opt(1.0, "of sampling", group="training")
+    lr_frac: float = cli.opt(0.05, "peak learning rates relative to those it was trained with", group="training")
+    kl: float = cli.opt(0.0, "weight of staying close to the model it starts from; 0 = none", group="training")
+    eval_samples: int = cli.opt(4, "answers per held-out problem, for pass@k", group="hooks", neutral=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget and self.num_steps:
+            raise ValueError("--budget and --num-steps both set the length of the run; give only one")
+        if self.group < 2 or self.prompts < 1 or self.eval_samples < 1 or self.temperature <= 0 or self.kl < 0:
+            raise ValueError(f"--group={self.group} must be at least 2, --prompts={self.prompts} and --eval-samples="
+                             f"{self.eval_samples} at least 1, --temperature={self.temperature} above 0, "
+                             f"--kl={self.kl} not below 0")  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, find the machine, train."""
+    started = time.monotonic()
+    args = cli.parse(ChatRLArgs, argv, __doc__ or "", "python -m scripts.chat_rl")
+    setup_logging(int(os.environ.get("RANK", 0)))
+    with compute.start(args.device_type, args.dtype) as comp:
+        train(args, comp, started)
+
+
+def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
+    """Load the model and the problems, train, say what it brought."""
+    tag, _, start = chat.find(args.model_tag, args.source)
+    tokenizer = chat.load_tokenizer(start)
+    base = Recipe.from_dict(start.state()["recipe"])
+    names, problems = ",".join(args.tasks), {}
+    for split, n in (("train", args.num_problems), ("val", args.held_out)):
+        found = registry.resolve(names, n, split=split)
+        if any(getattr(task, "runs_code", False) for task in found) and not args.unsafe_sandbox:
+            sandbox.require(SANDBOX_LEVEL)
+        problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)
+    log.info("%d problems to learn from, %d held out", *(len(p.items) for p in problems.values()))
+    flags = cli.result_flags(args)
+    identity = {
+        **flags, "start_weights": start.weights_sha256(), "problems_hash": problems["train"].digest(),
+        "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
+    }  # fmt: skip
+    with open_run("rl", tag, identity, comp, flags=args, config=flags) as run:
+        if run.state.finished:
+            log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
+            return
+        recipe = run.recipe(lambda: rl_recipe(base, args, comp, max(len(item[2]) for item in problems["train"].items)))
+        if comp.is_main:
+            cli.write_config(run.folder / "config.yaml", args)
+        state = train_run(args, run, recipe, start, tokenizer, problems, started)
+    log.info("done: %d steps in %.0f s, saved in %s", state.step, state.time_s, run.folder)
+
+
+def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:
+    """Decide length and batch. longest: tokens of a prompt; rows hold no more than a prompt and its answer."""
+    row = min(base.sequence_len, longest + args.max_tokens)
+    total, steps = args.prompts * args.group * row, args.num_steps or DEFAULT_STEPS
+    seconds = parse_duration(args.budget) if args.budget else None
+    recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=args.lr_frac)
+    rows = max(1, base.device_batch_size * base.sequence_len // row)
+    return for_world(replace(recipe, sequence_len=row), comp.world_size, device_batch_size=rows)
+
+
+def train_run(
+    args: ChatRLArgs, run: Run, recipe: Recipe, start: checkpoint.Saved, tokenizer: Tokenizer,
+    problems: dict[str, Problems], started: float,
+) -> TrainState:  # fmt: skip
+    """Build model, optimizer, rollouts and hooks, and fit."""
+    comp = run.compute
+    model = start.load_model(comp.device, comp.dtype, ngrams=False)
+    reference = start.load_model(comp.device, comp.dtype, ngrams=False) if args.kl else None
+    optimizer = Optimizer(param_groups(model, recipe), comp)
+    if run.saved is not None:
+        run.saved.restore(model, optimizer)
+    settings = Settings(prompts=args.prompts, group=args.group, max_tokens=args.max_tokens,
+                        temperature=args.temperature, seed=args.seed)  # fmt: skip
+    kind = "native" if comp.device.type == "cpu" and comp.dtype == torch.float32 else "torch"
+    source = RolloutSource(model, tokenizer, problems["train"], settings, comp, kind=kind, stop=run.stop,
+                           batch_rows=recipe.device_batch_size, reference=reference)  # fmt: skip
+    if run.state.loader:
+        source.seek(run.state.loader, recipe.device_batch_size)
+    fifth = max(1, recipe.num_steps // 5)
+    every = fifth if args.eval_every is None else args.eval_every
+    save_every = fifth if args.save_every is None else args.save_every
+    plan = run.plan(model, optimizer, recipe, torch.from_numpy(tokenizer.token_bytes()), started=started,
+                    save_every=save_every)  # fmt: skip
+    actions = [evaluation(every, source, problems["val"], args.eval_samples, comp, run.metrics), reward_hook(source)]
+    objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
+    return fit(model, optimizer, source, objective, plan, actions, run.state, comp, run.metrics)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,217 @@
+"""Rollouts: who gets which advantage, tools, exact resume, ranks that agree, and that it learns."""
+
+import time
+
+import pytest
+import torch
+
+from nanozhchat import files
+from nanozhchat.batching import Delta
+from nanozhchat.compute import Compute
+from nanozhchat.conversation import Message
+from nanozhchat.dataloader import RolloutBatch
+from nanozhchat.errors import StoppedError
+from nanozhchat.objectives import policy_gradient
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, pass_at_k, reward_hook, roll_out
+from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
+from nanozhchat.sampling import SamplingParams
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import fit
+from tests.conftest import make_model, make_recipe
+
+CPU = Compute(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["只有字节"], 263)
+
+
+class Brevity:
+    """Come to an end: answers that do not are never right."""
+
+    name, chance = "brevity", 0.0
+
+    def __len__(self):
+        return 6
+
+    def prompt(self, index):
+        return [Message("user", "abcdef"[index])]
+
+    def expected(self, index):
+        return ""
+
+    def check(self, index, answer):
+        return True
+
+
+def make_source(tokenizer, model, compute=CPU, rows=4, **changes):
+    settings = Settings(**{"prompts": 4, "group": 4, "max_tokens": 20, "seed": 1, **changes})
+    problems = Problems([Brevity()], tokenizer, 16)
+    return RolloutSource(model, tokenizer, problems, settings, compute, kind="native", batch_rows=rows)
+
+
+def random_model(tokenizer):
+    return make_model(gpt_config(rl_recipe(tokenizer)), seed=2, perturb=True)
+
+
+def rl_recipe(tokenizer, **changes):
+    recipe = make_recipe(vocab_size=tokenizer.vocab_size, sequence_len=32, total_batch_size=16 * 32, **changes)
+    return for_world(recipe, 1, device_batch_size=4)
+
+
+def train(tokenizer, *, tag="d2", before=lambda step: None, steps=6, device_batch_size=4):
+    recipe = for_world(rl_recipe(tokenizer, num_steps=steps, warmup_frac=0.0), 1, device_batch_size=device_batch_size)
+    with open_run("rl", tag, {"data_hash": "x"}, CPU, flags=RunFlags()) as run:
+        recipe = run.recipe(lambda: recipe)
+        model = random_model(tokenizer)
+        optimizer = Optimizer(param_groups(model, recipe), CPU)
+        if run.saved is not None:
+            run.saved.restore(model, optimizer)
+        source = make_source(tokenizer, model, rows=recipe.device_batch_size)
+        source.stop = run.stop
+        if run.state.loader:
+            source.seek(run.state.loader, recipe.device_batch_size)
+        token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        plan = run.plan(model, optimizer, recipe, token_bytes, started=time.monotonic(), save_every=2)
+        hooks = [evaluation(steps, source, source.problems, 2, CPU, run.metrics), reward_hook(source)]
+
+        def objective(model, batch):
+            before(source.step)
+            return policy_gradient(model, batch)
+
+        fit(model, optimizer, source, objective, plan, hooks, run.state, CPU, run.metrics)
+        return model, files.read_jsonl(run.folder / "metrics.jsonl")
+
+
+def test_advantages_compare_the_answers_of_a_group_and_groups_without_a_difference_teach_nothing(tokenizer):
+    source = make_source(tokenizer, random_model(tokenizer).eval())
+    teaching = source._rollouts()
+    assert 0 < len(teaching) < 16
+    assert len(teaching) % 4 == 0
+    for start in range(0, len(teaching), 4):
+        group = teaching[start : start + 4]
+        assert len({tuple(r.ids[: r.chosen.index(True)]) for r in group}) == 1
+        assert sum(r.advantage for r in group) == pytest.approx(0, abs=1e-4)
+        assert all((r.advantage > 0) == (r.reward == 1.0) for r in group)
+        assert all(not r.reward or r.finished for r in group)
+
+
+def test_micro_batches_hold_every_teaching_answer_once_and_score_only_what_the_model_chose(tokenizer):
+    source = make_source(tokenizer, random_model(tokenizer))
+    batches = [next(source) for _ in range(4)]
+    assert [b.state["step"] for b in batches] == [1] * 4
+    chosen = sum(int((b.targets >= 0).sum()) for b in batches)
+    again = make_source(tokenizer, source.model)
+    assert chosen == sum(sum(r.chosen) for r in again._rollouts())
+    empty = source._batch([])
+    loss = policy_gradient(source.model, empty)
+    loss.total.backward()
+    assert (loss.total.item(), int(loss.count)) == (0.0, 0)
+
+
+def test_the_gradient_is_that_of_advantage_times_log_probability(tokenizer):
+    model = random_model(tokenizer)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    targets, advantages = torch.tensor([[-1, 3, 4, -1]]), torch.tensor([[0.0, 2.0, -1.0, 0.0]])
+    batch = RolloutBatch(ids, targets, 0, {}, advantages=advantages)
+    policy_gradient(model, batch, temperature=0.5).total.backward()
+    got = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    logprobs = (model.logits(model.hidden(ids)) / 0.5).log_softmax(-1)
+    (-2.0 * logprobs[0, 1, 3] + logprobs[0, 2, 4]).backward()
+    torch.testing.assert_close(got, model.lm_head.weight.grad)
+    with torch.no_grad():
+        far = RolloutBatch(ids, targets, 0, {}, advantages=0 * advantages, reference=torch.full((1, 4), -1.0))
+        assert float(policy_gradient(model, far, kl=1.0).total) > 0
+
+
+def test_ranks_share_the_problems_and_draw_the_same_answers_as_one(tokenizer):
+    model = random_model(tokenizer)
+    alone = sorted((tuple(r.ids), r.advantage) for r in make_source(tokenizer, model)._rollouts())
+    ranks = [make_source(tokenizer, model, Compute(torch.device("cpu"), rank=r, world_size=2), 2) for r in (0, 1)]
+    assert sorted((tuple(r.ids), r.advantage) for source in ranks for r in source._rollouts()) == alone
+    with pytest.raises(ValueError, match="pass --prompts=6"):
+        make_source(tokenizer, model, Compute(torch.device("cpu"), rank=0, world_size=3), 2)
+
+
+def test_an_epoch_asks_every_problem_once(tokenizer):
+    source = make_source(tokenizer, None, prompts=2)
+    asked = []
+    for source.step in range(3):
+        asked += source.numbers()
+    assert sorted(asked) == list(range(6))
+
+
+def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(tokenizer, monkeypatch):
+    model, whole = train(tokenizer, tag="whole", steps=30)
+
+    def stop(step):
+        if step == 4:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        train(tokenizer, tag="cut", before=stop, steps=30)
+    again, rows = train(tokenizer, tag="cut", steps=30)
+    keys = ("step", "train/loss", "grad_norm", "train/reward", "tokens")
+    assert [[r.get(k) for k in keys] for r in rows] == [[r.get(k) for k in keys] for r in whole]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    first, last = whole[0], whole[-1]
+    assert last["val/pass@1"] > first["val/pass@1"] + 0.3
+    assert last["val/pass@2"] >= last["val/pass@1"]
+    assert {"val/greedy", "train/reward", "train/unfinished_frac"} <= last.keys()
+
+
+class Scripted:
+    """An engine whose requests say what is written, one answer a request."""
+
+    context = 400
+
+    def __init__(self, tokenizer, answers):
+        self.tokenizer, self.answers, self.prompts = tokenizer, iter(answers), []
+
+    def new_batch(self, rows, *, drafts):
+        return self
+
+    def add(self, prompt, params, index):
+        self.prompts.append(list(prompt))
+        self.request = type("Request", (), {"prompt": list(prompt), "error": None})()
+        said = next(self.answers)
+        self.request.ids, self.request.tokens = said, [*prompt, *said, self.tokenizer.end_id]
+        return self.request
+
+    def step(self):
+        return [(self.request, Delta("", 1, "stop"))]
+
+
+@pytest.mark.parametrize(("call", "result"), [("37+48", "85"), ("1/0", "错误："), ("<|end|>", "错误：")])
+def test_a_call_is_answered_as_plain_text_that_is_not_learnt(tokenizer, call, result):
+    called = [*tokenizer.encode("算"), tokenizer.special("<|tool_call|>"), *tokenizer.encode(call)]
+    engine = Scripted(tokenizer, [called, tokenizer.encode("是85")])
+    (rollout,) = roll_out(engine, [([1, 2, 3], 0, 0)], SamplingParams(max_tokens=200))
+    assert (rollout.text, rollout.finished, rollout.calls) == ("是85", True, 1)
+    given = [i for i, own in zip(rollout.ids[3:], rollout.chosen[3:], strict=True) if not own]
+    assert (given[0], given[-2:]) == (
+        tokenizer.special("<|tool_result|>"),
+        [tokenizer.end_id, tokenizer.special("<|assistant|>")],
+    )
+    assert tokenizer.decode(given[1:-2]).startswith(result)
+    assert not {i for i in given[1:-2]} & set(map(tokenizer.special, ("<|end|>", "<|user|>")))
+    assert rollout.ids[: len(engine.prompts[1])] == engine.prompts[1]
+
+
+def test_calls_without_end_are_cut_off(tokenizer):
+    called = [tokenizer.special("<|tool_call|>"), *tokenizer.encode("1")]
+    (rollout,) = roll_out(Scripted(tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
+    assert (rollout.calls, rollout.finished) == (8, False)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "k", "want"), [(0, 4, 1, 0.0), (1, 4, 1, 0.25), (1, 4, 4, 1.0), (2, 4, 2, 5 / 6)]
+)
+def test_pass_at_k(right, n, k, want):
+    assert pass_at_k(right, n, k) == pytest.approx(want)
