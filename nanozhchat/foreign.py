@@ -111,7 +111,7 @@ def read(path: Path) -> BPE | HubBPE:
     try:
         pairs = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
         ranks = [base64.b64decode(token) for token, _ in sorted(pairs, key=lambda pair: int(pair[1]))]
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ValueError(f"{path} is neither a tokenizer.json nor a file of tiktoken's ranks ({error})") from error
     if len(ranks) not in PATTERNS:
         known = ", ".join(map(str, PATTERNS))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+import numpy as np
 
 from nanozhchat import corpus, paths, sources, token_store
 from nanozhchat.compute import Compute
@@ -13,6 +16,8 @@ from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+TOKENS_PER_ENTRY = 50  # of training text: with fewer, most of a vocabulary is hardly ever seen
+USE_TOKENS = 5_000_000  # looked at for what occurs
 TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
 
 
@@ -26,7 +31,29 @@ def prepare(
         made = corpus.build(specs, name, text_field=text_field, progress=log.info)
         return token_store.tokenize(made, tokenizer, progress=log.info)
 
-    return main_first(build, compute)
+    store = main_first(build, compute)
+    used, tokens = vocabulary_use(store)
+    if compute.is_main and tokens < TOKENS_PER_ENTRY * tokenizer.vocab_size:
+        log.warning(
+            "the vocabulary is too large for the data: %d tokens of text for %d entries, of which %d (%.0f %%) occur in"
+            " it; the embeddings of the others are never trained. Give more text, or a tokenizer of about %d entries: "
+            "python -m scripts.tok_train --vocab-size=%d",
+            tokens, tokenizer.vocab_size, used, 100 * used / tokenizer.vocab_size,
+            *[max(512, 2 ** int(math.log2(max(1, tokens / TOKENS_PER_ENTRY))))] * 2,
+        )  # fmt: skip
+    return store
+
+
+def vocabulary_use(store: TokenStore) -> tuple[int, int]:
+    """Count the ids that occur in the training data (its beginning, if it is long), and all its tokens."""
+    seen, read = np.zeros(store.manifest["vocab_size"], bool), 0
+    for i in range(store.n_docs("train")):
+        ids = store.doc("train", i)
+        seen[ids] = True
+        read += len(ids)
+        if read > USE_TOKENS:
+            break
+    return int(seen.sum()), store.n_tokens("train")
 
 
 def main_first(build: Callable[[], T], compute: Compute) -> T:

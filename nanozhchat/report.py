@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -213,7 +214,8 @@ def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
 
 def samples(m: Model) -> list[str]:
     """The same beginnings, continued early, midway and at the end."""
-    rows = next(filter(None, (files.read_jsonl(s.folder / "samples.jsonl") for s in m.stages)), [])
+    kept = ([r for r in files.read_jsonl(s.folder / "samples.jsonl") if "expected" not in r] for s in m.stages)
+    rows = next(filter(None, kept), [])
     texts = {(str(r.get("prompt")), r["step"]): r.get("text", "") for r in rows if is_number(r.get("step"))}
     if not texts:
         return ["## Learning to speak", "No samples: `python -m scripts.base_train --sample-every=100` takes some."]
@@ -234,6 +236,23 @@ def answers(m: Model) -> list[str]:
         cards[mark].append(table((f"{mark} {name}", a.get("question", "")), rows))
     shown = [card for kind in cards.values() for card in kind[:ANSWERS_SHOWN]]
     return ["## Questions and answers", "*Some right and some wrong, not in proportion.*", *shown] if shown else []
+
+
+def held_out_answers(m: Model) -> list[str]:
+    """Held-out questions of real conversations, answered before and after fine-tuning, the closest answers first."""
+    rows = [r for s in m.stages for r in files.read_jsonl(s.folder / "samples.jsonl") if "expected" in r]
+    asked: dict[tuple[str, str], dict[str, str]] = {(r["prompt"], r["expected"]): {} for r in rows}
+    for r in rows:  # in order of steps
+        asked[r["prompt"], r["expected"]].setdefault("before", r["text"])
+        asked[r["prompt"], r["expected"]]["after"] = r["text"]
+    cards = []
+    for (prompt, expected), given in asked.items():
+        shared = sum((Counter(expected) & Counter(given["after"])).values())
+        score = 2 * shared / max(1, len(expected) + len(given["after"]))
+        lines = [("expected", expected), *given.items()]
+        cards.append((score, table((f"{score:.0%}", prompt), lines)))
+    note = "*All of them, good and bad; the figure is how many characters an answer shares with the expected one (F1).*"
+    return ["## Held-out conversations", note, *(c for _, c in sorted(cards, reverse=True))] if cards else []
 
 
 def curves(m: Model, stage: Stage, pictures: dict[str, bytes]) -> list[str]:
@@ -308,6 +327,7 @@ def write_report(tag: str) -> Path:
     """Write the report of a model and return its folder; raises FileNotFoundError if nothing was trained."""
     m, pictures, title = Model(tag), dict[str, bytes](), f"{tag}: a Chinese chat model, trained from nothing"
     blocks = [f"# {text(title)}", *summary(m), *held_out(m), *skills(m, pictures), *samples(m), *answers(m)]
+    blocks += held_out_answers(m)
     blocks += [block for stage in m.stages for block in curves(m, stage, pictures)]
     chat, web = (f"python -m scripts.{name} --model-tag={tag}" for name in ("chat_cli", "chat_web"))
     commands = f"```bash\n{chat}\n{web}   # then open http://localhost:8000\n```"

@@ -1,4 +1,4 @@
-"""Train a tokenizer on the training part of the data, and say how well it packs the held-out part."""
+"""Train a tokenizer on the training part of the data, or take one over, and say how well it packs the held-out part."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class TokTrainArgs:
     vocab_size: int = cli.opt(8192, "tokens, the 256 bytes and the special tokens included")
     kind: str = cli.opt("bpe", "bpe; or char, whose tokens never cross a character", choices=KINDS)
     name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
+    given: str | None = cli.opt(None, "take over this tokenizer.json, or file of tiktoken's ranks", flag="--from")
     threads: int = cli.opt(0, "threads; 0 = one per core")
     memory_limit: str | None = cli.opt(
         None,
@@ -49,15 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     suffix = "" if args.kind == "bpe" else f"-{args.kind}"
     name = args.name or corpus.tokenizer_name(specs, args.vocab_size) + suffix
     folder = paths.tokenizer_dir(name)
+    if args.given and not args.name:
+        raise ValueError(f"--from={args.given} needs a --name")
     settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
+    settings = {"from": args.given} if args.given else settings
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
             tokenizer_training.finish(folder / "counts")
             print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
             return
         started = time.perf_counter()
-        tokenizer = train(specs, args, folder / "counts")
+        tokenizer = Tokenizer.from_file(Path(args.given)) if args.given else train(specs, args, folder / "counts")
         elapsed_s = time.perf_counter() - started
         tokenizer.save(folder)
         held_out = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=HELD_OUT_BYTES))
@@ -67,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.write_json(folder / SETTINGS_FILE, settings)
         tokenizer_training.finish(folder / "counts")
     trained_on = tokenizer.trained_on
-    print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {trained_on['documents']} documents, "
-          f"{trained_on['bytes'] / 1e6:.1f} MB, in {elapsed_s:.1f} s")  # fmt: skip
+    source = f"{trained_on['documents']} documents, {trained_on['bytes'] / 1e6:.1f} MB" if trained_on else args.given
+    print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {source}, in {elapsed_s:.1f} s")
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
     n_tokens = len(tokenizer.encode_batch_flat(held_out)[0])
     if n_tokens:
