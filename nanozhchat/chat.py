@@ -78,7 +78,11 @@ def load(
     if tag and Path(tag).joinpath("config.json").is_file():
         return _load_exported(Path(tag), where, dtype, engine)
     name, stage, saved = find(tag, source, step)
-    if engine == "auto" and dtype != "int8" and saved.manifest["model"].get("ngrams"):
+    if (
+        engine == "auto"
+        and dtype != "int8"
+        and (saved.manifest["model"].get("ngrams") or saved.manifest["model"].get("gpt2"))
+    ):
         engine = "torch"
     weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)

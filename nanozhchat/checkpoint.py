@@ -31,6 +31,7 @@ from nanozhchat import __version__, files
 from nanozhchat.compute import Compute
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
 from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.gpt2 import build
 from nanozhchat.log import Metrics
 from nanozhchat.optim import Optimizer
 
@@ -69,7 +70,7 @@ class Saved:
         if not ngrams:
             config = replace(config, ngrams=())
             tensors = {name: t for name, t in tensors.items() if not name.startswith("ngram")}
-        model = GPT(config, dtype=dtype).to(device)
+        model = build(config, dtype=dtype).to(device)
         fill_model(model, tensors, self.folder)
         return model.eval()
 

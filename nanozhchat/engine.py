@@ -83,6 +83,8 @@ class Engine:
             raise ValueError(f"engine {kind!r} is unknown; choose from {', '.join(KINDS)}")
         if kind != "torch" and (model.wte.weight.device.type != "cpu" or model.dtype != torch.float32):
             raise ValueError(f"engine {kind!r} runs on a CPU from float32 weights; choose --engine=torch")
+        if kind != "torch" and model.config.gpt2:
+            raise ValueError(f"engine {kind!r} does not know GPT-2's network; choose --engine=torch")
         if kind != "torch" and model.config.ngrams:
             raise ValueError(f"engine {kind!r} does not know n-gram counts, which only base models have; choose "
                              "--engine=torch, or the chat model")  # fmt: skip

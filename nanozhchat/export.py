@@ -30,6 +30,8 @@ WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here,
 
 def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """Write `out`, a new folder; returns its files. Raises ValueError if the model or the place does not allow it."""
+    if model.config.gpt2:
+        raise ValueError("a model that started from GPT-2 weights cannot be exported yet")
     if kind == "gguf" and not model.config.plain:
         raise ValueError("GGUF needs an architecture that llama.cpp knows; train with --arch=plain, or use --to=hf")
     if kind == "int8" and model.config.ngrams:

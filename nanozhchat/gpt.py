@@ -38,6 +38,7 @@ class GPTConfig:
 
     plain: only what other software knows (the Arcee architecture): no norm of queries and keys, value embeddings,
     smear, backout, first-embedding scales or softcap.
+    gpt2: GPT-2's network instead (`gpt2.py`), plain as well.
     ngrams: sizes of the tables of n-gram counts (`ngrams.NGrams`), () = none.
     """
 
@@ -52,6 +53,7 @@ class GPTConfig:
     softcap: float = 15.0
     rope_base: float = 100_000.0
     plain: bool = False
+    gpt2: bool = False
     ngrams: Sizes = ()
 
     def __post_init__(self) -> None:

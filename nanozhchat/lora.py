@@ -24,9 +24,11 @@ PREFIX = "lora/"
 class LoRALinear(Linear):
     """A frozen linear layer plus up @ down: (in -> rank -> out), nothing at the start."""
 
-    def __init__(self, base: Linear, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__(base.in_features, base.out_features)
         self.weight = nn.Parameter(base.weight.detach(), requires_grad=False)
+        if base.bias is not None:
+            self.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
         bound = (3 / base.in_features) ** 0.5
         down = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(self.weight.device))
@@ -35,10 +37,13 @@ class LoRALinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         low = F.linear(input, self.down.to(input.dtype))
-        return super().forward(input) + F.linear(low, self.up.to(input.dtype))
+        whole = super().forward(input) if self.bias is None else super().forward(input) + self.bias.to(input.dtype)
+        return whole + F.linear(low, self.up.to(input.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = torch.addmm(self.weight, self.up, self.down).detach()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias.detach()
 
 
 def adapt(model: GPT, rank: int, seed: int) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,11 @@ class ParamGroup:
 def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
     """Sort a model's parameters into groups with the recipe's learning rates."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if model.config.gpt2:
+        tables = {n: p for n, p in named.items() if p.dim() > 1}
+        rest = {n: p for n, p in named.items() if p.dim() == 1}
+        adam: dict[str, Any] = {"kind": "adamw", "lr": recipe.matrix_lr, "betas": (0.9, 0.95)}
+        return [ParamGroup(params=tables, weight_decay=0.1, **adam), ParamGroup(params=rest, **adam)]
     matrices = dict(model.named_matrices())
     scalars = {"resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda", *({"ngram_bias"} & named.keys())}
     gates = {n for n in named if n.endswith("_gate.weight")}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanozhchat import checkpoint, cli, faults, files, paths
+from nanozhchat import checkpoint, cli, faults, files, gpt2, paths
 from nanozhchat.checkpoint import Checkpoints, Keep
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
@@ -93,12 +93,20 @@ class Run:
             files.write_json(self.folder / "recipe.json", recipe.to_dict())
         return recipe
 
-    def new_model(self, recipe: Recipe, store: TokenStore, tokenizer: Tokenizer, seed: int, **options: bool) -> GPT:
-        """Build the model on this run's device: initialised, n-grams counted, or shaped for what is restored."""
+    def new_model(
+        self, recipe: Recipe, store: TokenStore, tokenizer: Tokenizer, seed: int, init_from: str | None = None,
+        **options: bool,
+    ) -> GPT:  # fmt: skip
+        """Build the model on this run's device: initialised, n-grams counted, or shaped for what is restored.
+
+        init_from: a folder of GPT-2 weights gives that model.
+        """
         compute = self.compute
         if self.saved is not None:
             config = GPTConfig(**self.saved.manifest["model"])
-            return GPT(config, dtype=compute.dtype, **options).to(compute.device)
+            return gpt2.build(config, dtype=compute.dtype, **options).to(compute.device)
+        if gpt2.is_gpt2(init_from):
+            return gpt2.load_folder(Path(str(init_from)), tokenizer, dtype=compute.dtype, **options).to(compute.device)
         config, counts = gpt_config(recipe), None
         if recipe.ngram_tokens:
             counts = count(unread(store, recipe.ngram_tokens, seed, tokenizer.bos_id), tokenizer.vocab_size)

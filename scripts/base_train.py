@@ -6,13 +6,13 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from nanozhchat import budget, cli, compute, export, hooks, sources
+from nanozhchat import budget, cli, compute, export, gpt2, hooks, sources
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
 from nanozhchat.engine import Engine
@@ -48,7 +48,9 @@ class BaseTrainArgs(RunFlags):
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
-    init_from: str | None = cli.opt(None, "start from the weights of a folder of scripts.export", group="overrides")
+    init_from: str | None = cli.opt(
+        None, "weights to start from: folder of scripts.export, or GPT-2", group="overrides"
+    )
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
     ngrams: bool = cli.opt(True, "short runs on real text: n-gram counts help", group="overrides")
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
@@ -78,6 +80,9 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
     seconds = parse_duration(args.budget) if args.budget else None
     speed = budget.measure_flops(comp) if seconds else 0.0
     depth = int(args.depth) if args.depth != "auto" else depth_for_budget(seconds or 0.0, speed, args.vocab_size)
+    theirs = gpt2.config_of(args.init_from, args.tokenizer)
+    if theirs is not None:
+        depth, overrides = theirs.n_layer, replace(overrides, max_seq_len=args.max_seq_len or theirs.sequence_len)
     if seconds:
         how = "chosen for the budget" if args.depth == "auto" else "as asked"
         log.info("measured %.0f GFLOP/s in training; depth %d, %s", speed / 1e9, depth, how)
@@ -96,7 +101,8 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
         easy = all(sources.parse(spec).endless for spec in specs)  # generated: a network soon beats any counts
         corpus = 0 if easy or args.init_from or not args.ngrams else store.n_tokens("train")
         pace: dict[str, Any] = {"seconds": seconds, "speed": speed, "corpus_tokens": corpus}
-        recipe = run.recipe(lambda: budget.plan(depth, tokenizer.vocab_size, overrides, comp, **pace))
+        plan = partial(budget.plan, depth, tokenizer.vocab_size, overrides, comp, **pace)
+        recipe = run.recipe(lambda: gpt2.reshape(plan(), theirs))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)
         if comp.is_main:
@@ -110,8 +116,8 @@ def train_run(
 ) -> TrainState:
     """Build model, optimizer, loader and hooks, and fit. stores: to train on, and to validate on."""
     comp, (store, held_out) = run.compute, stores
-    model = run.new_model(recipe, store, tokenizer, args.seed, grad_checkpoint=args.grad_checkpoint)
-    if args.init_from and run.saved is None:
+    model = run.new_model(recipe, store, tokenizer, args.seed, args.init_from, grad_checkpoint=args.grad_checkpoint)
+    if args.init_from and run.saved is None and not model.config.gpt2:
         export.fill_from_folder(model, tokenizer, args.init_from)
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("tokens of a corpus, still no torch", "token_store"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache ngrams sampling quantize"),
     ("the model and its batches", "gpt dataloader prepare batching ngram_counts"),
-    ("parts that need a model", "optim objectives native loss_eval budget"),
+    ("parts that need a model", "optim objectives native loss_eval budget gpt2"),
     ("checkpoints hold model and optimizer", "checkpoint engine"),
     ("what a training run is given and carries along", "plan export lora"),
     ("the loop, and the model as a partner to talk to", "trainer chat rollout"),
