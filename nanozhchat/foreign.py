@@ -22,10 +22,7 @@ except ImportError as error:
     raise ImportError("the Rust extension `rustbpe` is not built; run `uv sync`") from error
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CL100K_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-PATTERNS = {50256: GPT2_PATTERN, 100256: CL100K_PATTERN}  # of the ranks that tiktoken publishes, by their number
+PATTERNS = {50256: GPT2_PATTERN}  # of the ranks that tiktoken publishes, by their number
 
 
 def byte_alphabet() -> list[str]:

@@ -12,22 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nanozhchat import hooks, lora
+from nanozhchat import dataloader, hooks, lora
 from nanozhchat.checkpoint import Saved
-from nanozhchat.compute import Compute
 from nanozhchat.conversation import Conversation
 from nanozhchat.conversation_files import load_conversations, preferences
-from nanozhchat.dataloader import (
-    Pairs,
-    Prefetch,
-    Rendered,
-    conversation_eval_batches,
-    conversation_loader,
-    preference_loader,
-    prepare_conversations,
-    prepare_preferences,
-    rows_in_epoch,
-)
 from nanozhchat.engine import Engine
 from nanozhchat.gpt import GPT
 from nanozhchat.objectives import DPO
@@ -41,15 +29,15 @@ from nanozhchat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 OBJECTIVES = {"sft": 0.5, "dpo": 0.05}  # and the peak learning rates relative to pretraining
-ANSWERS = 20  # held-out questions that are answered at the end
+ANSWERS = 20  # held-out questions that are answered before and after
 
 
 @dataclass(frozen=True)
 class Lessons:
     """What to train on and what is held out, rendered. questions: held-out ones, each with its expected answer."""
 
-    train: Rendered | Pairs
-    val: Rendered | Pairs
+    train: Any  # `dataloader.Rendered`, or `Pairs`
+    val: Any
     questions: list[tuple[Conversation, str]]
 
     @property
@@ -73,10 +61,10 @@ def read_lessons(
     for split, most in (("train", limit), ("val", max(64, limit // 50))):
         if objective == "dpo":
             found = list(islice(preferences(specs, split), most))
-            made[split] = prepare_preferences(found, tokenizer, sequence_len)
+            made[split] = dataloader.prepare_preferences(found, tokenizer, sequence_len)
         else:
             found = load_conversations(specs, split, max_conversations=most, seed=seed)
-            made[split] = prepare_conversations(found, tokenizer, sequence_len)
+            made[split] = dataloader.prepare_conversations(found, tokenizer, sequence_len)
     log.info("%d %s to train on, %d held out", len(made["train"]), "pairs" if objective == "dpo" else "conversations",
              len(made["val"]))  # fmt: skip
     talks: list[Any] = [talk[0] if objective == "dpo" else talk for talk in found[:ANSWERS]]
@@ -99,23 +87,23 @@ def tuning_recipe(
 
 def epoch_steps(lessons: Lessons, sequence_len: int, total_batch_size: int) -> float:
     """Optimizer steps in one pass over the training data."""
-    return rows_in_epoch(lessons.train, sequence_len) * sequence_len / total_batch_size
+    return dataloader.rows_in_epoch(lessons.train, sequence_len) * sequence_len / total_batch_size
 
 
 def make_optimizer(
-    model: GPT, recipe: Recipe, start: Saved, saved: Saved | None, comp: Compute, *, lora_rank: int, lr_frac: float,
-    seed: int,
-) -> Optimizer:  # fmt: skip
+    model: GPT, recipe: Recipe, start: Saved, run: Run, *, lora_rank: int, lr_frac: float, seed: int
+) -> Optimizer:
     """Return the optimizer, as it was where the run left off, else where the run before it ended; adapters start new.
 
     With `lora_rank`, the model gets its adapters here.
     """
     if lora_rank:
-        optimizer: Optimizer = lora.LoRAOptimizer(lora.adapt(model, lora_rank, seed), lora.LORA_LR * lr_frac, comp)
+        adapters = lora.adapt(model, lora_rank, seed)
+        optimizer: Optimizer = lora.LoRAOptimizer(adapters, lora.LORA_LR * lr_frac, run.compute)
     else:
-        optimizer = Optimizer(param_groups(model, recipe), comp)
-    if saved is not None:
-        saved.restore(model, optimizer)
+        optimizer = Optimizer(param_groups(model, recipe), run.compute)
+    if run.saved is not None:
+        run.saved.restore(model, optimizer)
     elif not lora_rank:
         state = start.optimizer_tensors()
         if not any(key.startswith(lora.PREFIX) for key in state):  # those are no use to the whole weights
@@ -123,15 +111,13 @@ def make_optimizer(
     return optimizer
 
 
-def loaders(objective: str, lessons: Lessons, seed: int, shape: dict[str, Any]) -> tuple[Prefetch, Any]:
+def loaders(objective: str, lessons: Lessons, seed: int, shape: dict[str, Any]) -> tuple[dataloader.Prefetch, Any]:
     """Return the batches to train on, and what makes the held-out ones."""
-    val: Any = lessons.val
-    train: Any = lessons.train
     if objective == "dpo":
-        return Prefetch(preference_loader(train, seed=seed, **shape)), partial(
-            preference_loader, val, endless=False, **shape
-        )
-    return Prefetch(conversation_loader(train, seed=seed, **shape)), partial(conversation_eval_batches, val, **shape)
+        load, held_out = dataloader.preference_loader, partial(dataloader.preference_loader, endless=False)
+    else:
+        load, held_out = dataloader.conversation_loader, partial(dataloader.conversation_eval_batches)
+    return dataloader.Prefetch(load(lessons.train, seed=seed, **shape)), partial(held_out, lessons.val, **shape)
 
 
 def make_hooks(
@@ -139,10 +125,9 @@ def make_hooks(
     *, answers: bool,
 ) -> list[Hook]:  # fmt: skip
     """Return what is watched: the held-out loss, and the answers to held-out questions before and after."""
-    comp = run.compute
     if isinstance(objective, DPO):
-        watched = hooks.preference_evaluation(every, model, objective, held_out, comp)
+        watched = hooks.preference_evaluation(every, model, objective, held_out, run.compute)
     else:
-        watched = hooks.evaluation(every, model, held_out, plan.token_bytes, comp, plan.stop)
-    told = hooks.answering(Engine(model, tokenizer), lessons.questions, run.metrics, comp)
+        watched = hooks.evaluation(every, model, held_out, plan.token_bytes, run.compute, plan.stop)
+    told = hooks.answering(Engine(model, tokenizer), lessons.questions, run.metrics, run.compute)
     return [watched, told] if answers else [watched]

@@ -116,7 +116,7 @@ def train_run(
         reference = start.load_model(comp.device, comp.dtype, ngrams=False)
         objective = DPO(reference.requires_grad_(False), args.dpo_beta)
     optimizer = tuning.make_optimizer(
-        model, recipe, start, run.saved, comp, lora_rank=args.lora_rank, lr_frac=lr_frac, seed=args.seed
+        model, recipe, start, run, lora_rank=args.lora_rank, lr_frac=lr_frac, seed=args.seed
     )
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
     loader, held_out = tuning.loaders(args.objective, lessons, args.seed, shape)
