@@ -1,7 +1,7 @@
 """Text shards: any data specs -> `corpus/<name>/` of parquet files, split into train and val, and a manifest.
 
 The manifest is written last and removed first: a folder without one holds no corpus. The same specs over the same
-inputs are reused; anything else is built again.
+inputs are reused, a build that was cut off goes on after its last whole shard; anything else is built again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nanozhchat import files, paths, sources
+from nanozhchat.cleaning import Cleaner
 from nanozhchat.errors import DamagedError
 from nanozhchat.records import ReadStats
 
@@ -25,10 +29,12 @@ ROW_GROUP_BYTES = 4 << 20  # of text: what a reader holds at once
 BUILTIN_BYTES = 49_000_000  # how much endless text is made when no limit is given: 48 MB train, 1 MB val
 REPORT_BYTES = 50_000_000  # between two lines of progress
 MANIFEST = "manifest.json"
+STATE, MEMORY = "building.json", "dedup"  # of a build that goes on: after which shard, and the texts seen
 COLUMN = "text"
 WRITE_OPTIONS = {"compression": "zstd", "compression_level": 3}
 
 Progress = Callable[[str], None]
+Weigh = tuple[str, Callable[[str], int]]
 
 
 @dataclass(frozen=True)
@@ -48,20 +54,27 @@ class Corpus:
         """UTF-8 bytes of text in a split."""
         return self.manifest["totals"][split]["bytes"]
 
-    def documents(self, split: str) -> Iterator[str]:
-        """Read a split back, in the order it was written; DamagedError names the shard that is missing or torn."""
+    def documents(self, split: str, skip: int = 0) -> Iterator[str]:
+        """Read a split back, in the order it was written, after the first `skip` documents.
+
+        DamagedError names the shard that is missing or torn.
+        """
         import pyarrow
         import pyarrow.parquet as pq
 
         remedy = f"delete its folder and run python -m scripts.data_fetch --name={self.name} again"
         for shard in (shard for shard in self.manifest["shards"] if shard["split"] == split):
+            if skip >= shard["rows"]:
+                skip -= shard["rows"]
+                continue
             path = self.directory / shard["name"]
             rows = 0
             try:
                 with pq.ParquetFile(path) as table:
                     for batch in table.iter_batches(batch_size=1024, columns=[COLUMN]):
                         rows += batch.num_rows
-                        yield from batch.column(0).to_pylist()
+                        yield from batch.column(0).to_pylist()[skip:]
+                        skip = max(0, skip - batch.num_rows)
             except (pyarrow.ArrowException, OSError) as error:
                 raise DamagedError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}") from error
             if rows != shard["rows"]:
@@ -70,10 +83,13 @@ class Corpus:
 
 def build(
     specs: Sequence[str], name: str, *, max_bytes: int | None = None, text_field: str | None = None, seed: int = 0,
-    skip_bad: bool = False, progress: Progress = print,
+    skip_bad: bool = False, clean: Sequence[str] = (), part: tuple[int, int] | None = None, weigh: Weigh | None = None,
+    progress: Progress = print,
 ) -> Corpus:  # fmt: skip
-    """Build, or reuse, the corpus `name`. max_bytes: limit on the text of both splits together.
+    """Build, go on building, or reuse, the corpus `name`. max_bytes: limit on the text of both splits together.
 
+    clean: steps of `cleaning`, applied to all but built-in text. part: see `sources.tagged`. weigh: what weights go
+    by, and a name for it; bytes without it.
     Raises ValueError when there is nothing to split, DamagedError for a broken input, LockedError when another
     process builds the same corpus.
     """
@@ -85,6 +101,8 @@ def build(
     settings = {
         "format_version": FORMAT_VERSION, "specs": list(specs), "text_field": text_field, "max_bytes": max_bytes,
         "seed": seed, "skip_bad": skip_bad, "inputs": sources.inputs(specs),
+        **({"clean": list(clean)} if clean else {}), **({"part": list(part)} if part else {}),
+        **({"weigh": weigh[0]} if weigh else {}),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     directory = paths.corpus_dir(name)
@@ -94,23 +112,47 @@ def build(
         progress(f"corpus {name}: reused, {_totals_text(corpus.manifest['totals'])}")
         return corpus
     with files.lock(directory):
-        progress(f"corpus {name}: {reason}")
-        stats = ReadStats()
+        state = _unfinished(directory, key)
+        n_shards = sum(map(len, state["shards"].values()))
+        progress(f"corpus {name}: {f'going on after {n_shards} shards' if n_shards else reason}")
+        stats = ReadStats(Counter(state["skipped"]))
+        cleaner = Cleaner(clean, directory / MEMORY, state["cleaning"]) if clean else None
         stream = sources.tagged(
-            specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, max_bytes=max_bytes
-        )
+            specs, text_field=text_field, stats=stats, seed=seed, skip_bad=skip_bad, max_bytes=max_bytes, clean=cleaner,
+            part=part, state=state["reading"], weigh=weigh[1] if weigh else None,
+        )  # fmt: skip
         first = next(stream, None)  # a source that gives nothing at all must not cost the corpus that stands there
         if first is not None:
-            _clear(directory)
-        writers = {split: _Writer(directory, split) for split in sources.SPLITS}
+            _clear(directory, state)
+        writers = {split: _Writer(directory, split, state) for split in sources.SPLITS}
         total = 0
         for doc in itertools.chain([first] if first else [], stream):
-            writers[doc.split].add(doc)
+            full = writers[doc.split].add(doc)
             before, total = total, total + doc.n_bytes
             if before // REPORT_BYTES != total // REPORT_BYTES:
                 progress(f"  {total / 1e6:,.0f} MB of text")
+            if full and state["reading"].get("balanced"):
+                state.update(skipped=dict(stats.skipped), cleaning=cleaner.save() if cleaner else None)
+                state["pending"] = {split: writer.pending() for split, writer in writers.items()}
+                files.write_json(directory / STATE, state)
         shards = [shard for writer in writers.values() for shard in writer.close()]
-        return _finish(name, directory, shards, stats, {"key": key, **settings}, progress)
+        return _finish(name, directory, shards, stats, cleaner, {"key": key, **settings}, progress)
+
+
+def _unfinished(directory: Path, key: str) -> dict[str, Any]:
+    """Return the state of a build with this key that was cut off, if all its shards are there; else a fresh one."""
+    lists = {what: {split: [] for split in sources.SPLITS} for what in ("shards", "pending")}
+    fresh: dict[str, Any] = {"key": key, **lists, "reading": {}, "skipped": {}, "cleaning": None}
+    if not (directory / STATE).exists():
+        return fresh
+    state = files.read_json(directory / STATE)
+    found = [shard for shards in state["shards"].values() for shard in shards] if state.get("key") == key else []
+    return state if found and not any(map(partial(_lacks, directory), found)) else fresh
+
+
+def _lacks(directory: Path, shard: dict[str, Any]) -> bool:
+    path = directory / shard["name"]
+    return not path.exists() or path.stat().st_size != shard["size"]
 
 
 def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
@@ -124,36 +166,49 @@ def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
         changed = [k for k, value in settings.items() if manifest.get(k) != value]
         return f"{' and '.join(changed) or 'settings'} changed, building again"
     for shard in manifest["shards"]:
-        path = directory / shard["name"]
-        if not path.exists() or path.stat().st_size != shard["size"]:
+        if _lacks(directory, shard):
             return f"{shard['name']} is missing or cut short, building again"
     return ""
 
 
-def _clear(directory: Path) -> None:
+def _clear(directory: Path, state: dict[str, Any] | None = None) -> None:
+    """Remove what stands there, except the shards of a build's state."""
     (directory / MANIFEST).unlink(missing_ok=True)
     files.remove_temporaries(directory)
+    kept = {shard["name"] for shards in state["shards"].values() for shard in shards} if state else set()
     for path in directory.glob("*.parquet"):
-        path.unlink()
+        if path.name not in kept:
+            path.unlink()
+    if not kept:
+        (directory / STATE).unlink(missing_ok=True)
 
 
 class _Writer:
     """Collects the documents of a split and writes a shard when enough have come."""
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(self, directory: Path, split: str, state: dict[str, Any]) -> None:
+        """Go on where the state of a build stands; its list of shards grows with ours."""
         self.directory, self.split = directory, split
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = state["shards"][split]
         self.rows: list[str] = []
         self.groups: list[Any] = []
         self.group_bytes = self.shard_bytes = 0
+        for text in state["pending"][split]:
+            self.add(sources.Document(split, text, len(text.encode()), 0))
 
-    def add(self, doc: sources.Document) -> None:
+    def add(self, doc: sources.Document) -> bool:
+        """Take a document; returns whether a shard was written."""
         self.rows.append(doc.text)
         self.group_bytes += doc.n_bytes
         if self.group_bytes >= ROW_GROUP_BYTES:
             self._close_group()
-        if self.shard_bytes >= SHARD_BYTES:
+        if full := self.shard_bytes >= SHARD_BYTES:
             self._close_shard()
+        return full
+
+    def pending(self) -> list[str]:
+        """Return the texts that are in no shard yet."""
+        return [text for group in self.groups for text in group.column(0).to_pylist()] + self.rows
 
     def close(self) -> list[dict[str, Any]]:
         """Write what is left; returns what the manifest says of the shards."""
@@ -191,13 +246,14 @@ class _Writer:
         self.groups, self.shard_bytes = [], 0
 
 
-def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: ReadStats, settings: dict[str, Any],
-            progress: Progress) -> Corpus:  # fmt: skip
+def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: ReadStats, cleaner: Cleaner | None,
+            settings: dict[str, Any], progress: Progress) -> Corpus:  # fmt: skip
     totals = {
         split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("rows", "bytes")}
         for split in sources.SPLITS
     }
-    if not all(total["rows"] for total in totals.values()):
+    enough = any if "part" in settings else all  # a share is split again by the command that joins them
+    if not enough(total["rows"] for total in totals.values()):
         if shards:
             _clear(directory)
         raise ValueError(_too_few(settings["specs"], totals, stats))
@@ -205,11 +261,13 @@ def _finish(name: str, directory: Path, shards: list[dict[str, Any]], stats: Rea
     identity = hashlib.sha256("".join(s["name"] + s["sha256"] for s in shards).encode()).hexdigest()
     manifest = {
         **settings, "hash": identity, "column": COLUMN, "totals": totals, "skipped": dict(stats.skipped),
-        "shards": shards,
+        "shards": shards, **({"cleaning": cleaner.report()} if cleaner else {}),
     }  # fmt: skip
     files.write_json(directory / MANIFEST, manifest)
+    (directory / STATE).unlink(missing_ok=True)
+    shutil.rmtree(directory / MEMORY, ignore_errors=True)
     skipped = f"; skipped {stats.summary()}" if stats.skipped else ""
-    progress(f"corpus {name}: {_totals_text(totals)}{skipped}")
+    progress(f"corpus {name}: {_totals_text(totals)}{skipped}" + (f"\n{cleaner.describe()}" if cleaner else ""))
     return Corpus(name, directory, manifest)
 
 

@@ -25,10 +25,13 @@ def prepare(
     specs: Sequence[str], tokenizer: Tokenizer, compute: Compute, *, text_field: str | None = None
 ) -> TokenStore:
     """Return the token shards of the data, building corpus and shards where they are missing or out of date."""
-    name = corpus.name_of(specs)
+    name, weigh = corpus.name_of(specs), None
+    if len(specs) > 1 and any(sources.parse(spec).weight is not None for spec in specs):  # the ratio holds by tokens
+        name += f"-{tokenizer.hash[:6]}"
+        weigh = (f"tokens of {tokenizer.hash}", lambda text: len(tokenizer.encode(text)))
 
     def build() -> TokenStore:
-        made = corpus.build(specs, name, text_field=text_field, progress=log.info)
+        made = corpus.build(specs, name, text_field=text_field, weigh=weigh, progress=log.info)
         return token_store.tokenize(made, tokenizer, progress=log.info)
 
     store = main_first(build, compute)

@@ -26,6 +26,7 @@ class Preset:
     config: str | None = None
     split: str = "train"
     files: str | None = None  # path or glob inside the data set's repository, when only some files are wanted
+    revision: str = "main"  # branch, tag or commit; the commit found at the first fetch is kept (`hub.py`)
     note: str = ""
 
 

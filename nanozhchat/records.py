@@ -26,6 +26,7 @@ BLOCK_MAX_CHARS = 100_000  # a .txt without blank lines is cut at a line end abo
 READ_BYTES = 1 << 20
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # what Arrow calls them
+OWN_FILES = ("manifest.json", "building.json")  # beside the shards of our own corpora, which can be read like others
 KINDS_TEXT = ".txt, .jsonl or .json (each plain, .gz or .zst), or .parquet"
 
 
@@ -83,7 +84,7 @@ def expand(pattern: str) -> list[Path]:
         found = [Path(p) for p in glob.iglob(str(path), recursive=True)]
     else:
         raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source")
-    files = sorted(p for p in found if kind_of(p) and p.is_file())
+    files = sorted(p for p in found if kind_of(p) and p.name not in OWN_FILES and p.is_file())
     if not files:
         raise ValueError(f"{pattern} matches no data file; expected {KINDS_TEXT}")
     return files

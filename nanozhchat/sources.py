@@ -1,31 +1,33 @@
 """Data specs -> one stream of documents, split into training and validation by the content of each document.
 
 A spec is `builtin`, `builtin:<part>`, a path, glob or directory, `hf:<dataset>[:<config>[:<split>]]`, or a preset's
-name; `SPEC@WEIGHT` mixes by bytes of text. Without weights everything is read; with weights the ratio is kept and
-the stream ends when one source ends. Built-in text is endless, and made for its split by the generator itself.
+name; `SPEC@WEIGHT` mixes by bytes of text, or by tokens where a tokenizer is at hand. Without weights everything is
+read; with weights the ratio is kept and the stream ends when one source ends. Built-in text is endless, and made for
+its split by the generator itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from nanozhchat import records
-from nanozhchat.errors import DiskError
+from nanozhchat import hub, records
+from nanozhchat.errors import DamagedError
 from nanozhchat.presets import presets
 from nanozhchat.records import MAX_DOCUMENT_BYTES, ReadStats, Record
 
 T = TypeVar("T")
+Clean = Callable[[str], "str | None"]
 VAL_FRAC = 0.01  # of documents, by hash
 BUILTIN_VAL_FRAC = 1 / 49  # of bytes: one part validation to 48 parts training
 TEXT_FIELDS = ("text", "content")
-PROBE_TIMEOUT_S = 10.0  # for the first answer of the hub; its own retries take minutes
 SPLITS = ("train", "val")
 WEIGHTED = re.compile(r"(.+)@(-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
@@ -42,6 +44,7 @@ class Source:
     split: str = "train"
     files: str | None = None
     columns: tuple[str, ...] | None = None
+    revision: str = "main"
 
     @property
     def endless(self) -> bool:
@@ -87,7 +90,8 @@ def parse(spec: str) -> Source:
             raise ValueError(f"--data={spec}: expected hf:<dataset>[:<config>[:<split>]]")
         return Source(spec, "hub", hub_id, weight, config or None, split or "train")
     if preset := presets().get(name):
-        return Source(spec, "hub", preset.hub_id, weight, preset.config, preset.split, preset.files, preset.columns)
+        p = preset
+        return Source(spec, "hub", p.hub_id, weight, p.config, p.split, p.files, p.columns, p.revision)
     return Source(spec, "files", name, weight)
 
 
@@ -96,37 +100,47 @@ def content_key(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def mix(streams: Sequence[tuple[Source, Iterator[T]]], size: Callable[[T], int]) -> Iterator[T]:
-    """Merge streams so that sizes follow the weights, deterministically; see the module's docstring for the end."""
+def mix(
+    streams: Sequence[tuple[Source, Iterator[T]]], size: Callable[[T], int], state: dict[str, Any] | None = None
+) -> Iterator[T]:
+    """Merge streams so that sizes follow the weights, deterministically; see the module's docstring for the end.
+
+    state: kept up to date with what was given out; with that of an earlier reading it goes on from there.
+    """
+    state = {} if state is None else state
     weighted = any(source.weight is not None for source, _ in streams)
-    finite_left = sum(not source.endless for source, _ in streams)
-    ends = finite_left > 0
-    queue = [(0.0, i) for i in range(len(streams))]  # (bytes so far / weight, stream)
-    while queue and not (ends and finite_left == 0):
+    ends = any(not source.endless for source, _ in streams)
+    state.setdefault("finite_left", sum(not source.endless for source, _ in streams))
+    # [bytes so far / weight, stream]
+    queue: list[list[Any]] = state.setdefault("queue", [[0.0, i] for i in range(len(streams))])
+    while queue and not (ends and state["finite_left"] == 0):
         used, i = queue[0]
         source, stream = streams[i]
         item = next(stream, None)
         if item is None:
             heapq.heappop(queue)
-            finite_left -= not source.endless
+            state["finite_left"] -= not source.endless
             if weighted:
                 return
             continue
+        heapq.heapreplace(queue, [used + size(item) / (source.weight or 1.0), i])
         yield item
-        heapq.heapreplace(queue, (used + size(item) / (source.weight or 1.0), i))
 
 
-def balance(documents: Iterator[Document]) -> Iterator[Document]:
+def balance(documents: Iterator[Document], state: dict[str, Any] | None = None) -> Iterator[Document]:
     """Pass documents on, but give an otherwise empty split one: the smallest hash to val, or the largest to train.
 
-    Holds back one document (and its copies) until the other split has been seen. A single document stays alone.
+    Holds back one document (and its copies) until the other split has been seen; from then on `state["balanced"]`
+    is true. A single document stays alone.
     """
+    state = {} if state is None else state
     held: list[Document] = []
     passed = 0
     for doc in documents:
-        if held and doc.split != held[0].split:
+        if state.get("balanced") or (held and doc.split != held[0].split):
             yield from held
             yield doc
+            state["balanced"] = True
             yield from documents
             return
         if held and doc.key == held[0].key:
@@ -143,56 +157,45 @@ def balance(documents: Iterator[Document]) -> Iterator[Document]:
         yield doc._replace(split=other) if passed else doc
 
 
+def data_set(source: Source) -> hub.DataSet:
+    """Return the hub's data set that a "hub" source names."""
+    return hub.DataSet(source.name, source.config, source.split, source.files, source.revision, source.spec)
+
+
+def _files(source: Source, part: tuple[int, int] | None = None) -> tuple[list[Any], Callable[[Any], Path]] | None:
+    """Return a source's files, and how to get at one; None for a data set whose rows must be streamed."""
+    if source.kind == "files":
+        names, get = records.expand(source.name), Path
+    elif (remote := data_set(source)).readable():
+        names, get = remote.listing()["files"], remote.fetch
+    else:
+        return None
+    k, n = part or (1, 1)
+    if not 1 <= k <= n:
+        raise ValueError(f"--shard-of={k}/{n}: expected K/N with K from 1 to N")
+    if n > len(names):
+        raise ValueError(
+            f"--shard-of={k}/{n}: {source.spec} has only {len(names)} files to share out; use fewer shares"
+        )
+    return names[len(names) * (k - 1) // n : len(names) * k // n], get  # one after the other, the shares are the whole
+
+
+def _streamed(source: Source) -> Iterator[Record]:
+    return (Record(row, source.spec, number) for number, row in enumerate(data_set(source).rows(), 1))
+
+
 def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) -> Iterator[Record]:
     """Read the records of a "files" or "hub" source."""
-    if source.kind == "hub":
-        yield from _hub_records(source)
+    if (found := _files(source)) is None:
+        yield from _streamed(source)
         return
-    for path in records.expand(source.name):
-        yield from records.read_file(path, stats=stats, skip_bad=skip_bad)
+    names, get = found
+    for name in names:
+        yield from records.read_file(get(name), stats=stats, skip_bad=skip_bad)
 
 
-def _hub_records(source: Source) -> Iterator[Record]:
-    """Stream a data set of the hub; one-line errors for an unknown name, an unreachable hub, a broken connection."""
-    rows = iter(_open_hub(source))
-    number = 0
-    while True:
-        try:
-            row = next(rows, None)
-        except Exception as error:  # the library lets through errors of a dozen others: network, parsers, codecs
-            raise DiskError(
-                f"{source.spec}: reading stopped after {number:,} rows ({_first_line(error)}); run the command again"
-            ) from error
-        if row is None:
-            return
-        number += 1
-        yield Record(row, source.spec, number)
-
-
-def _open_hub(source: Source) -> Iterable[dict[str, Any]]:
-    import datasets
-    from huggingface_hub import HfApi, constants
-
-    offline = constants.HF_HUB_OFFLINE
-    options: dict[str, Any] = {"split": source.split, "streaming": not offline}
-    if source.files:
-        options["data_files"] = source.files
-    try:
-        if not offline:
-            HfApi().dataset_info(source.name, timeout=PROBE_TIMEOUT_S)  # fails fast, where loading retries for long
-        return datasets.load_dataset(source.name, source.config, **options)
-    except Exception as error:  # same reason as above
-        if offline:
-            remedy = "HF_HUB_OFFLINE is set and it is not in the local cache: unset it, or pass a local file or builtin"
-            raise ValueError(f"{source.spec}: {remedy}") from error
-        reason = f"cannot read {source.name} from {constants.ENDPOINT} ({_first_line(error)})"
-        remedy = "check the name and the network, set HF_TOKEN if it is gated, HF_ENDPOINT for a mirror, or use builtin"
-        raise DiskError(f"{source.spec}: {reason}; {remedy}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+class NoFieldError(ValueError):
+    """Records without the text's field."""
 
 
 def choose_field(record: Record, text_field: str | None) -> str:
@@ -203,38 +206,71 @@ def choose_field(record: Record, text_field: str | None) -> str:
             return name
     found = ", ".join(sorted(record.value)) or "none"
     problem = f"no field {text_field!r}" if text_field else "no field text or content"
-    raise ValueError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
+    raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
 
 
-def _texts(source: Source, text_field: str | None, stats: ReadStats, skip_bad: bool) -> Iterator[Any]:
-    """Yield what stands in the text field, not yet checked."""
+def _go_on(rows: Iterator[T], place: dict[str, Any], stats: ReadStats) -> Iterator[T]:
+    """Count rows in `place`; those counted there already are read once more, unseen."""
+    before = stats.skipped.copy()
+    if done := place.setdefault("row", 0):
+        next(itertools.islice(rows, done - 1, done), None)
+        stats.skipped = before
+    for row in rows:
+        place["row"] += 1
+        yield row
+
+
+def _texts(
+    source: Source, text_field: str | None, stats: ReadStats, skip_bad: bool, place: dict[str, Any],
+    part: tuple[int, int] | None,
+) -> Iterator[Any]:  # fmt: skip
+    """Yield what stands in the text field, not yet checked. place: where to begin; it moves with the reading."""
     if source.kind == "hub":
         if source.columns and len(source.columns) > 1:
             raise ValueError(f"{source.spec} holds conversations, not plain text; use it with scripts.chat_sft --data")
         text_field = text_field or (source.columns[0] if source.columns else None)
-        yield from _field_values(_hub_records(source), text_field)
+    if (found := _files(source, part)) is None:
+        if part is not None:
+            raise ValueError(f"--shard-of shares out files, and {source.spec} is streamed; fetch it without --shard-of")
+        yield from _field_values(_go_on(_streamed(source), place, stats), text_field, place)
         return
-    for path in records.expand(source.name):
-        columns = None
-        if records.kind_of(path) == ".parquet":
-            names = Record(dict.fromkeys(records.parquet_columns(path)), str(path), 0)
-            columns = [choose_field(names, text_field)]
-        rows = records.read_file(path, stats=stats, skip_bad=skip_bad, columns=columns)
-        yield from _field_values(rows, text_field)
+    names, get = found
+    for number in range(place.get("file", 0), len(names)):
+        path, columns, before = get(names[number]), None, stats.skipped.copy()
+        if place.get("file", 0) != number:
+            place.clear()
+        place["file"] = number
+        try:
+            if records.kind_of(path) == ".parquet":
+                shown = Record(dict.fromkeys(records.parquet_columns(path)), str(path), 0)
+                columns = [choose_field(shown, text_field)]
+            rows = records.read_file(path, stats=stats, skip_bad=skip_bad, columns=columns)
+            yield from _field_values(_go_on(rows, place, stats), text_field, place)
+        except NoFieldError:
+            if not skip_bad or len(names) == 1:
+                raise
+            stats.skip("file without the field")
+        except DamagedError:  # a parquet file without a footer; all else is counted where it is read
+            if not skip_bad:
+                raise
+            stats.skip("damaged file")
+        else:
+            if not place["row"] and stats.skipped == before:
+                stats.skip("empty file")
 
 
-def _field_values(rows: Iterator[Record], text_field: str | None) -> Iterator[Any]:
-    name = ""
+def _field_values(rows: Iterator[Record], text_field: str | None, place: dict[str, Any]) -> Iterator[Any]:
     for row in rows:
         if isinstance(row.value, str):
             yield row.value
             continue
-        name = name or choose_field(row, text_field)
-        yield row.value.get(name)
+        if "field" not in place:
+            place["field"] = choose_field(row, text_field)
+        yield row.value.get(place["field"])
 
 
-def _checked(texts: Iterator[Any], stats: ReadStats) -> Iterator[Document]:
-    """Leave out and count what is no document; give the others their split."""
+def _checked(texts: Iterator[Any], stats: ReadStats, clean: Clean | None = None) -> Iterator[Document]:
+    """Leave out and count what is no document; give the others, cleaned, their split."""
     for text in texts:
         if not isinstance(text, str):
             stats.skip("null" if text is None else "not a string")
@@ -249,6 +285,11 @@ def _checked(texts: Iterator[Any], stats: ReadStats) -> Iterator[Document]:
             if len(data) > MAX_DOCUMENT_BYTES:
                 stats.skip("too long")
                 continue
+            if clean:
+                if (cleaned := clean(text)) is None:
+                    continue
+                if cleaned is not text:
+                    text, data = cleaned, cleaned.encode()
             key = content_key(data)
             yield Document("val" if key < VAL_FRAC * 2**64 else "train", text, len(data), key)
 
@@ -276,29 +317,42 @@ def _builtin(source: Source, seed: int, split: str | None) -> Iterator[Document]
 
 def tagged(
     specs: Sequence[str], *, text_field: str | None = None, stats: ReadStats | None = None, seed: int = 0,
-    skip_bad: bool = False, builtin_split: str | None = None, max_bytes: int | None = None,
+    skip_bad: bool = False, builtin_split: str | None = None, max_bytes: int | None = None, clean: Clean | None = None,
+    part: tuple[int, int] | None = None, state: dict[str, Any] | None = None, weigh: Callable[[str], int] | None = None,
 ) -> Iterator[Document]:  # fmt: skip
     """Read all documents of the specs, each with its split: what a corpus is built from.
 
     max_bytes: limit on both splits together; it comes before `balance`, so that a limited reading has both splits.
+    clean: changes a text of files or hub, or drops it (None). part: (k, n) = the k-th of n shares of the files.
+    state: plain types that follow the reading; given those of an earlier one (once "balanced"), it goes on from there.
+    weigh: what weights go by, such as tokens; bytes without it.
     """
     stats = stats if stats is not None else ReadStats()
+    state = {} if state is None else state
     streams = []
-    for source in map(parse, resolve_specs(specs)):
+    for number, source in enumerate(map(parse, resolve_specs(specs))):
+        place = state.setdefault("places", {}).setdefault(str(number), {})
         if source.kind == "builtin":
-            streams.append((source, _builtin(source, seed, builtin_split)))
+            streams.append((source, _go_on(_builtin(source, seed, builtin_split), place, stats)))
         else:
-            streams.append((source, _checked(_texts(source, text_field, stats, skip_bad), stats)))
-    merged = _limited(mix(streams, lambda d: d.n_bytes), max_bytes)
-    # With one split of built-in text alone there is no other split to wait for.
-    yield from merged if builtin_split is not None else balance(merged)
+            texts = _texts(source, text_field, stats, skip_bad, place, part)
+            streams.append((source, _checked(texts, stats, clean)))
+    merged = mix(streams, lambda d: weigh(d.text) if weigh else d.n_bytes, state)
+    merged = _limited(merged, max_bytes, state)
+    if builtin_split is not None or part is not None:  # one split of built-in text alone, or a share of the files
+        state["balanced"] = True
+        yield from merged
+    else:
+        yield from balance(merged, state)
 
 
-def _limited(docs: Iterator[Document], max_bytes: int | None) -> Iterator[Document]:
+def _limited(
+    docs: Iterator[Document], max_bytes: int | None, state: dict[str, Any] | None = None
+) -> Iterator[Document]:
     """Stop before the document that would exceed the limit, but never before the first."""
-    total = 0
+    state = {} if state is None else state
     for doc in docs:
-        total += doc.n_bytes
+        total = state["bytes"] = state.get("bytes", 0) + doc.n_bytes
         if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
             return
         yield doc
@@ -324,7 +378,7 @@ def inputs(specs: Sequence[str]) -> list[dict[str, Any]]:
         if source.kind == "builtin":
             described.append({"builtin": source.name, "version": _builtin_version()})
         elif source.kind == "hub":
-            where = {"config": source.config, "split": source.split, "files": source.files}
+            where = {"config": source.config, "split": source.split, "files": source.files, "revision": source.revision}
             described.append({"hub": source.name, **where})
         else:
             for path in records.expand(source.name):

@@ -28,6 +28,7 @@ SHARD_TOKENS = 1 << 27
 BATCH_CHARS = 1 << 20  # of text handed to the tokenizer at once
 REPORT_S = 5.0  # between two lines of progress
 MANIFEST = "manifest.json"
+STATE = "building.json"  # the finished shards of a run that goes on
 
 Array = npt.NDArray[Any]
 
@@ -120,13 +121,12 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], 
     with files.lock(directory):
         (directory / MANIFEST).unlink(missing_ok=True)
         files.remove_temporaries(directory)
-        for pattern in ("*.bin", "*.idx"):
-            for path in directory.glob(pattern):
-                path.unlink()
         dtype = np.dtype("<u2" if tokenizer.vocab_size < 2**16 else "<u4")
-        shards: list[dict[str, Any]] = []
+        shards = _unfinished(directory, key, dtype)
         for split in SPLITS:
-            shards += _write_split(directory, split, corpus, tokenizer, dtype, progress)
+            for shard in _new_shards(directory, split, corpus, tokenizer, dtype, progress, shards):
+                shards.append(shard)
+                files.write_json(directory / STATE, {"key": key, "shards": shards})
         totals = {
             split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("docs", "tokens")}
             for split in SPLITS
@@ -135,7 +135,24 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], 
             totals[split]["bytes"] = corpus.n_bytes(split)
         manifest = {**key, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "totals": totals, "shards": shards}
         files.write_json(directory / MANIFEST, manifest)
+        (directory / STATE).unlink(missing_ok=True)
         return TokenStore(directory)
+
+
+def _unfinished(directory: Path, key: dict[str, Any], dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+    """Return the shards of a run with this key that was cut off, and remove all other files."""
+    state = files.read_json(directory / STATE) if (directory / STATE).exists() else {}
+    shards: list[dict[str, Any]] = state["shards"] if state.get("key") == key else []
+    try:
+        for shard in shards:
+            _map_shard(directory, shard, dtype)
+    except DamagedError:
+        shards = []
+    kept = {shard[name] for shard in shards for name in ("name", "index")}
+    for path in (path for pattern in ("*.bin", "*.idx") for path in directory.glob(pattern)):
+        if path.name not in kept:
+            path.unlink()
+    return shards
 
 
 def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
@@ -146,17 +163,16 @@ def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
     return store if all(store.manifest.get(name) == value for name, value in key.items()) else None
 
 
-def _write_split(
+def _new_shards(
     directory: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype[Any],
-    progress: Callable[[str], None],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Write all shards of one split; returns their manifest entries."""
-    batches = _encoded(corpus, split, tokenizer, progress)
-    shards: list[dict[str, Any]] = []
-    for first in batches:  # each turn takes a shard's worth from the same iterator
-        path = directory / f"{split}-{len(shards):05d}.bin"
-        shards.append({"split": split, **_write_shard(path, itertools.chain([first], batches), dtype)})
-    return shards
+    progress: Callable[[str], None], done: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Write the shards of one split that are not done yet; yields their manifest entries."""
+    own = [shard["docs"] for shard in done if shard["split"] == split]
+    batches = _encoded(corpus, split, tokenizer, progress, sum(own))
+    for number, first in enumerate(batches, len(own)):  # each turn takes a shard's worth from the same iterator
+        path = directory / f"{split}-{number:05d}.bin"
+        yield {"split": split, **_write_shard(path, itertools.chain([first], batches), dtype)}
 
 
 def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -185,12 +201,12 @@ def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.d
 
 
 def _encoded(
-    corpus: Corpus, split: str, tokenizer: Tokenizer, progress: Callable[[str], None]
+    corpus: Corpus, split: str, tokenizer: Tokenizer, progress: Callable[[str], None], skip: int
 ) -> Iterator[tuple[Array, Array]]:
     """Yield (ids of a batch of documents end to end, offsets between the documents); reports now and then."""
     what, n_bytes, docs, tokens = f"tokens {corpus.name} {split}", corpus.n_bytes(split), 0, 0
     start = last = time.monotonic()
-    for batch in _batched(corpus.documents(split)):
+    for batch in _batched(corpus.documents(split, skip)):
         ids, offsets = tokenizer.encode_batch_flat(batch)
         if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
             raise ValueError(f"the tokenizer made id {int(ids.max())}, but its vocab_size is {tokenizer.vocab_size}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanozhchat import cli, corpus
+from nanozhchat.cleaning import STEPS, parse_steps
 from nanozhchat.cli import opt
 from nanozhchat.errors import DamagedError
 from nanozhchat.presets import presets
@@ -26,6 +28,8 @@ class Args:
     max_bytes: int | None = opt(None, "stop after this many bytes of text (builtin alone has a limit of its own)")
     text_field: str | None = opt(None, "column that holds the text; by default text, else content")
     seed: int = opt(0, "seed of generated text")
+    clean: str | None = opt(None, f"steps of cleaning, in this order: {','.join(STEPS)}; default = all but simplify")
+    shard_of: str | None = opt(None, "K/N: only the K-th of N shares of the input files, for N machines side by side")
     skip_bad: bool = opt(False, "count damaged lines and files instead of stopping")
     list: bool = opt(False, "show the presets and exit", group="instead of fetching")
     verify: bool = opt(False, "check the corpus NAME against its manifest and print JSON", group="instead of fetching")
@@ -34,13 +38,18 @@ class Args:
         """Refuse flags that exclude each other."""
         if self.list and self.verify:
             raise ValueError("--list and --verify exclude each other; give one of them")
+        if self.shard_of and not re.fullmatch(r"\d+/\d+", self.shard_of):
+            raise ValueError(f"--shard-of={self.shard_of}: expected K/N, such as 1/2")
+        if self.shard_of and {"exact", "near"} & set(parse_steps(self.clean)):
+            raise ValueError("--shard-of sees only its share, so exact and near duplicates are for the command that "
+                             "joins the shares: --data corpus/A corpus/B --clean=exact,near")  # fmt: skip
 
 
 def print_presets() -> None:
     """Print one block a preset: name, hub id, columns, size, licence."""
-    print("Presets (hub id, columns, size, licence). None was fetched by this project's tests: names may have changed.")
+    print("Presets (hub id @revision, columns, size, licence). None is fetched by the tests: names may have changed.")
     for preset in presets().values():
-        where = ":".join(part for part in (preset.hub_id, preset.config, preset.files) if part)
+        where = ":".join(part for part in (preset.hub_id, preset.config, preset.files) if part) + f" @{preset.revision}"
         use = "pretraining" if preset.kind == "text" else "fine-tuning"
         print(f"\n{preset.name}  [{use}]\n  hub      {where}\n  columns  {', '.join(preset.columns)}")
         print(f"  size     {preset.size}\n  licence  {preset.licence}")
@@ -65,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.verify:
         verify(args.name)
     else:
+        k, n = map(int, (args.shard_of or "0/0").split("/"))
         built = corpus.build(
             args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,
-            skip_bad=args.skip_bad, progress=lambda line: print(line, flush=True),
+            skip_bad=args.skip_bad, clean=parse_steps(args.clean), part=(k, n) if n else None,
+            progress=lambda line: print(line, flush=True),
         )  # fmt: skip
         cli.write_config(built.directory / "config.yaml", args)
         sys.stdout.write(f"{built.directory}\n")

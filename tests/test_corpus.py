@@ -1,5 +1,6 @@
 """Corpora: what is written can be read back, is split, reused, rebuilt when inputs change, and checked."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import pytest
 from nanozhchat import corpus, files, sources
 from nanozhchat.errors import DamagedError, DiskError
 from scripts import data_fetch
-from tests.conftest import cut, flip, write_jsonl
+from tests.conftest import cut, flip, pack, write_jsonl
 
 TEXTS = [f"第{i}篇文档,讲的是第{i * i}件事。" for i in range(400)]
 
@@ -171,3 +172,60 @@ def test_verify_finds_one_flipped_bit_and_reading_a_torn_shard_is_damage_that_na
     cut(shard, 30)
     with pytest.raises(DamagedError, match=r"train-00000\.parquet"):
         list(built.documents("train"))
+
+
+@pytest.mark.parametrize(("kind", "every"), [("plain", 150), ("of several kinds, weighted, cleaned, partly bad", 120)])
+def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_path, monkeypatch, kind, every):
+    monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", 1500)
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
+    options = {"skip_bad": True}
+    specs = [str(write_jsonl(tmp_path / "in.jsonl", TEXTS[140:] + TEXTS[:140]))]
+    if kind != "plain":
+        texts = [hashlib.sha256(str(i % 150).encode()).hexdigest() for i in range(250)]
+        write_jsonl(tmp_path / "two" / "a.jsonl.gz", [{"text": t} for t in [*texts[:70], None, *texts[70:]]])
+        rows = '{"content": "乙"}\n{"content": "甲", "text": "不是这个"}\n{"content": "to\n'
+        pack(tmp_path / "two" / "b.jsonl", rows * 90)
+        specs = [f"{specs[0]}@1", f"{tmp_path / 'two'}@2", "builtin@0.5"]
+        options["clean"] = ("unicode", "exact", "near")
+    whole = build(*specs, name="whole", **options)
+    steps, said = 0, []
+
+    def killed():
+        nonlocal steps
+        steps += 1
+        if steps % every == 0:
+            raise KeyboardInterrupt
+
+    real = sources._checked
+
+    def counted(*args):
+        for doc in real(*args):
+            killed()
+            yield doc
+
+    monkeypatch.setattr(sources, "_checked", counted)
+    for _ in range(50):
+        try:
+            built = build(*specs, said=said, **options)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert sum("going on after" in line for line in said) >= 1
+    for path in whole.directory.iterdir():
+        if path.suffix in (".parquet", ".json"):
+            assert (built.directory / path.name).read_bytes() == path.read_bytes()
+    assert not (built.directory / corpus.STATE).exists()
+
+
+def test_two_workers_and_one_command_that_joins_them_make_the_corpus_of_one_worker(tmp_path):
+    for i in range(5):
+        write_jsonl(tmp_path / "in" / f"{i}.jsonl", TEXTS[i * 80 : i * 80 + 90])
+    whole, *shares = [
+        build(tmp_path / "in", name=f"share{k}{n}", part=(k, n)).directory for k, n in ((1, 1), (1, 2), (2, 2))
+    ]
+    one = build(whole, name="one", clean=("exact",))
+    two = build(*shares, name="two", clean=("exact",))
+    assert {k: sorted(v) for k, v in everything(two).items()} == {k: sorted(v) for k, v in everything(one).items()}
+    assert sorted(sum(everything(two).values(), [])) == sorted(TEXTS)
+    with pytest.raises(ValueError, match="only 5 files"):
+        build(tmp_path / "in", name="x", part=(1, 6))

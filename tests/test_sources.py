@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -227,31 +226,50 @@ def test_builtin_text_differs_between_the_splits():
         next(sources.tagged(["builtin:nonsense"]))
 
 
-def test_a_hub_out_of_reach_is_one_line_with_a_remedy(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", Mock(side_effect=OSError("no route\nto host")))
-    monkeypatch.setattr("datasets.load_dataset", Mock(side_effect=ConnectionError("first\nsecond")))
-    with pytest.raises(DiskError, match="HF_ENDPOINT") as unreachable:
-        read("hf:a/b")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set") as offline:
-        read("hf:a/b")
-    assert "\n" not in f"{unreachable.value}{offline.value}"
-
-
-def test_a_connection_lost_while_reading_tells_how_far_it_came(monkeypatch):
+def test_a_data_set_of_other_files_is_streamed_by_its_presets_column_and_says_how_far_it_came(monkeypatch):
     def rows(*_, **__):
-        yield {"text": "一"}
-        raise TimeoutError("read timed out")
+        yield {"story": "从前有座山"}
+        raise TimeoutError("read\ntimed out")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", Mock())
+    monkeypatch.setattr("nanozhchat.hub.DataSet.listing", lambda _: {"revision": "c", "files": ["chinese/a.arrow"]})
     monkeypatch.setattr("datasets.load_dataset", rows)
+    docs = sources._texts(sources.parse("tinystories-zh-multilingual"), None, ReadStats(), False, {}, None)
+    assert next(docs) == "从前有座山"
     with pytest.raises(DiskError, match="after 1 rows"):
-        read("hf:a/b")
+        next(docs)
 
 
-def test_a_preset_reads_its_own_column_and_file(monkeypatch):
-    load = Mock(return_value=[{"story": "从前有座山"}])
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", Mock())
-    monkeypatch.setattr("datasets.load_dataset", load)
-    assert read("tinystories-zh-multilingual") == ["从前有座山"]
-    load.assert_called_once_with("Gabrui/multilingual_TinyStories", "chinese", split="train", streaming=True)
+BAD = {  # kind -> (file, content, what is counted with --skip-bad, the error without it)
+    "truncated gz": ("b.jsonl.gz", "cut", {"broken line": 1, "damaged file": 1}, DamagedError),
+    "broken JSON line": ("b.jsonl", b'{"text": "x"}\n{"text": "to\n', {"broken line": 1}, DamagedError),
+    "wrong encoding": ("b.jsonl", '{"text": "中文"}\n'.encode("gbk"), {"not UTF-8": 1}, None),
+    "wrong encoding of plain text": ("b.txt", "中文\n".encode("gb18030"), {"not UTF-8": 1}, None),
+    "null text": ("b.jsonl", b'{"text": null}\n', {"null": 1}, None),
+    "missing column": ("b.parquet", {"story": ["x"]}, {"file without the field": 1}, ValueError),
+    "missing key": ("b.jsonl", b'{"story": "x"}\n', {"file without the field": 1}, ValueError),
+    "zero rows": ("b.parquet", {"text": pa.array([], pa.string())}, {"empty file": 1}, None),
+    "empty file": ("b.json.gz", b"", {"empty file": 1}, None),
+    "no parquet at all": ("b.parquet", b"<html>", {"damaged file": 1}, DamagedError),
+    "50 MB document": ("b.jsonl", b'{"text": "' + b"x" * 50_000_000 + b'"}\n', {"too long": 1}, None),
+    "50 MB row": ("b.parquet", {"text": ["x" * 50_000_000]}, {"too long": 1}, None),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_kind_of_bad_shard_has_its_treatment_and_is_counted(tmp_path, kind):
+    name, content, counted, error = BAD[kind]
+    path = tmp_path / "in" / name
+    good = write_jsonl(tmp_path / "in" / "a.jsonl", TEXTS)
+    if content == "cut":
+        write_jsonl(path, [f"{i * 7919}" for i in range(100_000)])
+        cut(path, 20_000)
+    elif isinstance(content, dict):
+        write_parquet(path, content)
+    else:
+        pack(path, content)
+    if error:
+        with pytest.raises(error, match=rf"b\..*({'--text-field' if error is ValueError else '--skip-bad'})"):
+            read(good.parent)
+    stats = ReadStats()
+    assert set(read(good.parent, stats=stats, skip_bad=error is not None)) >= set(TEXTS)
+    assert stats.skipped == counted or (kind == "truncated gz" and sum(stats.skipped.values()) >= 1)

@@ -22,6 +22,14 @@ class ByteTokenizer:
     def encode(self, text):
         return [b + self.offset for b in text.encode()]
 
+    def stopping_after(self, turns):
+        def encode(texts):
+            if self.calls == turns:
+                raise KeyboardInterrupt
+            return ByteTokenizer.encode_batch_flat(self, texts)
+
+        return encode
+
     def encode_batch_flat(self, texts):
         self.calls += 1
         rows = [self.encode(text) for text in texts]
@@ -61,6 +69,23 @@ def test_many_shards_hold_the_same_as_one(built, monkeypatch):
     assert len(store.manifest["shards"]) > 5
     assert list(texts_of(store, "train")) == list(built.documents("train"))
     assert sum(store.lengths("train")) == store.n_tokens("train")
+
+
+@pytest.mark.parametrize("turns", [3, 20, 40])
+def test_tokenizing_that_was_killed_goes_on_and_ends_with_the_same_files(built, monkeypatch, turns):
+    monkeypatch.setattr(token_store, "SHARD_TOKENS", 500)
+    monkeypatch.setattr(token_store, "BATCH_CHARS", 60)
+    store = tokenize(built)
+    want = {path.name: path.read_bytes() for path in store.directory.iterdir()}
+    store.directory.joinpath("manifest.json").unlink()
+    first, again = ByteTokenizer(), ByteTokenizer()
+    monkeypatch.setattr(first, "encode_batch_flat", first.stopping_after(turns))
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(built, first)
+    store = tokenize(built, again)
+    assert {path.name: path.read_bytes() for path in store.directory.iterdir()} == want
+    whole = sum(len(text.encode()) for split in SPLITS for text in built.documents(split))
+    assert turns == 3 or again.calls * 60 < 0.9 * whole
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(300, "<u2"), (65_535, "<u2"), (65_536, "<u4"), (200_000, "<u4")])

@@ -1,0 +1,152 @@
+"""Cleaning: what each step changes and drops, that it is counted, and that duplicates are found."""
+
+import random
+import re
+
+import pytest
+
+from nanozhchat import cleaning, corpus, dedup
+from nanozhchat.cleaning import Cleaner, Dropped
+from tests.conftest import write_jsonl
+
+WORDS = re.findall(
+    "..",
+    "春天来了河水慢慢融化孩子老师走进教室打开窗户山里公司发展经济研究结果表明因此我们认为问题"
+    "需要解决城市农村火车经过大桥看见远处灯光朋友写信告诉消息今年收成很好大家非常高兴天气变化影响",
+)
+
+
+def article(seed, sentences=12):
+    rng = random.Random(seed)
+    parts = ["的".join(rng.sample(WORDS, 4)) + "，" + "".join(rng.sample(WORDS, 5)) for _ in range(sentences)]
+    return "。".join(parts) + "。"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("\u3000\u3000你\u200b好\ufeff，\u202e世\u00ad界\r\n第二行\x00 \n", "你好，世界\n第二行"),
+        ("ＡＢＣ１２３，⼈⼯智能\u2028e\u0301", "ABC123，人工智能\né"),
+        ("全角标点：（保留）“引号”…… 👨\u200d👩\u200d👧", "全角标点：（保留）“引号”…… 👨\u200d👩\u200d👧"),
+        ("  if x:\n\treturn　y", "  if x:\n\treturn y"),
+    ],
+)
+def test_only_what_concerns_display_is_normalised(text, want):
+    assert cleaning.unicode_display(text) == want
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("电话13812345678，信箱zhang.san@mail.example.cn。", "电话【电话】，信箱【邮箱】。"),
+        ("+86 138-1234-5678或010-12345678", "【电话】或【电话】"),
+        ("身份证11010519491231002X，编号110105194912310021", "身份证【身份证号】，编号110105194912310021"),
+        ("订单20231381234567890，版本1.2.3，@某人，13800138", "订单20231381234567890，版本1.2.3，@某人，13800138"),
+    ],
+)
+def test_personal_numbers_are_masked_and_other_numbers_are_not(text, want):
+    assert cleaning.pii(text) == want
+
+
+def test_lines_of_navigation_go_and_sentences_that_begin_like_them_stay():
+    body = "来源于民间的故事，" + "说的是很久以前的事情。" * 8
+    text = f"首页 > 新闻\n{article(1)}\n责任编辑：张三\n{body}\n版权所有 © 2020\n京ICP备12345号\n分享到：微信 微博"
+    assert cleaning.boilerplate_lines(text) == f"{article(1)}\n{body}"
+
+
+LINES = [article(i, 1) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("step", "text", "reason"),
+    [
+        ("chinese", "This is an English page about something, 中文很少。", "too little Chinese"),
+        ("chinese", "これは日本語の文章です、漢字も有る。" * 5, "Japanese or Korean"),
+        ("length", "太短了。", "too short"),
+        ("length", "长" * 200_001, "too long"),
+        ("repetition", "\n".join([*LINES[:5], *LINES[:5]]), "gopher: duplicate lines"),
+        ("repetition", "".join("买手机" + w for w in WORDS * 3), "gopher: repeated n-grams"),
+        ("repetition", "".join(f"{w}有限公司" for w in WORDS), "gopher: top n-gram"),
+        ("quality", article(1) + "{}" * 5, "c4: filler or code"),
+        ("quality", "…".join(article(1)[:60]), "gopher: symbols"),
+        ("quality", "——|——|的是——|——|——人，。——", "gopher: few letters"),
+        ("quality", "\n".join(f"• {x}" for x in LINES), "gopher: bullets"),
+        ("quality", "\n".join(f"{x}..." for x in LINES), "gopher: ellipses"),
+        ("quality", "手机电脑相机耳机键盘鼠标屏幕" * 5, "gopher: no common words"),
+        ("quality", "\n".join(x.strip("。") for x in LINES), "fineweb: lines without end marks"),
+        ("quality", "\n".join(["的是在了。"] * 9 + LINES[:2]), "fineweb: short lines"),
+    ],
+)
+def test_a_step_drops_what_it_names_and_keeps_an_ordinary_text(step, text, reason):
+    run = cleaning.PER_DOCUMENT[step]
+    assert run(text) == Dropped(reason)
+    for seed in range(20):
+        assert run(ordinary := "\n".join(article(seed * 3 + i, 4) for i in range(3))) == ordinary
+
+
+def test_steps_are_named_in_any_order_and_unknown_ones_refused():
+    assert cleaning.parse_steps("near, unicode") == ("unicode", "near")
+    assert set(cleaning.parse_steps("default,simplify")) == set(cleaning.STEPS)
+    assert cleaning.parse_steps(None) == ()
+    with pytest.raises(ValueError, match="unknown step 'dedupe'.*exact"):
+        cleaning.parse_steps("dedupe")
+
+
+def test_traditional_characters_become_simplified_by_words():
+    pytest.importorskip("opencc")
+    assert Cleaner(["simplify"])("頭髮發財，乾淨的幹部在後臺") == "头发发财，干净的干部在后台"
+
+
+def edited(text, rng, n):
+    chars = list(text)
+    for at in rng.sample(range(len(chars)), n):
+        chars[at] = rng.choice("甲乙丙丁戊己庚辛")
+    return "转载：" + "".join(chars) + rng.choice(["（完）", "", "\n\n本报讯"])
+
+
+def test_planted_near_duplicates_are_found_and_others_are_kept():
+    rng = random.Random(0)
+    originals = [article(seed, rng.randint(6, 40)) for seed in range(1500)]
+    planted = [(edited(rng.choice(originals), rng, rng.randint(0, 3)), True) for _ in range(500)]
+    stream = [(text, False) for text in originals] + planted
+    near = dedup.NearDuplicates()
+    found = [(near.seen(text), is_planted) for text, is_planted in stream]
+    hits = sum(seen and is_planted for seen, is_planted in found)
+    assert hits / len(planted) >= 0.95
+    assert hits / max(1, sum(seen for seen, _ in found)) >= 0.99
+
+
+def test_a_small_table_forgets_what_lies_far_back_but_never_takes_strangers_for_duplicates():
+    near = dedup.NearDuplicates(table_bytes=1)
+    assert not any(near.seen(article(seed)) for seed in range(3000))
+    assert near.seen(article(2999))
+
+
+@pytest.mark.parametrize("kind", [dedup.ExactDuplicates, dedup.NearDuplicates])
+def test_a_memory_restored_at_any_point_answers_as_the_one_that_went_on(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(dedup, "MERGE_KEYS", 10)
+    texts = [article(seed % 60) for seed in range(90)]
+    whole = kind()
+    want = [whole.seen(text) for text in texts]
+    first = kind(tmp_path)
+    assert [first.seen(text) for text in texts[:50]] == want[:50]
+    n = first.save()
+    [first.seen(text) for text in texts[50:80]]  # what a killed build did after its last state
+    assert [x for again in [kind(tmp_path, n)] for x in map(again.seen, texts[50:])] == want[50:]
+    assert sum(want) == 30
+
+
+def test_a_corpus_is_cleaned_and_says_what_was_dropped_with_samples(tmp_path):
+    texts = [*map(article, range(40)), "太短了", article(3), "转载：" + article(5), "\u3000" + article(50)]
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    said = []
+    built = corpus.build([str(path)], "c", clean=cleaning.DEFAULT, progress=said.append)
+    report = built.manifest["cleaning"]
+    assert (report["documents"], report["kept"]) == (44, 41)
+    dropped = {name: step["dropped"] for name, step in report["steps"].items() if step["dropped"]}
+    assert dropped == {"length": {"too short": 1}, "exact": {"exact duplicate": 1}, "near": {"near duplicate": 1}}
+    assert report["steps"]["unicode"]["changed"] == 1
+    assert report["steps"]["length"]["samples"] == {"too short": ["太短了"]}
+    assert report["kept_bytes"] == sum(built.n_bytes(split) for split in ("train", "val"))
+    assert "41 of 44 documents kept" in said[-1]
+    assert corpus.build([str(path)], "c", clean=(), progress=said.append).hash != built.hash
