@@ -62,8 +62,7 @@ class DataSet:
         """Return the paths of each split's files."""
         import datasets
 
-        options = {"data_files": self.pattern} if self.pattern else {}
-        builder = datasets.load_dataset_builder(self.name, self.config, revision=commit, **options)
+        builder = datasets.load_dataset_builder(self.name, self.config, revision=commit, data_files=self.pattern)
         data_files = builder.config.data_files or {}
         mark = f"@{commit}/"
         return {str(split): [url.partition(mark)[2] for url in urls] for split, urls in data_files.items()}
@@ -86,6 +85,7 @@ class DataSet:
             self.listing()["revision"],
             self.folder / f".{hashlib.sha256(path.encode()).hexdigest()}.part",
         )
+        info: Any
         try:
             (info,) = HfApi().get_paths_info(self.name, [path], repo_type="dataset", revision=revision)
             url = hf_hub_url(self.name, path, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT)
@@ -109,12 +109,10 @@ class DataSet:
         """Stream the rows of a data set whose files are of kinds that `records` does not read."""
         import datasets
 
-        options: dict[str, Any] = {"data_files": self.pattern} if self.pattern else {}
         number = 0
         try:
-            loaded = datasets.load_dataset(
-                self.name, self.config, split=self.split, streaming=True, revision=self.listing()["revision"], **options
-            )
+            options = {"revision": self.listing()["revision"], "data_files": self.pattern, "streaming": True}
+            loaded: Any = datasets.load_dataset(self.name, self.config, split=self.split, **options)
             for row in loaded:
                 number += 1
                 yield dict(row)
