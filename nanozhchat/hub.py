@@ -85,9 +85,9 @@ class DataSet:
             self.listing()["revision"],
             self.folder / f".{hashlib.sha256(path.encode()).hexdigest()}.part",
         )
-        info: Any
         try:
-            (info,) = HfApi().get_paths_info(self.name, [path], repo_type="dataset", revision=revision)
+            found: list[Any] = HfApi().get_paths_info(self.name, [path], repo_type="dataset", revision=revision)
+            info = found[0]
             url = hf_hub_url(self.name, path, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT)
             for _ in range(DOWNLOADS):
                 with open(incoming, "ab") as handle:  # what an earlier process left is gone on from
@@ -111,8 +111,10 @@ class DataSet:
 
         number = 0
         try:
-            options = {"revision": self.listing()["revision"], "data_files": self.pattern, "streaming": True}
-            loaded: Any = datasets.load_dataset(self.name, self.config, split=self.split, **options)
+            revision = self.listing()["revision"]
+            loaded: Any = datasets.load_dataset(
+                self.name, self.config, split=self.split, streaming=True, revision=revision, data_files=self.pattern
+            )
             for row in loaded:
                 number += 1
                 yield dict(row)
