@@ -96,7 +96,7 @@ def roll_out(
     def go_on(number: int) -> None:
         rollout, (prompt, seed, index) = rollouts[number], asked[number]
         left = params.max_tokens - (len(rollout.ids) - len(prompt))
-        if left > 0 and len(rollout.ids) < engine.context:
+        if left > 0:
             own = replace(params, seed=seed + rollout.calls, max_tokens=left)
             live[batch.add(rollout.ids, own, index=index)] = number
 
@@ -115,11 +115,12 @@ def roll_out(
             rollout.text, rollout.finished = tokenizer.decode(request.ids), delta.finish_reason == "stop"
             if rollout.finished and call_id in said:
                 rollout.finished, call = False, said[said.index(call_id) + 1 : -1]
-                if rollout.calls < MAX_CALLS:
+                answer = tokenizer.encode(use_tool(tokenizer.decode(call)))
+                result = [result_id, *answer, tokenizer.end_id, assistant_id]
+                if rollout.calls < MAX_CALLS and len(rollout.ids) + len(result) < engine.context:
                     rollout.calls += 1
-                    result = [result_id, *tokenizer.encode(use_tool(tokenizer.decode(call))), tokenizer.end_id]
-                    rollout.ids += [*result, assistant_id]
-                    rollout.chosen += [False] * (len(result) + 1)
+                    rollout.ids += result
+                    rollout.chosen += [False] * len(result)
                     go_on(number)
     return rollouts
 
@@ -192,13 +193,11 @@ class RolloutSource:
         self.ready.clear()
 
     def numbers(self) -> list[int]:
-        """Return the problems of this step on this rank: each problem once in an epoch, in a seeded order."""
-        s, total, found = self.settings, len(self.problems.items), []
-        for at in range(
-            self.step * s.prompts + self.compute.rank, (self.step + 1) * s.prompts, self.compute.world_size
-        ):
-            found.append(int(shuffled(total, s.seed, at // total, np.array([at % total]))[0]))
-        return found
+        """Problems of this step on this rank: each problem once in an epoch, in a seeded order."""
+        s, total = self.settings, len(self.problems.items)
+        first, end = self.step * s.prompts + self.compute.rank, (self.step + 1) * s.prompts
+        places = [divmod(at, total) for at in range(first, end, self.compute.world_size)]
+        return [int(shuffled(total, s.seed, epoch, np.array([at]))[0]) for epoch, at in places]
 
     def _rollouts(self) -> list[Rollout]:
         s, numbers = self.settings, [n for n in self.numbers() for _ in range(self.settings.group)]
@@ -214,10 +213,9 @@ class RolloutSource:
             rewards = np.array([r.reward for r in group])
             for rollout, advantage in zip(group, (rewards - rewards.mean()) / (rewards.std() + 1e-6), strict=True):
                 rollout.advantage = float(advantage)
-        chosen = sum(sum(r.chosen) for r in rollouts)
-        rewards, open_ended = sum(r.reward for r in rollouts), sum(not r.finished for r in rollouts)
         teaching = [r for r in rollouts if abs(r.advantage) > 1e-3]
-        self.sums = [rewards, chosen, open_ended, len(rollouts), len(teaching)]
+        rows = [(r.reward, sum(r.chosen), not r.finished, 1) for r in rollouts]
+        self.sums = [*map(float, np.sum(rows, axis=0)), float(len(teaching))]
         return teaching
 
     def _batches(self, rollouts: list[Rollout]) -> list[RolloutBatch]:
@@ -261,11 +259,6 @@ def reward_hook(source: RolloutSource) -> Hook:
     return Hook(1, action)
 
 
-def pass_at_k(right: int, n: int, k: int) -> float:
-    """Probability that one of k answers is right, when `right` of n were (unbiased, arXiv 2107.03374)."""
-    return 1.0 if n - right < k else 1.0 - float(np.prod([(n - right - i) / (n - i) for i in range(k)]))
-
-
 def evaluation(
     every: int, source: RolloutSource, held_out: Problems, samples: int, compute: Compute, metrics: Metrics
 ) -> Hook:  # fmt: skip
@@ -291,7 +284,7 @@ def evaluation(
         sums = np.zeros((len(names), 4))  # problems, pass@1, pass@samples, greedy
         for at, n in enumerate(numbers):
             right = round(sum(r.reward for r in drawn[at * samples : (at + 1) * samples]))
-            row = [1.0, right / samples, pass_at_k(right, samples, samples), greedy[at].reward]
+            row = [1.0, right / samples, float(right > 0), greedy[at].reward]
             sums[names.index(held_out.items[n][0].name)] += row
         *flat, stopped = compute.sum([*sums.flatten().tolist(), float(bool(source.stop))])
         if stopped:

@@ -25,8 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +33,15 @@ from nanozhchat import sandbox_child
 OUTPUT_BYTES = 64 * 1024  # of stdout and of stderr; more ends the run
 MEMORY_BYTES = 512 * 2**20
 JAIL_BYTES = 64 * 2**20  # of files at level 3
-STATUSES = ("ok", "error", "timeout", "oom", "output_limit", "killed")
 SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a piece of code. status: one of STATUSES; "ok" = it ran to its last line.
+    """What became of a piece of code. status: ok, error, timeout, oom, output_limit or killed.
 
-    "error": an exception, or it ended itself (`exit(0)` in the middle must not pass for success); "killed": a crash,
-    or ended from outside.
+    "ok": it ran to its last line. "error": an exception, or it ended itself (`exit(0)` in the middle must not pass for
+    success). "killed": a crash, or ended from outside.
     """
 
     status: str
@@ -56,12 +53,6 @@ def run_python(code: str, *, timeout_s: float, memory_bytes: int = MEMORY_BYTES)
     """Run code as `__main__` with the standard library alone, no input, at the highest level this machine has."""
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         return _run(code, folder, timeout_s, memory_bytes, _jail())
-
-
-def run_all(codes: Iterable[str], *, timeout_s: float, workers: int | None = None) -> list[Result]:
-    """Run many, a few at a time, each in a process of its own."""
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return list(pool.map(lambda code: run_python(code, timeout_s=timeout_s), codes))
 
 
 def _readable() -> list[str]:

@@ -40,6 +40,7 @@ class ChatCliArgs:
     top_k: int = cli.opt(0, "choose among this many tokens; 0 = all", group="sampling")
     top_p: float = cli.opt(0.95, "choose among tokens of this much probability", group="sampling")
     repetition_penalty: float = cli.opt(1.0, "above 1 = repeat less", group="sampling")
+    no_repeat_ngram: int = cli.opt(0, "never say so many tokens in a row twice; 0 = may", group="sampling")
     max_tokens: int = cli.opt(512, "most tokens in an answer", group="sampling")
     seed: int | None = cli.opt(None, "same seed, same answer; none = a new one each time", group="sampling")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "max_tokens", "seed")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram", "max_tokens", "seed")
     sampling = {name: getattr(args, name) for name in names}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
     where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}

@@ -13,7 +13,7 @@ from nanozhchat.dataloader import RolloutBatch
 from nanozhchat.errors import StoppedError
 from nanozhchat.objectives import policy_gradient
 from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, pass_at_k, reward_hook, roll_out
+from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook, roll_out
 from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
@@ -208,10 +208,3 @@ def test_calls_without_end_are_cut_off(tokenizer):
     called = [tokenizer.special("<|tool_call|>"), *tokenizer.encode("1")]
     (rollout,) = roll_out(Scripted(tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
     assert (rollout.calls, rollout.finished) == (8, False)
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "k", "want"), [(0, 4, 1, 0.0), (1, 4, 1, 0.25), (1, 4, 4, 1.0), (2, 4, 2, 5 / 6)]
-)
-def test_pass_at_k(right, n, k, want):
-    assert pass_at_k(right, n, k) == pytest.approx(want)
