@@ -85,6 +85,20 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
     return png.getvalue()
 
 
+def draw_scaling(title: str, sweeps: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
+    """Draw runs as points and what was fitted to them as a line: label -> x, y of the runs, x, y of the line."""
+    from matplotlib import colormaps
+
+    with _axes(title, HEIGHT_IN) as (axes, png):
+        for i, (name, (x, y, line_x, line_y)) in enumerate(sweeps.items()):
+            colour = colormaps["viridis"](0.85 * i / max(1, len(sweeps) - 1))
+            axes.plot(x, y, "o", color=colour, markersize=4.5, label=name)
+            axes.plot(line_x, line_y, color=colour, linewidth=1)
+        axes.set_xscale("log")
+        axes.legend(loc="best")
+    return png.getvalue()
+
+
 def cjk_font() -> str | None:
     """Return the name of an installed font with Chinese characters, None if there is none."""
     from matplotlib import font_manager

@@ -43,18 +43,60 @@ count_cores() {
   getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
 }
 
-# launch MODULE FLAGS...: one process, or NPROC ranks under torchrun.
+# launch MODULE FLAGS...: one process, NPROC ranks under torchrun, or NPROC on each of NNODES nodes of a Slurm job.
 launch() {
-  local module="$1"
+  local module="$1" how=(python -m)
   shift
-  if [ -n "${NANOZHCHAT_CHECK_FLAGS:-}" ]; then
-    printf '+ torchrun --standalone --nproc_per_node=%s -m %s -- %s\n' "${NPROC:-1}" "$module" "$*" >&2
-    python -m "$module" "$@"
+  if [ "${NNODES:-1}" -gt 1 ]; then
+    how=(srun --nodes="$NNODES" --ntasks="$NNODES" --ntasks-per-node=1 torchrun --nnodes="$NNODES"
+      --nproc_per_node="$NPROC" --rdzv_id="$RDZV_ID" --rdzv_backend=c10d --rdzv_endpoint="$RDZV_ENDPOINT" -m)
   elif [ "${NPROC:-1}" -gt 1 ]; then
-    run torchrun --standalone --nproc_per_node="$NPROC" -m "$module" -- "$@"
-  else
-    run python -m "$module" "$@"
+    how=(torchrun --standalone --nproc_per_node="$NPROC" -m)
   fi
+  [ "${how[0]}" = python ] || set -- -- "$@"
+  if [ -n "${NANOZHCHAT_CHECK_FLAGS:-}" ]; then
+    printf '+ %s\n' "${how[*]} $module $*" >&2
+    python -m "$module" "$@"
+  else
+    run "${how[@]}" "$module" "$@"
+  fi
+}
+
+# estimate FLAGS...: the resolved recipe, with time, memory and cost on $HARDWARE.
+estimate() {
+  say "recipe, time, memory and cost on $HARDWARE (estimate)"
+  run python -m scripts.recipe --hardware="$HARDWARE" "$@"
+}
+
+# split_specs DATA SFT_DATA: space-separated specs into SPECS and SFT_SPECS; globs are the program's business.
+split_specs() {
+  set -f
+  # shellcheck disable=SC2206
+  SPECS=($1) SFT_SPECS=($2)
+  set +f
+}
+
+# text_and_tokenizer: fetch SPECS into the corpus $TAG-text (TEXT), and train its tokenizer $TAG.
+text_and_tokenizer() {
+  TEXT="$NANOZHCHAT_BASE_DIR/corpus/$TAG-text"
+  step "text" python -m scripts.data_fetch --data "${SPECS[@]}" --name="$TAG-text" --max-bytes="$MAX_BYTES"
+  step "tokenizer" python -m scripts.tok_train --data "$TEXT" --vocab-size="$VOCAB" --name="$TAG" --max-bytes=2000000000
+}
+
+# trained STAGE TAG: whether that run came to its end.
+trained() { grep -qs '"event": "done"' "$NANOZHCHAT_BASE_DIR/$1/$2/events.jsonl"; }
+
+# to_chat FLAGS...: what follows pretraining of $TAG: scores, fine-tuning (with FLAGS), questions, report.
+to_chat() {
+  local base="$NANOZHCHAT_BASE_DIR/base/$TAG" sft="$NANOZHCHAT_BASE_DIR/sft/$TAG"
+  if ! newer "$base/base_eval.json" "$base/latest.json"; then
+    step "held-out text" launch scripts.base_eval --data "$TEXT" --model-tag="$TAG"
+  fi
+  step "fine-tuning" launch scripts.chat_sft --data "${SFT_SPECS[@]}" --model-tag="$TAG" --run="$RUN" "$@"
+  if ! newer "$sft/chat_eval.json" "$sft/latest.json"; then
+    step "questions" launch scripts.chat_eval --tasks builtin --model-tag="$TAG" --source=sft
+  fi
+  step "report" python -m scripts.report --model-tag="$TAG"
 }
 
 # fastest_ranks CORES: 1, 2 or 4 processes, the rest of the cores as threads: whichever trains fastest here. Measured

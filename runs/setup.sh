@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Set-up that the other scripts share: uv, a C compiler, Rust, then the Python environment in .venv.
 # Run it (`bash runs/setup.sh`) or source it; either way it is quick when nothing is left to do.
+# SETUP=0: nothing is installed, the Python in PATH is used as it is (in a container, a notebook, a Slurm job).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${SETUP:-1}" = 0 ]; then
+  # shellcheck disable=SC2317
+  return 0 2>/dev/null || exit 0
+fi
 
 setup_fail() {
   printf 'error: %s\n' "$*" >&2

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nanozhchat import cli
-from nanozhchat.hardware import parse_hardware
+from nanozhchat.hardware import Device, parse_hardware
 from nanozhchat.recipe import Overrides, Recipe, advise_vocab_size, depth_for_budget, explain, resolve
 from nanozhchat.schedule import parse_duration
 
 MFU = 0.45  # of the datasheet peak, assumed for estimates (nanochat reports 0.4-0.5 on H100)
 
+TABLE_DEPTHS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 34)
 MEMORY_FRAC = 0.8  # of a device that a run may fill by estimate
 
 
@@ -31,6 +33,7 @@ class RecipeArgs:
     num_steps: int | None = cli.opt(None, "optimizer steps", group="overrides")
     target_flops: float | None = cli.opt(None, "training FLOPs", group="overrides")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="overrides")
+    table: bool = cli.opt(False, "a Markdown table of all depths instead, for --hardware or --measure")
     json: str | None = cli.opt(None, "write the fields to this file")
 
 
@@ -46,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         speed, count, rank = measured()
         if rank:
             return
+    if args.table:
+        print_depths(speed, count, device)
+        return
     if args.depth == "auto":
         if seconds is None:
             raise ValueError("--depth=auto needs --budget, such as --budget=2h")
@@ -60,16 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = args.world_size or count
     plain = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides)
     tokens = seconds * speed / plain.flops_per_token if seconds is not None else None
-    micro = 32768 if device else 4096
-
-    def fitting(tokens_at_a_time: int) -> Recipe:
-        return resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides, budget_s=seconds,
-                       budget_tokens=tokens, micro_batch_tokens=tokens_at_a_time)  # fmt: skip
-
-    recipe = fitting(micro)
-    while device is not None and recipe.memory_bytes > MEMORY_FRAC * device.memory_bytes and micro > 1024:
-        micro //= 2  # smaller micro-steps, more of them: the same run in less memory
-        recipe = fitting(micro)
+    recipe = fit_memory(depth, vocab, world, overrides, device, budget_s=seconds, budget_tokens=tokens)
     print_table(recipe)
     if args.measure:
         print(f"\nmeasured {speed / 1e9:.1f} GFLOP/s in training with {count} rank(s)")
@@ -79,6 +76,36 @@ def main(argv: Sequence[str] | None = None) -> None:
               f"about {hours * count * device.usd_per_hour:.0f} USD; memory per device about "
               f"{recipe.memory_bytes / 2**30:.1f} of {device.memory_bytes / 2**30:.0f} GiB")  # fmt: skip
     cli.write_figures(args.json, recipe.to_dict() | ({"measured_flops": speed} if args.measure else {}))
+
+
+def print_depths(speed: float, count: int, device: Device | None) -> None:
+    """Print what every depth would take by its full horizon, as a Markdown table."""
+    if not speed:
+        raise ValueError("--table needs --hardware=COUNTxNAME, or --measure for the machine this runs on")
+    print("| depth | parameters | tokens | FLOPs | hours |" + (" USD | GiB per device |" if device else ""))
+    print("|---|---|---|---|---|" + ("---|---|" if device else ""))
+    for depth in TABLE_DEPTHS:
+        made = fit_memory(depth, advise_vocab_size(depth), count, Overrides(), device)
+        hours = made.train_flops / speed / 3600
+        line = (
+            f"| {depth} | {made.num_params / 1e6:,.1f} M | {made.train_tokens / 1e6:,.0f} M | {made.train_flops:.2g} |"
+        )
+        line += f" {hours:,.2f} |" if hours < 10 else f" {hours:,.0f} |"
+        if device:
+            line += f" {hours * count * device.usd_per_hour:,.0f} | {made.memory_bytes / 2**30:.1f} |"
+        print(line)
+
+
+def fit_memory(depth: int, vocab: int, world: int, overrides: Overrides, device: Device | None, **pace: Any) -> Recipe:
+    """Resolve; on a device with micro-steps small enough for its memory: the same run, in more of them."""
+    micro = 32768 if device else 4096
+    while True:
+        recipe = resolve(
+            depth, vocab_size=vocab, world_size=world, overrides=overrides, micro_batch_tokens=micro, **pace
+        )
+        if device is None or recipe.memory_bytes <= MEMORY_FRAC * device.memory_bytes or micro <= 1024:
+            return recipe
+        micro //= 2
 
 
 def measured() -> tuple[float, int, int]:

@@ -1,0 +1,115 @@
+"""Dry runs of runs/*.sh: every command they would run exists and takes its flags; and the fits of their sweeps."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanozhchat import recipe
+from scripts import fit_scaling
+from tests.conftest import ROOT
+
+CHAINS = sorted(p.name for p in (ROOT / "runs").glob("*.sh") if p.name not in ("lib.sh", "setup.sh", "test.sh"))
+
+
+def dry_run(chain: str, folder: Path, **knobs: str) -> tuple[list[list[str]], str]:
+    """Run a chain with DRY_RUN=1 and a `python` that only writes its arguments down; returns these, and stderr."""
+    stub = folder / "bin" / "python"
+    stub.parent.mkdir(exist_ok=True)
+    stub.write_text(
+        f'#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a" >> {folder}/said; done; echo >> {folder}/said\n'
+    )
+    stub.chmod(0o755)
+    env = {**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}", "SETUP": "0", "DRY_RUN": "1", **knobs}
+    done = subprocess.run(["bash", f"runs/{chain}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\037")[:-1] for line in (folder / "said").read_text().splitlines()], done.stderr
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(
+    chain, tmp_path, base_dir, monkeypatch, capsys
+) -> None:
+    commands, said = dry_run(chain, tmp_path)
+    modules = [module for _, module, *_ in commands]
+    assert "scripts.base_train" in modules
+    monkeypatch.setenv("NANOZHCHAT_CHECK_FLAGS", "1")
+    for dash, module, *flags in commands:
+        assert dash == "-m"
+        assert module in said.replace("\n", " ")
+        if module == "scripts.recipe":  # the estimate is not only checked but made
+            monkeypatch.delenv("NANOZHCHAT_CHECK_FLAGS")
+            importlib.import_module(module).main(flags)
+            monkeypatch.setenv("NANOZHCHAT_CHECK_FLAGS", "1")
+        else:
+            with pytest.raises(SystemExit) as stop:
+                importlib.import_module(module).main(flags)
+            assert stop.value.code == 0, shlex.join([module, *flags])
+    if "scripts.recipe" in modules:
+        assert re.search(r"estimate\): [\d.]+ h, about \d+ USD; memory per device about", capsys.readouterr().out)
+
+
+def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, base_dir) -> None:
+    knobs = {"DATA": "a/*.txt b.jsonl@2", "BUDGETS": "1e12 2e12", "DEPTHS": "1 2 3", "NAME": "x"}
+    commands, said = dry_run("scaling_laws.sh", tmp_path, **knobs)
+    fetched = next(c for c in commands if "scripts.data_fetch" in c)
+    assert fetched[fetched.index("--data") + 1 :][:2] == ["a/*.txt", "b.jsonl@2"]
+    tags = [f for c in commands for f in c if f.startswith("--model-tag=")]
+    assert tags == [f"--model-tag=x-{b}-d{d}" for b in ("1e12", "2e12") for d in (1, 2, 3)]
+    assert "+ python -m scripts.fit_scaling --name=x" in said
+
+
+def test_a_cluster_run_meets_on_the_first_node(tmp_path, base_dir) -> None:
+    _, said = dry_run("slurm.sh", tmp_path, NPROC="4")
+    assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 torchrun --nnodes=2 --nproc_per_node=4 --rdzv_id=0 " in said
+    assert "--rdzv_endpoint=first-node:29500 -m scripts.base_train -- --depth=26" in said
+
+
+def make_sweep(base: Path, noise: float) -> None:
+    """Finished runs of four budgets, whose best size is 0.3 * C^0.5 by construction."""
+    rng = np.random.default_rng(0)
+    for budget in (1e12, 1e13, 1e14, 1e16):
+        for depth in range(1, 7):
+            made = recipe.resolve(depth, vocab_size=512, overrides=recipe.Overrides(target_flops=budget))
+            off = np.log(made.scaling_params) - np.log(0.3 * budget**0.5)
+            bpb = 1 + 1e2 * budget**-0.2 + 0.05 * off**2 + noise * rng.normal()
+            row = {"step": 9, "val/bpb": bpb, "tokens": budget / made.flops_per_token, "flops": budget, "time_s": 1.0}
+            folder = base / "base" / f"laws-{budget:.0f}-d{depth}"
+            folder.mkdir(parents=True)
+            for name, value in (("metrics", row), ("events", {"event": "done"})):
+                (folder / f"{name}.jsonl").write_text(json.dumps(row if name == "metrics" else value) + "\n")
+            (folder / "recipe.json").write_text(json.dumps(made.to_dict()))
+            (folder / "config.yaml").write_text(f"target_flops: {budget}\n")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.002])
+def test_the_laws_of_a_sweep_are_found_again_and_lie_within_their_interval(noise, base_dir, capsys) -> None:
+    make_sweep(base_dir, noise)
+    fit_scaling.main([])
+    found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())
+    inside = [o for o in found["optima"] if o["params"] == o["params"]]
+    assert len(inside) == 3  # at 1e16 it is 30 million, larger than any of the runs
+    assert found["params"]["exponent"] == pytest.approx(0.5, abs=1e-6 if not noise else 0.03)
+    low, high = found["params"]["exponent_95"]
+    assert low - 1e-6 <= 0.5 <= high + 1e-6
+    assert len((base_dir / "report" / "laws" / "runs.csv").read_text().splitlines()) == 25
+    assert (base_dir / "report" / "laws" / "laws.png").read_bytes().startswith(b"\x89PNG")
+    assert "best parameters" in capsys.readouterr().out
+
+
+def test_a_series_without_budgets_gets_one_law_of_flops_and_no_runs_name_the_next_command(base_dir) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no finished run laws-\* .*runs/scaling_laws\.sh"):
+        fit_scaling.main([])
+    make_sweep(base_dir, 0.0)
+    for config in base_dir.glob("base/*/config.yaml"):
+        config.write_text("target_flops: null\n")
+    fit_scaling.main([])
+    assert json.loads((base_dir / "report" / "laws" / "laws.json").read_text())["bpb"]["exponent"] < 0
