@@ -91,9 +91,7 @@ def make_sweep(base: Path, noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])
-def test_the_laws_of_a_sweep_are_found_again_within_their_interval(
-    noise, base_dir, capsys, monkeypatch
-) -> None:
+def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_dir, capsys, monkeypatch) -> None:
     monkeypatch.setattr(scaling, "DRAWS", 200)
     make_sweep(base_dir, noise)
     fit_scaling.main([])
