@@ -67,8 +67,7 @@ class HubBPE:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; half a surrogate pair is read as U+FFFD."""
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._inner.encode(whole, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the ids of any bytes; those that are no UTF-8 one by one."""
@@ -80,7 +79,8 @@ class HubBPE:
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
         """Return the ids of each text."""
-        return [self.encode(text) for text in texts]
+        whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        return [found.ids for found in self._inner.encode_batch(whole, add_special_tokens=False)]
 
     def encode_batch_flat(self, texts: Sequence[str], threads: int = 0) -> tuple[bytes, bytes]:
         """Return all ids end to end as uint32, and the offsets between texts as uint64."""

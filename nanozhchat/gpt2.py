@@ -22,7 +22,7 @@ from nanozhchat.recipe import Recipe
 from nanozhchat.tokenizer import Tokenizer
 
 EPSILON = 1e-5
-ADAM_LR = 3e-4  # peak, at which continuing neither forgets nor crawls (dev/LOG.md)
+ADAM_LR = 3e-4  # peak; a choice between forgetting and crawling, not measured on published weights
 EXPECTED = {  # what config.json must say, or leave unsaid
     "activation_function": ("gelu_new", None), "layer_norm_epsilon": (EPSILON, None), "n_inner": (None,),
     "scale_attn_by_inverse_layer_idx": (False, None), "tie_word_embeddings": (True, None),

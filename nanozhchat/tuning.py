@@ -80,14 +80,10 @@ def tuning_recipe(
     total = total_batch_size or start.total_batch_size
     if total % start.sequence_len:
         raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {start.sequence_len} tokens")
-    steps = num_steps or max(1, round((epochs or 1.0) * epoch_steps(lessons, start.sequence_len, total)))
+    epoch = dataloader.rows_in_epoch(lessons.train, start.sequence_len) * start.sequence_len / total
+    steps = num_steps or max(1, round((epochs or 1.0) * epoch))
     recipe = fine_tuning(start, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=lr_frac)
     return for_world(recipe, world_size)
-
-
-def epoch_steps(lessons: Lessons, sequence_len: int, total_batch_size: int) -> float:
-    """Optimizer steps in one pass over the training data."""
-    return dataloader.rows_in_epoch(lessons.train, sequence_len) * sequence_len / total_batch_size
 
 
 def make_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -122,9 +123,9 @@ def train_run(
     loader, held_out = tuning.loaders(args.objective, lessons, args.seed, shape)
     if run.state.loader:
         loader.seek(run.state.loader, recipe.device_batch_size)
-    part = max(1, recipe.num_steps // 5)  # or an epoch, where there are several
-    if seconds is None and (args.epochs or 0) >= 2:
-        part = max(1, round(tuning.epoch_steps(lessons, recipe.sequence_len, recipe.total_batch_size)))
+    part = max(1, recipe.num_steps // 5)
+    if args.epochs and args.epochs >= 2:
+        part = math.ceil(recipe.num_steps / args.epochs)  # an epoch
     every, save_every = (part if x is None else x for x in (args.eval_every, args.save_every))
     token_bytes = torch.from_numpy(tokenizer.token_bytes()) * (args.objective == "sft")  # DPO's loss is not about bytes
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)

@@ -183,6 +183,8 @@ def test_calls_of_tools_are_learnt_and_what_tools_answer_is_not(tokenizer):
     assert tokenizer.decode(ids, show_special=True) == want + "<|assistant|>我不知道。<|end|>"
     learnt = [i for i, m in zip(ids, mask, strict=True) if m]
     assert tokenizer.decode(learnt, show_special=True) == "算一下。<|tool_call|>3+5<|end|>我不知道。<|end|>"
+    last = [CHAT[3], CHAT[4]]  # an exchange is dropped with its calls
+    assert tokenizer.render([*called, *last], max_tokens=len(ids)) == tokenizer.render(last)
     assert tokenizer.render_prompt(called[:3]) == ids[: len(tokenizer.render_prompt(called[:3]))]
 
 

@@ -31,7 +31,8 @@ T = 64
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["后面的数字是", DIGITS, "好的", "不是"] * 3, 290)
+    made = [m["content"] for talk in gen_identity.conversations("小竹", "李雷", 300, 0) for m in talk]
+    return Tokenizer.train([*["后面的数字是", DIGITS, "好的", "不是"] * 30, *made], 700)
 
 
 @pytest.fixture
@@ -149,6 +150,8 @@ def test_the_loss_of_preferences_is_the_formula_of_the_paper(tokenizer, tmp_path
     want = 0.0
     for sides in pairs:
         gains = []
+        said = [tokenizer.decode([i for i, m in zip(*side, strict=True) if m], show_special=True) for side in sides]
+        assert (said[0], said[1].strip("不是")) == ("好的<|end|>", "<|end|>")  # from the first token to the last
         for ids, mask in sides:
             x = torch.tensor(ids[None].astype("int64"))
             one, two = (F.log_softmax(m.logits(m.hidden(x)), -1)[0, :-1].detach() for m in (model, reference))
@@ -203,5 +206,5 @@ def test_identity_data_crosses_many_phrasings_and_teaches_the_name(base, tmp_pat
     assert sum("小竹" in "".join(m["content"] for m in talk) for talk in made) > 0.9 * len(made)
     assert "{" not in path.read_text(encoding="utf-8").replace('{"', "")
     assert len(load_conversations([str(path)], "train", max_conversations=9999)) > 1400
-    rows, _ = sft(path, "--num-steps=10")
-    assert rows[-1]["val/loss"] < rows[0]["val/loss"]
+    sft(path, "--num-steps=150", "--lr-frac=1")
+    assert "小竹" in chat.load("tiny", source="sft")("你叫什么名字？", max_tokens=40, temperature=0)
