@@ -29,6 +29,7 @@ from nanozhchat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 OBJECTIVES = {"sft": 0.5, "dpo": 0.05}  # and the peak learning rates relative to pretraining
+MIN_VAL_TOKENS = 8192  # rendered, of which the answers are scored
 ANSWERS = 20  # held-out questions that are answered before and after
 
 
@@ -107,13 +108,18 @@ def make_optimizer(
     return optimizer
 
 
-def loaders(objective: str, lessons: Lessons, seed: int, shape: dict[str, Any]) -> tuple[dataloader.Prefetch, Any]:
-    """Return the batches to train on, and what makes the held-out ones."""
+def loaders(
+    objective: str, lessons: Lessons, recipe: Recipe, seed: int, shape: dict[str, Any]
+) -> tuple[dataloader.Prefetch, Any]:
+    """Return the batches to train on, and what makes the held-out ones: no more than an evaluation should take."""
+    few = max(MIN_VAL_TOKENS, recipe.train_tokens // 64)
+    sizes = [sum(len(ids) for ids, _ in item) if objective == "dpo" else len(item[0]) for item in lessons.val]
+    val = lessons.val[: 1 + int(np.searchsorted(np.cumsum(sizes), few))]
     if objective == "dpo":
         load, held_out = dataloader.preference_loader, partial(dataloader.preference_loader, endless=False)
     else:
         load, held_out = dataloader.conversation_loader, partial(dataloader.conversation_eval_batches)
-    return dataloader.Prefetch(load(lessons.train, seed=seed, **shape)), partial(held_out, lessons.val, **shape)
+    return dataloader.Prefetch(load(lessons.train, seed=seed, **shape)), partial(held_out, val, **shape)
 
 
 def make_hooks(

@@ -120,7 +120,7 @@ def train_run(
         model, recipe, start, run, lora_rank=args.lora_rank, lr_frac=lr_frac, seed=args.seed
     )
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
-    loader, held_out = tuning.loaders(args.objective, lessons, args.seed, shape)
+    loader, held_out = tuning.loaders(args.objective, lessons, recipe, args.seed, shape)
     if run.state.loader:
         loader.seek(run.state.loader, recipe.device_batch_size)
     part = max(1, recipe.num_steps // 5)
