@@ -102,7 +102,11 @@ impl Isa {
                 _ => (0..columns).step_by(LANES).for_each(|at| by_rows!(x86::float512, 1, at)),
             },
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => (0..columns).step_by(LANES).for_each(|at| by_rows!(x86::float256, 1, at)),
+            Kind::Avx2 => match (rows, columns) {
+                (1, 64) => by_rows!(x86::float256, 8, 0), // few rows: more columns, or the additions wait for each other
+                (..=3, 32 | 64) => (0..columns).step_by(32).for_each(|at| by_rows!(x86::float256, 4, at)),
+                _ => (0..columns).step_by(LANES).for_each(|at| by_rows!(x86::float256, 2, at)),
+            },
             Kind::Portable => (0..columns).step_by(LANES).for_each(|at| by_rows!(float_portable, 1, at)),
         }
     }
@@ -252,7 +256,7 @@ unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut 
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{int8_portable, Block, LANES, PANEL};
+    use super::{Block, LANES, PANEL};
     use std::arch::x86_64::*;
 
     /// SAFETY: needs AVX-512F, and `x`, `w` as long as [`super::Isa::float`] demands for M rows and W * 16 columns.
@@ -287,7 +291,7 @@ mod x86 {
         }
     }
 
-    /// SAFETY: needs AVX2 and FMA, and `x`, `w` as long as [`super::Isa::float`] demands for M rows and 16 columns.
+    /// SAFETY: needs AVX2 and FMA, and `x`, `w` as long as [`super::Isa::float`] demands for M rows and W * 8 columns.
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn float256<const M: usize, const W: usize>(
         k: usize,
@@ -298,19 +302,21 @@ mod x86 {
         at: usize,
         out: &mut Block<f32>,
     ) {
-        let mut acc = [[_mm256_setzero_ps(); 2]; M];
+        let mut acc = [[_mm256_setzero_ps(); W]; M];
         for i in 0..k {
-            let place = w.as_ptr().add(i * ldw);
-            let row = [_mm256_loadu_ps(place), _mm256_loadu_ps(place.add(8))];
+            let mut row = [_mm256_setzero_ps(); W];
+            for (v, r) in row.iter_mut().enumerate() {
+                *r = _mm256_loadu_ps(w.as_ptr().add(i * ldw + 8 * v));
+            }
             for (m, acc) in acc.iter_mut().enumerate() {
                 let a = _mm256_set1_ps(*x.get_unchecked(m * ldx + i));
-                for v in 0..2 {
+                for v in 0..W {
                     acc[v] = _mm256_fmadd_ps(a, row[v], acc[v]);
                 }
             }
         }
         for m in 0..M {
-            for v in 0..2 {
+            for v in 0..W {
                 let place = &mut out[m][at + 8 * v..at + 8 * (v + 1)];
                 _mm256_storeu_ps(place.as_mut_ptr(), acc[m][v]);
             }
@@ -343,10 +349,47 @@ mod x86 {
         }
     }
 
-    /// SAFETY: needs AVX2.
+    /// SAFETY: needs AVX2, `x` of M * k bytes and `w` of k * 64.
     #[target_feature(enable = "avx2")]
     pub unsafe fn int8_avx2<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>) {
-        int8_portable::<M>(k, x, w, out);
+        match M {
+            1 => int8_columns::<M, 8>(k, x, w, out),
+            2 => int8_columns::<M, 4>(k, x, w, out),
+            _ => int8_columns::<M, 2>(k, x, w, out),
+        }
+    }
+
+    /// W * 8 columns at a time. A product of a byte with a signed byte fits 16 bits and a sum of two does not, so the
+    /// even and the odd bytes of x are multiplied apart.
+    ///
+    /// SAFETY: as [`int8_avx2`]; W divides 8.
+    #[target_feature(enable = "avx2")]
+    unsafe fn int8_columns<const M: usize, const W: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>) {
+        let (even, ones) = (_mm256_set1_epi16(0xff), _mm256_set1_epi16(1));
+        for at in (0..PANEL).step_by(8 * W) {
+            let mut acc = [[_mm256_setzero_si256(); W]; M];
+            for i in (0..k).step_by(4) {
+                let mut row = [_mm256_setzero_si256(); W];
+                for (v, r) in row.iter_mut().enumerate() {
+                    *r = _mm256_loadu_si256(w.as_ptr().add(i * PANEL + 4 * (at + 8 * v)).cast());
+                }
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    let four = _mm256_set1_epi32(x.as_ptr().add(m * k + i).cast::<i32>().read_unaligned());
+                    let (low, high) = (_mm256_and_si256(four, even), _mm256_andnot_si256(even, four));
+                    for v in 0..W {
+                        let a = _mm256_madd_epi16(_mm256_maddubs_epi16(low, row[v]), ones);
+                        let b = _mm256_madd_epi16(_mm256_maddubs_epi16(high, row[v]), ones);
+                        acc[v] = _mm256_add_epi32(acc[v], _mm256_add_epi32(a, b));
+                    }
+                }
+            }
+            for m in 0..M {
+                for v in 0..W {
+                    let place = &mut out[m][at + 8 * v..at + 8 * (v + 1)];
+                    _mm256_storeu_si256(place.as_mut_ptr().cast(), acc[m][v]);
+                }
+            }
+        }
     }
 }
 
