@@ -128,5 +128,5 @@ class Task(Protocol):
     def expected(self, index: int) -> str:
         """Return a reference answer, for display."""
 
-    def check(self, index: int, answer: str) -> bool:
-        """Judge the model's answer."""
+    def check(self, index: int, answer: str) -> float:
+        """Judge the model's answer: 1 (or True) is right, 0 wrong, between is part of it."""

@@ -96,9 +96,10 @@ class Engine:
 
     def new_batch(self, max_rows: int = MAX_BATCH, *, drafts: bool = True) -> Batch:
         """Return an empty batch of its own with slots for `max_rows` requests at once. drafts: see `Batch`."""
-        return Batch(self._new_decoder(max_rows), self.tokenizer, drafts=drafts)
+        return Batch(self.new_decoder(max_rows), self.tokenizer, drafts=drafts)
 
-    def _new_decoder(self, n_slots: int) -> Decoder:
+    def new_decoder(self, n_slots: int) -> Decoder:
+        """Return slots for `n_slots` sequences, to be fed token by token."""
         if self._packed is None:
             return TorchDecoder(self.model, n_slots)
         sizes = {"context": self.context, "vocab_size": self.model.config.vocab_size}
@@ -106,7 +107,7 @@ class Engine:
 
     def scorer(self) -> torch.nn.Module:
         """Return what computes the loss with this engine's numbers: called like the model."""
-        decoder = self._new_decoder(1)
+        decoder = self.new_decoder(1)
         return Scorer(decoder) if isinstance(decoder, NativeDecoder) else self.model
 
     def _steps(

@@ -1,4 +1,4 @@
-"""Held-out bits per byte and perplexity of a model, beside gzip and xz on the same bytes, and samples."""
+"""Held-out bits per byte and perplexity of a model, beside gzip and xz on the same bytes; benchmarks; samples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from nanozhchat import chat, cli, compute, files, paths, sources
+from nanozhchat import chat, cli, compute, files, paths, sources, task_eval
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import eval_batches, eval_documents
 from nanozhchat.log import setup_logging
 from nanozhchat.loss_eval import compressor_bpb, evaluate
 from nanozhchat.prepare import prepare
 from nanozhchat.token_store import TokenStore
+from tasks import registry
+from tasks.base import Benchmark
 
-KINDS = ("bpb", "sample")
+KINDS = ("bpb", "core", "sample")
 PROMPTS = ("从前，", "中国的首都是", "春天来了，", "小明对妈妈说：", "人工智能")
 
 
@@ -28,10 +30,14 @@ class BaseEvalArgs:
     model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
     source: str = cli.opt("base", "stage", choices=paths.STAGES)
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
-    eval: str = cli.opt("bpb,sample", "what to do, comma-separated: bpb, sample")
+    eval: str = cli.opt("bpb,sample", "what to do, comma-separated: bpb, core, sample")
     data: tuple[str, ...] = cli.opt((), "data whose held-out part is scored; none = $DATA_PATH, else builtin")
     text_field: str | None = cli.opt(None, "column or key of the text")
     eval_tokens: int = cli.opt(1 << 20, "tokens scored at most")
+    core_tasks: tuple[str, ...] = cli.opt(("core-zh",), "benchmarks or groups of them; `chat_eval --list` shows them")
+    task_data: str | None = cli.opt(None, "folder with the benchmarks' files as published; none = the hub")
+    max_items: int = cli.opt(500, "questions per benchmark; 0 = all")
+    shots: int | None = cli.opt(None, "examples before each question; none = each benchmark's own number")
     max_tokens: int = cli.opt(100, "length of each sample")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
     dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for native decoding")
@@ -45,16 +51,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = args.eval.split(",")
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"--eval={args.eval}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")
+    names, options = ",".join(args.core_tasks), {"folder": args.task_data, "shots": args.shots}
+    asked = registry.benchmarks(names, args.max_items or None, **options) if "core" in kinds else []
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures: dict[str, Any] = {"model": model.name, "source": model.source, "step": model.step}
         if "bpb" in kinds:
             store = prepare(sources.resolve_specs(args.data), model.tokenizer, comp, text_field=args.text_field)
             figures |= score(model, store, comp, args)
+        if asked:
+            figures["core"] = core(model, asked, comp)
         if comp.is_main:
             if "sample" in kinds:
                 figures["samples"] = sample(model, args)
-            files.write_json(paths.run_dir(model.source, model.name) / "base_eval.json", figures)
+            place = paths.run_dir(model.source, model.name) / "base_eval.json"
+            before = files.read_json(place) if place.exists() else {}
+            kept = before if before.get("step") == model.step else {}
+            files.write_json(place, {**kept, **figures})
             cli.write_figures(args.json, figures)
 
 
@@ -76,6 +89,23 @@ def score(model: chat.Chat, store: TokenStore, comp: Compute, args: BaseEvalArgs
         for name, bpb in baselines.items():
             print(f"  {name} -9 on the same bytes: {bpb:.4f} bits per byte ({bpb - result.bpb:+.4f} against the model)")
     return {**vars(result), "baselines": baselines}
+
+
+def core(model: chat.Chat, tasks: Sequence[Benchmark], comp: Compute) -> dict[str, Any]:
+    """Score benchmarks by likelihood; a group whose tasks are all there gets the mean of their centred scores."""
+    scores: dict[str, task_eval.Score] = {}
+    for task in tasks:
+        s = scores[task.name] = task_eval.summarize(task_eval.run_text(model, task, comp), task.chance)
+        if comp.is_main:
+            cut = f"  {s.cut} cut to the context" if s.cut else ""
+            print(f"{task.name:<20} {s.score:6.1%}  [{s.low:.1%}, {s.high:.1%}]  chance {s.chance:.1%}  "
+                  f"centred {s.centred:+.3f}  n={s.n}{cut}", flush=True)  # fmt: skip
+    means = {g: task_eval.core(scores[n] for n in registry.GROUPS[g]) for g in ("core-zh", "core")
+             if set(registry.GROUPS[g]) <= scores.keys()}  # fmt: skip
+    if comp.is_main:
+        for group, mean in means.items():
+            print(f"{group:<20} {mean:+.4f} (mean of centred scores)")
+    return {**means, "tasks": {name: vars(s) for name, s in scores.items()}}
 
 
 def sample(model: chat.Chat, args: BaseEvalArgs) -> list[dict[str, str]]:

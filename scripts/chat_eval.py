@@ -23,8 +23,10 @@ STORIES = "builtin:story"  # the task whose answers are long enough to repeat th
 class ChatEvalArgs:
     """Flags of this script."""
 
-    tasks: tuple[str, ...] = cli.opt(("builtin",), "task names; builtin = all built-in skills")
-    num_questions: int = cli.opt(100, "questions per task")
+    tasks: tuple[str, ...] = cli.opt(("builtin",), "tasks or groups of tasks; --list shows them")
+    list: bool = cli.opt(False, "list the benchmarks with licence, files and source, and the groups")
+    task_data: str | None = cli.opt(None, "folder with the benchmarks' files as published; none = the hub")
+    num_questions: int = cli.opt(100, "questions per task; 0 = all of a benchmark")
     source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
     model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
@@ -39,13 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, ask, print."""
     args = cli.parse(ChatEvalArgs, argv, __doc__ or "", "python -m scripts.chat_eval")
     setup_logging(int(os.environ.get("RANK", 0)))
-    tasks = registry.resolve(",".join(args.tasks), n=args.num_questions)
+    if args.list:
+        print(registry.table())
+        return
+    tasks = registry.resolve(",".join(args.tasks), args.num_questions or None, folder=args.task_data)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures = evaluate(model, tasks, comp, args)
         if comp.is_main:
             folder = paths.run_dir(model.source, model.name)
-            files.write_json(folder / "chat_eval.json", figures)
+            built_in = any(name in registry.BUILTIN for name in figures["tasks"])  # what the report shows
+            files.write_json(folder / ("chat_eval.json" if built_in else "benchmarks.json"), figures)
             cli.write_figures(args.json, {k: figures[k] for k in ("overall", "tasks", "refusal", "stories")})
 
 

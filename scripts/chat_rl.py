@@ -35,6 +35,7 @@ class ChatRLArgs(RunFlags):
     """Flags of this script."""
 
     tasks: tuple[str, ...] = cli.opt(("builtin:arithmetic",), "what to learn: names of tasks", group="data")
+    task_data: str | None = cli.opt(None, "folder with benchmarks' files as published; none = the hub", group="data")
     num_problems: int = cli.opt(4000, "training problems per task", group="data")
     held_out: int = cli.opt(200, "held-out problems per task", group="data", neutral=True)
     source: str = cli.opt("sft", "stage to start from", group="data", choices=("base", "sft"))
@@ -77,7 +78,7 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
     base = Recipe.from_dict(start.state()["recipe"])
     names, problems = ",".join(args.tasks), {}
     for split, n in (("train", args.num_problems), ("val", args.held_out)):
-        found = registry.resolve(names, n, split=split)
+        found = registry.resolve(names, n, folder=args.task_data, split=split)
         if any(getattr(task, "runs_code", False) for task in found) and not args.unsafe_sandbox:
             sandbox.require(SANDBOX_LEVEL)
         problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nanozhchat.builtin import SKILLS
 from nanozhchat.conversation import Task
+from tasks.answering import ANSWERING
+from tasks.base import Benchmark
 from tasks.builtin import BuiltinTask
+from tasks.choosing import CHOOSING
 
-TASKS: dict[str, Callable[..., Task]] = {f"builtin:{skill}": partial(BuiltinTask, skill) for skill in SKILLS}
-GROUPS: dict[str, tuple[str, ...]] = {"builtin": tuple(name for name in TASKS if name.startswith("builtin:"))}
+SPECS = CHOOSING | ANSWERING
+BUILTIN = {f"builtin:{skill}": skill for skill in SKILLS}
+CORE_ZH = ("c3", "chid", "cluewsc", "ocnli", "eprstmt", "tnews", "cmrc2018")
+CORE = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa", "boolq", "copa")
+GROUPS: dict[str, tuple[str, ...]] = {
+    "builtin": tuple(BUILTIN),
+    "core-zh": CORE_ZH,
+    "core": CORE,
+    "zh": tuple(name for name, spec in SPECS.items() if spec.lang == "zh"),
+    "en": tuple(name for name, spec in SPECS.items() if spec.lang == "en"),
+}
 
 
-def resolve(names: str, n: int | None = None, **options: Any) -> list[Task]:
-    """Return the tasks of comma-separated names; a group name stands for all of its tasks.
+def expand(names: str) -> list[str]:
+    """Return the tasks of comma-separated names and groups, each once. Raises ValueError for an unknown one."""
+    known = GROUPS | {name: (name,) for name in (*BUILTIN, *SPECS)}
+    wanted = list(map(str.strip, names.split(",")))
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"unknown task {unknown[0]!r}; there are: {', '.join(known)}")
+    return list(dict.fromkeys(task for name in wanted for task in known[name]))
 
-    n: questions per task (None: each task's default). options: what else the tasks take, such as split.
-    Raises ValueError that lists the names for an unknown one.
+
+def benchmarks(names: str, n: int | None = None, **options: Any) -> list[Benchmark]:
+    """Load benchmarks. n: questions each, None = all. options: of `Benchmark`; folder may be a string."""
+    if (folder := options.get("folder")) and not Path(folder).is_dir():
+        raise ValueError(f"--task-data={folder} is not a folder; `python -m scripts.chat_eval --list` says what it holds")
+    if own := [name for name in expand(names) if name in BUILTIN]:
+        raise ValueError(f"{own[0]} is for chat models: ask it with `python -m scripts.chat_eval`")
+    options["folder"] = Path(folder) if folder else None
+    return [Benchmark(name, SPECS[name], n=n, **options) for name in expand(names)]
+
+
+def resolve(names: str, n: int | None = None, *, folder: str | None = None, split: str = "val") -> list[Task]:
+    """Load tasks to ask a chat model. n: questions each, None = as many as a task has by itself.
+
+    folder: where the files of benchmarks are, None = the hub. split: "val", or "train" for questions to learn from.
     """
-    found: dict[str, None] = {}
-    for name in map(str.strip, names.split(",")):
-        if name not in TASKS and name not in GROUPS:
-            raise ValueError(f"unknown task {name!r}; there are: {', '.join([*GROUPS, *TASKS])}")
-        found.update(dict.fromkeys(GROUPS.get(name, (name,))))
-    options |= {} if n is None else {"n": n}
-    return [TASKS[name](**options) for name in found]
+    own = {} if n is None else {"n": n}
+    tasks: list[Task] = []
+    for name in expand(names):
+        built_in = BUILTIN.get(name)
+        found = [BuiltinTask(built_in, split=split, **own)] if built_in else benchmarks(name, n, folder=folder, split=split)
+        tasks += found
+    return tasks
+
+
+def table() -> str:
+    """Describe all benchmarks, one a line: name, language, licence, files below --task-data, hub, page."""
+    rows = [(n, s.lang, s.licence, s.files, f"hf:{s.hub.split()[0]}" if s.hub else "not on the hub", f"https://{s.page}")
+            for n, s in SPECS.items()]  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[5]]) for row in rows]
+    return "\n".join([*lines, *(f"{group} = {', '.join(names)}" for group, names in GROUPS.items())])

@@ -25,7 +25,7 @@ else:
 # A module imports only from layers above its own line.
 LAYERS: tuple[tuple[str, str], ...] = (
     ("leaves, standard library only",
-     "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child"),
+     "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child zh_text"),
     ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality dedup"),
     ("command line, log, raw data, charts", "cli log records charts scaling report_page foreign cleaning"),
     ("the hub's files", "hub"),

@@ -34,6 +34,8 @@ class Sums:
 class KnowingChat:
     """Stands for Chat and its engine: adds, except where told to fail; asked greedily and in batches."""
 
+    context = 512
+
     def __init__(self, wrong=()):
         self.engine, self.wrong = self, wrong
 
@@ -48,7 +50,8 @@ class KnowingChat:
 @pytest.mark.parametrize(("wrong", "score"), [([], 1.0), ([1, 4], 0.6)])
 def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
     answers = run_task(KnowingChat(wrong), Sums(5), CPU)
-    assert vars(answers[0]) == {"question": "0+1", "expected": "1", "given": " 1\n", "correct": True}
+    assert vars(answers[0]) == {"question": "0+1", "expected": "1", "given": " 1\n", "correct": True,
+                                "credit": 1.0, "cut": False}  # fmt: skip
     assert [a.correct for a in answers] == [i not in wrong for i in range(5)]
     total = vars(summarize(answers, 0.1))
     assert (total["score"], total["chance"], total["n"]) == (score, 0.1, 5)
