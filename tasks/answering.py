@@ -9,10 +9,6 @@ from typing import Any
 from nanozhchat.zh_text import final_number, numbers, span_f1
 from tasks.base import Item, Spec
 
-STEPS = {
-    "zh": "\n请一步步计算，最后一行写“答案：”和得数。",
-    "en": '\nWork it out step by step; end with "#### " and the number.',
-}
 CODE_TIMEOUT_S = 5.0
 CODE_ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ")
 
@@ -75,19 +71,20 @@ def humaneval(row: Any) -> Iterator[Item]:
     yield Item(row["prompt"], answers=(solution,), worked=solution, fill=(row["prompt"], ""), test=test)
 
 
+STEPS_ZH = {"judge": judge_number, "shots": 4, "ask": "\n请一步步计算，最后一行写“答案：”和得数。"}
+STEPS_EN = {**STEPS_ZH, "ask": '\nWork it out step by step; end with "#### " and the number.'}
 ANSWERING: dict[str, Spec] = {
-    "cmrc2018": Spec(cmrc, "CC BY-SA 4.0", "github.com/ymcui/cmrc2018", "cmrc2018/cmrc2018_trial.json",
-                     "cmrc2018/cmrc2018_train.json", hub="clue/clue cmrc2018 validation train", judge=judge_span, shots=1,
-                     ask="\n请用原文中的词语简短回答。"),
-    "cmath": Spec(cmath, "CC BY 4.0", "github.com/XiaoMi/cmath", "cmath/cmath_dev.jsonl", judge=judge_number, shots=4,
-                  hub="weitianwen/cmath - test validation", ask=STEPS["zh"]),
-    "cmath_distractor": Spec(cmath, "CC BY 4.0", "github.com/XiaoMi/cmath", "cmath/distractor.jsonl", judge=judge_number,
-                             shots=4, ask=STEPS["zh"]),
-    "mgsm_zh": Spec(mgsm, "CC BY 4.0", "github.com/google-research/url-nlp", "mgsm/mgsm_zh.tsv", judge=judge_number,
-                    shots=4, hub="juletxara/mgsm mgsm_zh.tsv - -", ask=STEPS["zh"]),
-    "gsm8k": Spec(gsm8k, "MIT", "github.com/openai/grade-school-math", "gsm8k/test.jsonl", "gsm8k/train.jsonl", lang="en",
-                  hub="openai/gsm8k main test train", judge=judge_number, shots=4, ask=STEPS["en"], stop=("\n\n",),
-                  max_tokens=256),
+    "cmrc2018": Spec(
+        cmrc, "CC BY-SA 4.0", "github.com/ymcui/cmrc2018", "cmrc2018/cmrc2018_trial.json",
+        "cmrc2018/cmrc2018_train.json", hub="clue/clue cmrc2018 validation train", judge=judge_span, shots=1,
+        ask="\n请用原文中的词语简短回答。"),
+    "cmath": Spec(cmath, "CC BY 4.0", "github.com/XiaoMi/cmath", "cmath/cmath_dev.jsonl",
+                  hub="weitianwen/cmath - test validation", **STEPS_ZH),
+    "cmath_distractor": Spec(cmath, "CC BY 4.0", "github.com/XiaoMi/cmath", "cmath/distractor.jsonl", **STEPS_ZH),
+    "mgsm_zh": Spec(mgsm, "CC BY 4.0", "github.com/google-research/url-nlp", "mgsm/mgsm_zh.tsv",
+                    hub="juletxara/mgsm mgsm_zh.tsv - -", **STEPS_ZH),
+    "gsm8k": Spec(gsm8k, "MIT", "github.com/openai/grade-school-math", "gsm8k/test.jsonl", "gsm8k/train.jsonl",
+                  lang="en", hub="openai/gsm8k main test train", stop=("\n\n",), max_tokens=256, **STEPS_EN),
     "humaneval": Spec(humaneval, "MIT", "github.com/openai/human-eval", "humaneval/HumanEval.jsonl*", lang="en",
                       hub="openai/openai_humaneval - test -", judge=judge_code, stop=CODE_ENDS, max_tokens=256,
                       ask="\nComplete this function; answer with Python code only."),

@@ -13,9 +13,10 @@ from typing import Any
 
 from tasks.base import Item, Spec
 
-NEWS = {
-    "100": "故事", "101": "文化", "102": "娱乐", "103": "体育", "104": "财经", "106": "房产", "107": "汽车", "108": "教育",
-    "109": "科技", "110": "军事", "112": "旅游", "113": "国际", "114": "股票", "115": "农业", "116": "游戏",
+NEWS: dict[str, str] = {
+    "100": "故事", "101": "文化", "102": "娱乐", "103": "体育", "104": "财经", "106": "房产", "107": "汽车",
+    "108": "教育", "109": "科技", "110": "军事", "112": "旅游", "113": "国际", "114": "股票", "115": "农业",
+    "116": "游戏",
 }  # fmt: skip
 NLI = {"entailment": "对", "contradiction": "不对", "neutral": "也许"}
 SUBSETS = tuple("".join(c) for n in range(1, 5) for c in itertools.combinations("ABCD", n))
@@ -153,11 +154,14 @@ def copa(row: Any) -> Iterator[Item]:
 
 NC = "CC BY-NC-SA 4.0"
 CHOOSING: dict[str, Spec] = {
-    "ceval": Spec(lettered("question", "answer"), NC, "github.com/hkust-nlp/ceval", "ceval/val/*.csv", "ceval/dev/*.csv",
-                  hub="ceval/ceval-exam ceval-exam.zip val/*.csv dev/*.csv", letters=True, shots=5),
-    "cmmlu": Spec(lettered("Question", "Answer"), NC, "github.com/haonan-li/CMMLU", "cmmlu/test/*.csv", "cmmlu/dev/*.csv",
-                  hub="haonan-li/cmmlu cmmlu_v1_0_1.zip test/*.csv dev/*.csv", letters=True, shots=5),
-    "gaokao": Spec(gaokao, "Apache-2.0", "github.com/OpenLMLab/GAOKAO-Bench", "gaokao_bench/Objective_Questions/*.json"),
+    "ceval": Spec(
+        lettered("question", "answer"), NC, "github.com/hkust-nlp/ceval", "ceval/val/*.csv", "ceval/dev/*.csv",
+        hub="ceval/ceval-exam ceval-exam.zip val/*.csv dev/*.csv", letters=True, shots=5),
+    "cmmlu": Spec(
+        lettered("Question", "Answer"), NC, "github.com/haonan-li/CMMLU", "cmmlu/test/*.csv", "cmmlu/dev/*.csv",
+        hub="haonan-li/cmmlu cmmlu_v1_0_1.zip test/*.csv dev/*.csv", letters=True, shots=5),
+    "gaokao": Spec(
+        gaokao, "Apache-2.0", "github.com/OpenLMLab/GAOKAO-Bench", "gaokao_bench/Objective_Questions/*.json"),
     "c3": Spec(c3, "non-commercial research only", "github.com/nlpdata/c3", "c3/c3-?-dev.json", "c3/c3-?-train.json",
                hub="clue/clue c3 validation train", per_char=True),
     "chid": few(chid, "chid", hub="clue/clue chid validation -"),

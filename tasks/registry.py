@@ -37,7 +37,9 @@ def expand(names: str) -> list[str]:
 def benchmarks(names: str, n: int | None = None, **options: Any) -> list[Benchmark]:
     """Load benchmarks. n: questions each, None = all. options: of `Benchmark`; folder may be a string."""
     if (folder := options.get("folder")) and not Path(folder).is_dir():
-        raise ValueError(f"--task-data={folder} is not a folder; `python -m scripts.chat_eval --list` says what it holds")
+        raise ValueError(
+            f"--task-data={folder} is not a folder; `python -m scripts.chat_eval --list` says what it holds"
+        )
     if own := [name for name in expand(names) if name in BUILTIN]:
         raise ValueError(f"{own[0]} is for chat models: ask it with `python -m scripts.chat_eval`")
     options["folder"] = Path(folder) if folder else None
@@ -53,7 +55,9 @@ def resolve(names: str, n: int | None = None, *, folder: str | None = None, spli
     tasks: list[Task] = []
     for name in expand(names):
         built_in = BUILTIN.get(name)
-        found = [BuiltinTask(built_in, split=split, **own)] if built_in else benchmarks(name, n, folder=folder, split=split)
+        found = (
+            [BuiltinTask(built_in, split=split, **own)] if built_in else benchmarks(name, n, folder=folder, split=split)
+        )
         tasks += found
     return tasks
 

@@ -2,14 +2,16 @@
 
 import json
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
 
 from nanozhchat.batching import Decoder
+from nanozhchat.chat import Chat
 from nanozhchat.compute import Compute
+from nanozhchat.engine import Engine
 from nanozhchat.errors import DamagedError, DiskError
 from nanozhchat.task_eval import Likelihood, core, fit, run_task, run_text, summarize, wilson
 from nanozhchat.tokenizer import Tokenizer
@@ -17,7 +19,7 @@ from nanozhchat.zh_text import LETTERS
 from scripts import base_eval, chat_eval
 from tasks import registry
 from tasks.base import Benchmark
-from tests.conftest import ROOT, pack
+from tests.conftest import ROOT, make_config, make_model, pack
 from tests.fakes import real_chat
 
 CPU = Compute(torch.device("cpu"))
@@ -32,35 +34,42 @@ QUIZ = {"question": {"stem": "Q", "choices": [{"text": t, "label": x} for t, x i
 CODE = {"prompt": "def inc(x):\n", "entry_point": "inc", "canonical_solution": "    return x + 1\n",
         "test": "def check(f):\n    assert f(1) == 2\n"}  # fmt: skip
 SPAN = {"context": "小明住在北京。", "qas": [{"question": "住哪？", "answers": [{"text": "北京", "answer_start": 4}]}]}
-EXAM = [{"question": f"{i}．（ ）\nA．甲 B．乙 C．丙", "answer": a} for i, a in enumerate((["B"], ["A", "D"], ["BC"], ["G"]))]
+EXAM = [
+    {"question": f"{i}．（ ）\nA．甲 B．乙 C．丙", "answer": a}
+    for i, a in enumerate((["B"], ["A", "D"], ["BC"], ["G"]))
+]
 FILES = {  # name -> {file: content}, and right answers in order
     "ceval": ({"ceval/val/law_val.csv": f"id,question,A,B,C,D,answer\n0,{ABCD}C\n1,{ABCD}\n",
-               "ceval/dev/law_dev.csv": f"id,question,A,B,C,D,answer,explanation\n0,例,一,二,三,四,D,因\n"}, ["丙"]),
+               "ceval/dev/law_dev.csv": "id,question,A,B,C,D,answer,explanation\n0,例,一,二,三,四,D,因\n"}, ["丙"]),
     "cmmlu": ({"cmmlu/test/law.csv": f"\ufeff,Question,A,B,C,D,Answer\n0,{ABCD}B\n",
                "cmmlu/dev/law.csv": ",Question,A,B,C,D,Answer\n0,例,一,二,三,四,A\n"}, ["乙"]),
-    "gaokao": ({"gaokao_bench/Objective_Questions/x.json": {"keywords": "x", "example": EXAM}}, ["B", "A", "D", "BC", "G"]),
-    "c3": ({"c3/c3-m-dev.json": [[["女：走吧。", "男：好。"], [{"question": "谁？", "choice": ["甲", "乙"], "answer": "乙"}], "1"]]}, ["乙"]),
-    "chid": ({"fewclue/chid/dev_few_all.json": [{"candidates": ["画龙点睛", "对牛弹琴"], "content": "这是#idiom#。", "answer": 1}]},
-             ["对牛弹琴"]),
+    "gaokao": ({"gaokao_bench/Objective_Questions/x.json": {"keywords": "x", "example": EXAM}},
+               ["B", "A", "D", "BC", "G"]),
+    "c3": ({"c3/c3-m-dev.json": [[["女：走吧。"], [{"question": "谁？", "choice": ["甲", "乙"], "answer": "乙"}], 1]]},
+           ["乙"]),
+    "chid": ({"fewclue/chid/dev_few_all.json": [
+        {"candidates": ["画龙点睛", "对牛弹琴"], "content": "这是#idiom#。", "answer": 1}]}, ["对牛弹琴"]),
     "cluewsc": ({"fewclue/cluewsc/dev_few_all.json": [WSC | {"label": "false"}],
                  "fewclue/cluewsc/train_few_all.json": [WSC | {"label": "true"}]}, ["不是"]),
     "ocnli": ({"fewclue/ocnli/dev_few_all.json": [{"sentence1": "下雨了。", "sentence2": f"天晴{x}", "label": x}
                                                   for x in ("contradiction", "-", "neutral")]}, ["不对", "也许"]),
     "eprstmt": ({"fewclue/eprstmt/dev_few_all.json": [{"sentence": "真好！", "label": "Positive"}]}, ["满意"]),
     "tnews": ({"fewclue/tnews/dev_few_all.json": [{"sentence": "进球了", "label": 103}]}, ["体育"]),
-    "cmrc2018": ({"cmrc2018/cmrc2018_trial.json": {"version": "v1.0", "data": [{"paragraphs": [SPAN, SPAN]}]}}, ["北京"]),
-    "cmath": ({"cmath/cmath_dev.jsonl": [{"grade": 1, "input": f"{i}+1", "golden": str(i + 1)} for i in range(5)]}, ["5"]),
+    "cmrc2018": ({"cmrc2018/cmrc2018_trial.json": {"data": [{"paragraphs": [SPAN, SPAN]}]}}, ["北京"]),
+    "cmath": ({"cmath/cmath_dev.jsonl": [{"input": f"{i}+1", "golden": str(i + 1)} for i in range(5)]}, ["5"]),
     "cmath_distractor": ({"cmath/distractor.jsonl": [{"input": "一半", "golden": "1/2"}] * 5}, ["1/2"]),
     "mgsm_zh": ({"mgsm/mgsm_zh.tsv": '“一"共？\t5,600\n' * 5}, ["5,600"]),
     "gsm8k": ({"gsm8k/test.jsonl": [{"question": "Q?", "answer": "1+1=<<1+1=2>>2\n#### 2"}] * 5}, ["2"]),
     "humaneval": ({"humaneval/HumanEval.jsonl.gz": [CODE]}, ["    return x + 1\n"]),
     "mmlu": ({"mmlu/test/law_test.csv": '"Q, ""x""?",a,b,c,d,D\n', "mmlu/dev/law_dev.csv": "E,a,b,c,d,A\n"}, ["d"]),
-    "hellaswag": ({"hellaswag/hellaswag_val.jsonl": [{"ctx": "He", "endings": ["runs.", "x."], "label": 0}]}, [" runs."]),
+    "hellaswag": ({"hellaswag/hellaswag_val.jsonl": [{"ctx": "He", "endings": ["ran.", "x."], "label": 0}]}, [" ran."]),
     "piqa": ({"piqa/valid.jsonl": [{"goal": "g", "sol1": "one", "sol2": "two", "label": 1}]}, ["two"]),
-    "winogrande": ({"winogrande/dev.jsonl": [{"sentence": "A b _ c.", "option1": "x", "option2": "y", "answer": "2"}]}, ["y"]),
+    "winogrande": ({"winogrande/dev.jsonl": [{"sentence": "A _ c.", "option1": "x", "option2": "y", "answer": "2"}]},
+                   ["y"]),
     "openbookqa": ({"openbookqa/test.jsonl": [QUIZ | {"answerKey": "B"}]}, ["two"]),
     "boolq": ({"boolq/dev.jsonl": [{"question": "q", "passage": "p", "answer": True}]}, ["yes"]),
-    "copa": ({"copa/val.jsonl": [{"premise": "It rained.", "choice1": "I left.", "choice2": "Wet.", "question": "effect", "label": 1}]},
+    "copa": ({"copa/val.jsonl": [
+        {"premise": "It rained.", "choice1": "I left.", "choice2": "Wet.", "question": "effect", "label": 1}]},
              [" wet."]),
     "arc_easy": ({"arc/ARC-Easy/ARC-Easy-Test.jsonl": [QUIZ | {"answerKey": "A"}]}, ["one"]),
     "arc_challenge": ({"arc/ARC-Challenge/ARC-Challenge-Test.jsonl": [QUIZ | {"answerKey": "B"}]}, ["two"]),
@@ -113,7 +122,9 @@ class Knowing(Decoder):
             rows = np.zeros((p.wanted, self.tokenizer.vocab_size), np.float32)
             for k, row in enumerate(rows, start=len(self.held[p.slot]) - p.wanted + 1):
                 said = self.held[p.slot][len(self.held[0]) : k]
-                nexts = [r[len(said)] for r in self.texts[tuple(self.held[0])] if r[: len(said)] == said and r[len(said) :]]
+                nexts = [
+                    r[len(said)] for r in self.texts[tuple(self.held[0])] if r[: len(said)] == said and r[len(said) :]
+                ]
                 row[nexts] = 60
             out.append(rows)
         return out
@@ -141,13 +152,16 @@ def test_published_layouts_are_read_and_who_knows_the_answers_gets_them_all(name
 @pytest.mark.skipif(not SHARED.is_dir(), reason="sample files are not there")
 @pytest.mark.parametrize("name", HERE)
 def test_samples_of_the_published_files(name, tokenizer):
-    task = make(name, SHARED, n=100 if name != "humaneval" else 8)
+    task = make(name, SHARED, n=60 if name != "humaneval" else 8)
     assert len(task) >= 8
     assert_knows_all(task, tokenizer)
-    chat = real_chat(tokenizer, sequence_len=512, n_layer=2)
-    answers = run_text(chat, make(name, SHARED, n=100 if task.options(0) else 6), CPU)
-    total = summarize(answers, task.chance)
-    assert total.low <= task.chance <= total.high
+    model = make_model(make_config(vocab_size=263, sequence_len=512, n_layer=2)).eval()  # as before the first step
+    chat = Chat(Engine(model, tokenizer, kind="native"), tokenizer, name="random", source="base", step=0)
+    task = task if task.options(0) else make(name, SHARED, n=6)
+    total = summarize(run_text(chat, task, CPU), task.chance)
+    commonest = max(Counter(map(task.expected, range(len(task)))).values()) / len(task)  # what "8" for every sum scores
+    assert total.low <= (task.chance or commonest)
+    assert task.chance <= total.high
 
 
 def test_likelihoods_are_those_of_the_model_whatever_was_asked_before(tokenizer):
@@ -167,9 +181,9 @@ def test_likelihoods_are_those_of_the_model_whatever_was_asked_before(tokenizer)
 def test_what_does_not_fit_loses_examples_then_its_beginning_and_is_counted(tmp_path, tokenizer):
     write(tmp_path, "c3")
     task = make("c3", tmp_path)
-    chat = real_chat(tokenizer, sequence_len=48)
-    ids, cut = fit(chat, task, 0, 40)
-    assert (len(ids), ids[0], cut) == (40, tokenizer.bos_id, True)
+    chat = real_chat(tokenizer, sequence_len=40)
+    ids, cut = fit(chat, task, 0, 36)
+    assert (len(ids), ids[0], cut) == (36, tokenizer.bos_id, True)
     assert tokenizer.decode(ids[1:], show_special=True).endswith("谁？\n答案：")
     assert summarize(run_text(chat, task, CPU), task.chance).cut == 1
     assert run_task(chat, task, CPU)[0].cut

