@@ -31,7 +31,7 @@ class TextTask(Task, Protocol):
     """What `run_text` needs beyond a `Task`: texts to continue. stop, max_tokens: limits of a generated answer."""
 
     shots: int  # examples wanted
-    per_char: bool  # divide log-likelihoods by the length of the choice
+    per_char: bool  # divide log-likelihoods by the length of the choice without outer blanks
     stop: tuple[str, ...]
     max_tokens: int
 
@@ -129,7 +129,7 @@ def run_text(chat: Chat, task: TextTask, compute: Compute) -> list[Answer]:
             writing[i] = ids, cut
             continue
         sums = [total for total, _ in likelihood(ids, encoded)]
-        worth = [s / max(1, len(o)) if task.per_char else s for s, o in zip(sums, options, strict=True)]
+        worth = [s / max(1, len(o.strip())) if task.per_char else s for s, o in zip(sums, options, strict=True)]
         best = max(range(len(worth)), key=lambda k: (worth[k], len(options[k])))
         made[i] = Answer(task.text(i, 0), options[task.gold(i)], options[best], *judged(best == task.gold(i)), cut)
     params = SamplingParams(temperature=0.0, max_tokens=task.max_tokens, stop=task.stop)
