@@ -17,7 +17,6 @@ from nanozhchat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 TOKENS_PER_ENTRY = 50  # of training text: with fewer, most of a vocabulary is hardly ever seen
-USE_TOKENS = 5_000_000  # looked at for what occurs
 TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
 
 
@@ -35,28 +34,21 @@ def prepare(
         return token_store.tokenize(made, tokenizer, progress=log.info)
 
     store = main_first(build, compute)
-    used, tokens = vocabulary_use(store)
-    if compute.is_main and tokens < TOKENS_PER_ENTRY * tokenizer.vocab_size:
-        log.warning(
-            "the vocabulary is too large for the data: %d tokens of text for %d entries, of which %d (%.0f %%) occur in"
-            " it; the embeddings of the others are never trained. Give more text, or a tokenizer of about %d entries: "
-            "python -m scripts.tok_train --vocab-size=%d",
-            tokens, tokenizer.vocab_size, used, 100 * used / tokenizer.vocab_size,
-            *[max(512, 2 ** int(math.log2(max(1, tokens / TOKENS_PER_ENTRY))))] * 2,
-        )  # fmt: skip
+    tokens, entries = store.n_tokens("train"), tokenizer.vocab_size
+    if compute.is_main and tokens < TOKENS_PER_ENTRY * entries:
+        used, better = vocabulary_use(store), max(512, 2 ** int(math.log2(1 + tokens / TOKENS_PER_ENTRY)))
+        log.warning("the vocabulary is too large for the data: %d tokens of text for %d entries, of which %d (%.0f %%) "
+                    "occur in it; the embeddings of the others are never trained. Give more text, or a tokenizer of "
+                    "about %d entries (scripts.tok_train)", tokens, entries, used, 100 * used / entries, better)  # fmt: skip
     return store
 
 
-def vocabulary_use(store: TokenStore) -> tuple[int, int]:
-    """Count the ids that occur in the training data (its beginning, if it is long), and all its tokens."""
-    seen, read = np.zeros(store.manifest["vocab_size"], bool), 0
+def vocabulary_use(store: TokenStore) -> int:
+    """Count the different ids that occur in the training data."""
+    seen = np.zeros(store.manifest["vocab_size"], bool)
     for i in range(store.n_docs("train")):
-        ids = store.doc("train", i)
-        seen[ids] = True
-        read += len(ids)
-        if read > USE_TOKENS:
-            break
-    return int(seen.sum()), store.n_tokens("train")
+        seen[store.doc("train", i)] = True
+    return int(seen.sum())
 
 
 def main_first(build: Callable[[], T], compute: Compute) -> T:

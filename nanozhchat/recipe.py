@@ -312,7 +312,7 @@ def fine_tuning(
     return replace(
         base,
         ngram_tokens=0,
-        num_params=count_params({**asdict(base), "ngram_tokens": 0})["total"],
+        num_params=count_params({**asdict(base), "ngram_tokens": 0})["total"] if base.ngram_tokens else base.num_params,
         total_batch_size=total_batch_size,
         num_steps=num_steps,
         train_tokens=num_steps * total_batch_size,

@@ -289,7 +289,9 @@ class Tokenizer:
         return self._tokenizer_json.decode()
 
     def to_tiktoken(self) -> tiktoken.Encoding:
-        """Return the same tokenizer as a tiktoken.Encoding."""
+        """Return the same tokenizer as a tiktoken.Encoding; raises ValueError for one that only its library can run."""
+        if isinstance(self._bpe, HubBPE):
+            raise ValueError("this tokenizer is not ranks and one pattern, so tiktoken cannot run it")
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(self._ranks)}

@@ -88,7 +88,7 @@ def tuning_recipe(
 
 
 def make_optimizer(
-    model: GPT, recipe: Recipe, start: Saved, run: Run, *, lora_rank: int, lr_frac: float, seed: int
+    model: GPT, recipe: Recipe, start: Saved, run: Run, lora_rank: int, lr_frac: float, seed: int
 ) -> Optimizer:
     """Return the optimizer, as it was where the run left off, else where the run before it ended; adapters start new.
 

@@ -91,13 +91,9 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
             cli.write_config(run.folder / "config.yaml", args)
         done = train_run(args, run, recipe, start, tokenizer, lessons, started)
     log.info("done: %d steps in %.0f s, saved in %s", done.step, done.time_s, run.folder)
-    if (
-        done.best_step is not None
-        and done.best_step < done.step
-        and done.best_step in checkpoint.list_steps(run.folder)
-    ):
-        log.info("held-out loss was lowest at step %d (%.4f); to use that one: --step=%d", done.best_step,
-                 done.best_val, done.best_step)  # fmt: skip
+    best = done.best_step
+    if best != done.step and best in checkpoint.list_steps(run.folder):
+        log.info("held-out loss was lowest at step %d: %.4f; to use that one: --step=%d", best, done.best_val, best)
 
 
 def train_run(
@@ -116,9 +112,7 @@ def train_run(
     if args.objective == "dpo":
         reference = start.load_model(comp.device, comp.dtype, ngrams=False)
         objective = DPO(reference.requires_grad_(False), args.dpo_beta)
-    optimizer = tuning.make_optimizer(
-        model, recipe, start, run, lora_rank=args.lora_rank, lr_frac=lr_frac, seed=args.seed
-    )
+    optimizer = tuning.make_optimizer(model, recipe, start, run, args.lora_rank, lr_frac, args.seed)
     shape: dict[str, Any] = {**run.loader_shape(recipe), "pad_id": tokenizer.end_id}
     loader, held_out = tuning.loaders(args.objective, lessons, recipe, args.seed, shape)
     if run.state.loader:

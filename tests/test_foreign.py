@@ -106,7 +106,7 @@ def test_it_is_taken_over_by_name_and_a_vocabulary_too_large_for_the_data_is_cal
     assert "bytes per token" in capsys.readouterr().out
     tokenizer = Tokenizer.load(paths.tokenizer_dir("q"))
     store = prepare([data], tokenizer, Compute("cpu"))
-    used, tokens = vocabulary_use(store)
+    used, tokens = vocabulary_use(store), store.n_tokens("train")
     assert 20 < used < 100
     assert f"{tokens} tokens of text for {tokenizer.vocab_size} entries, of which {used} " in capsys.readouterr().err
     with pytest.raises(ValueError, match="needs a --name"):
