@@ -39,7 +39,7 @@ def prepare(
         used, better = vocabulary_use(store), max(512, 2 ** int(math.log2(1 + tokens / TOKENS_PER_ENTRY)))
         log.warning("the vocabulary is too large for the data: %d tokens of text for %d entries, of which %d (%.0f %%) "
                     "occur in it; the embeddings of the others are never trained. Give more text, or a tokenizer of "
-                    "about %d entries (scripts.tok_train)", tokens, entries, used, 100 * used / entries, better)  # fmt: skip
+                    "about %d entries", tokens, entries, used, 100 * used / entries, better)  # fmt: skip
     return store
 
 
