@@ -1,9 +1,10 @@
 """Storms of kill -9, SIGTERM, SIGSTOP, full disks and flipped bits against a tiny run, until N of them are survived.
 
-    OMP_NUM_THREADS=1 python -m dev.soak --blows=200
+    OMP_NUM_THREADS=1 python -m dev.soak --blows=200 --minutes=30 [--ranks=2] [--stage=sft]
 
-Every run that ends must have the weights, optimizer state and losses of the undisturbed one bit for bit, and every
-rerun must start at the newest whole checkpoint. Runs are forked from one process, so that starting costs little.
+Every run that ends must have the weights, optimizer state and losses of the undisturbed one bit for bit, every rerun
+must start at the newest whole checkpoint, and no rank may wait for a dead one for longer than the timeout. Runs are
+forked from one process, so that starting costs little.
 """
 
 from __future__ import annotations
@@ -22,39 +23,29 @@ from pathlib import Path
 import torch
 
 from nanozhchat import checkpoint, cli, faults, files, paths
-from scripts import base_train
+from scripts import base_train, chat_sft
+from tests.conftest import end_ranks, start_ranks
 
-FLAGS = (
-    "--depth=1 --vocab-size=300 --max-seq-len=32 --total-batch-size=64 --device-batch-size=1 --num-steps=150 "
-    "--save-every=5 --eval-every=50 --eval-tokens=256 --sample-every=0 --device-type=cpu --dtype=float32"
-)
+COMMON = "--num-steps=150 --save-every=5 --eval-every=50 --device-type=cpu --dtype=float32 --model-tag=soak"
+FLAGS = {
+    "base": "--depth=1 --vocab-size=300 --max-seq-len=128 --total-batch-size=512 --device-batch-size=2 "
+            "--eval-tokens=256 --sample-every=0 " + COMMON,
+    "sft": "--max-conversations=400 " + COMMON,
+}  # fmt: skip
+SCRIPTS = {"base": base_train, "sft": chat_sft}
 BLOWS = ("kill", "term", "stop", "stop_kill", "disk_full", "kill_in_write", "flip")
+ENDS = {0, 6, 143, -signal.SIGKILL, -signal.SIGTERM}  # the last: before there was anything to save
+TIMEOUT_S, HANG_S = 5, 60  # of the process group; ranks that still run after this hang
 
 
-def launch(tag: str, faulty: str) -> int:
-    """Fork a training run; returns its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    os.environ[faults.VARIABLE] = faulty
-    sys.argv = ["base_train", *FLAGS.split(), f"--model-tag={tag}"]
-    os.dup2(os.open(paths.base_dir() / "soak.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    try:
-        cli.run(base_train.main)
-    except SystemExit as end:
-        os._exit(int(end.code or 0))
-    os._exit(0)
+def launch(stage: str, ranks: int, faulty: str = "", victim: int = 0) -> list[int]:
+    """Fork a training run, one of whose ranks has faults; returns its process ids."""
 
+    def work(rank: int) -> None:
+        os.environ[faults.VARIABLE] = faulty if rank == victim else ""
+        cli.run(lambda: SCRIPTS[stage].main(FLAGS[stage].split()))
 
-def wait(pid: int, seconds: float) -> int | None:
-    """Exit code (negative: the signal that ended it), None if it still runs after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    return None
+    return start_ranks(work, ranks, paths.base_dir() / "soak.log")
 
 
 def flip_a_bit(folder: Path, rng: random.Random) -> bool:
@@ -69,25 +60,30 @@ def flip_a_bit(folder: Path, rng: random.Random) -> bool:
     return True
 
 
-def strike(tag: str, blow: str, rng: random.Random) -> int:
-    """Run until the blow ends it, or the run ends by itself; returns the exit code."""
+def strike(stage: str, ranks: int, blow: str, rng: random.Random) -> bool:
+    """Run until the blow ends it, or the run ends by itself; returns whether the blow was felt."""
     faulty = {
         "disk_full": f"io:write#{rng.randint(1, 40)}=ENOSPC",
         "kill_in_write": f"io:{rng.choice(faults.OPERATIONS)}#{rng.randint(1, 60)}=kill",
     }.get(blow, "")
-    pid = launch(tag, faulty)
-    code = wait(pid, rng.uniform(0.3, 4.0) if not faulty else 30)
-    if code is None and blow in ("stop", "stop_kill"):
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.2)
-        os.kill(pid, signal.SIGCONT if blow == "stop" else signal.SIGKILL)
-        code = wait(pid, rng.uniform(0.1, 0.5))
-    if code is None:
-        os.kill(pid, signal.SIGTERM if blow == "term" else signal.SIGKILL)
-        code = wait(pid, 30)
-    if code not in {0, 6, 143, -signal.SIGKILL, -signal.SIGTERM}:  # the last: before there was anything to save
-        raise SystemExit(f"{blow}: exit code {code}; see {paths.base_dir() / 'soak.log'}")
-    return code
+    victim = rng.randrange(ranks)
+    pids = launch(stage, ranks, faulty, victim)
+    codes = dict(zip(pids, end_ranks(pids, HANG_S if faulty else rng.uniform(0.3, 4.0)), strict=True))
+    running = [pid for pid in pids if codes[pid] is None]
+    if pids[victim] in running and not faulty:
+        if blow in ("stop", "stop_kill"):
+            os.kill(pids[victim], signal.SIGSTOP)
+            time.sleep(0.2 if ranks == 1 or blow == "stop" else 1.5 * TIMEOUT_S)
+            os.kill(pids[victim], signal.SIGCONT)
+        if blow == "stop":
+            time.sleep(rng.uniform(0.1, 0.5))
+        os.kill(pids[victim], signal.SIGTERM if blow == "term" else signal.SIGKILL)
+    codes |= dict(zip(running, end_ranks(running, HANG_S), strict=True))
+    for pid in (hanging := [pid for pid in pids if codes[pid] is None]):
+        os.kill(pid, signal.SIGKILL)
+    if hanging or not set(codes.values()) <= ENDS | ({1} if ranks > 1 else set()):
+        raise SystemExit(f"{blow}: exit codes {list(codes.values())}; see {paths.base_dir() / 'soak.log'}")
+    return bool(running or any(codes.values()))
 
 
 def result(folder: Path) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
@@ -99,43 +95,50 @@ def result(folder: Path) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
     return tensors, [[r["step"], r["train/loss"]] for r in rows if "train/loss" in r]
 
 
+def storm(options: argparse.Namespace, folder: Path) -> str:
+    """Strike until enough blows were survived or the time is over; returns what happened."""
+    rng, counts, runs, begun = random.Random(options.seed), collections.Counter[str](), 0, time.monotonic()
+    tensors, losses = result(folder)
+    shutil.rmtree(folder)
+    while counts.total() < options.blows and time.monotonic() - begun < 60 * options.minutes:
+        whole, n_events = checkpoint.find(folder), len(files.read_jsonl(folder / "events.jsonl"))
+        blow = rng.choice(BLOWS)
+        counts[blow] += (struck := strike(options.stage, options.ranks, blow, rng))
+        events = files.read_jsonl(folder / "events.jsonl")
+        starts = [e["step"] for e in events[n_events:] if e["event"] in ("start", "resume")]
+        if counts.total() % 10 == 0:
+            sys.stderr.write(f"{counts.total()} blows, {runs} runs, {time.monotonic() - begun:.0f} s\n")
+        if whole is not None and starts and starts[0] < whole.step:
+            raise SystemExit(f"{blow}: lost step {whole.step}, started at {starts[0]}")
+        if events and events[-1]["event"] == "done":
+            got, rows = result(folder)
+            same = got.keys() == tensors.keys() and all(torch.equal(got[k], tensors[k]) for k in tensors)
+            if not same or rows != losses:
+                raise SystemExit(f"run {runs} differs from the calm one: weights {same}, losses {rows == losses}")
+            runs += 1
+            shutil.rmtree(folder)
+        elif blow == "flip" and struck:
+            flip_a_bit(folder, rng)
+    minutes = (time.monotonic() - begun) / 60
+    return f"{counts.total()} blows {dict(counts)}, {runs} runs ended bit-equal, 0 losses, {minutes:.1f} minutes"
+
+
 def main() -> None:
-    """Strike until enough blows were survived; print what happened."""
+    """Train undisturbed, then in storms; print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blows", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end after so long, whatever has been survived")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--stage", choices=FLAGS, default="base")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, counts, runs, begun = random.Random(options.seed), collections.Counter[str](), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as base:
         sys.stderr.write(f"log: {base}/soak.log\n")
-        os.environ["NANOZHCHAT_BASE_DIR"] = base
-        if wait(launch("calm", ""), 600) != 0:
-            raise SystemExit("the undisturbed run failed")
-        tensors, losses = result(paths.run_dir("base", "calm"))
-        folder = paths.run_dir("base", "storm")
-        while counts.total() < options.blows:
-            whole = checkpoint.find(folder)
-            blow = rng.choice(BLOWS)
-            counts[blow] += (struck := strike(folder.name, blow, rng) != 0 or blow == "stop")
-            events = files.read_jsonl(folder / "events.jsonl")
-            starts = [e["step"] for e in events if e["event"] in ("start", "resume")]
-            if counts.total() % 10 == 0:
-                sys.stderr.write(f"{counts.total()} blows, {runs} runs, {time.monotonic() - begun:.0f} s\n")
-            if whole is not None and starts and starts[-1] < whole.step and events[-1]["event"] != "done":
-                raise SystemExit(f"{blow}: lost step {whole.step}, started at {starts[-1]}")
-            if events and events[-1]["event"] == "done":
-                got, rows = result(folder)
-                same = got.keys() == tensors.keys() and all(torch.equal(got[k], tensors[k]) for k in tensors)
-                if not same or rows != losses:
-                    raise SystemExit(
-                        f"run {runs} differs from the undisturbed one: weights {same}, losses {rows == losses}"
-                    )
-                runs += 1
-                shutil.rmtree(folder)
-            elif blow == "flip" and struck:
-                flip_a_bit(folder, rng)
-        minutes = (time.monotonic() - begun) / 60
-        print(f"{counts.total()} blows {dict(counts)}, {runs} runs ended bit-equal, 0 losses, {minutes:.1f} minutes")
+        os.environ.update(NANOZHCHAT_BASE_DIR=base, NANOZHCHAT_TIMEOUT_S=str(TIMEOUT_S))
+        for stage, ranks in {"base": 1, options.stage: options.ranks}.items():
+            if any(end_ranks(launch(stage, ranks), 600)):
+                raise SystemExit(f"the undisturbed run failed; see {base}/soak.log")
+        print(f"{options.stage}, {options.ranks} rank(s): {storm(options, paths.run_dir(options.stage, 'soak'))}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MIN_BLOCK = 32  # queries; with fewer, calls cost more than the keys that are spared
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -12,33 +16,53 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
     q: (B, H, T, D); k, v: (B, Hkv, T, D) with H a multiple of Hkv. Returns (B, H, T, D).
     """
-    gqa = q.size(1) != k.size(1)
     if window >= q.size(2):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-    return _windowed_attention(q, k, v, window)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
+    if torch.compiler.is_compiling():
+        return torch.cat([_attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], window)
+                          for rows, keys in _blocks(q.size(2), window)], dim=2)  # fmt: skip
+    return _Windowed.apply(q, k, v, window)
 
 
-def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Cut time into blocks of `window`: a block sees itself and the one before, so cost grows with T * window."""
-    B, H, T, D = q.shape
-    n_blocks = -(-T // window)
-    end = n_blocks * window - T
-    q = _fold(F.pad(q, (0, 0, 0, end)).unfold(2, window, window))  # (B * n_blocks, H, window, D)
-    k = _fold(F.pad(k, (0, 0, window, end)).unfold(2, 2 * window, window))  # (B * n_blocks, Hkv, 2 window, D)
-    v = _fold(F.pad(v, (0, 0, window, end)).unfold(2, 2 * window, window))
-    i = torch.arange(window, device=q.device)[:, None]
-    j = torch.arange(2 * window, device=q.device)[None, :]
-    mask = ((j > i) & (j <= i + window)).expand(n_blocks, 1, window, 2 * window).clone()
-    mask[0, :, :, :window] = False  # before the first block there is nothing
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.repeat(B, 1, 1, 1), enable_gqa=k.size(1) != H)
-    y = y.view(B, n_blocks, H, window, D).transpose(1, 2).reshape(B, H, n_blocks * window, D)
-    return y[:, :, :T]
+def _blocks(T: int, window: int) -> list[tuple[slice, slice]]:
+    """Cut the queries into blocks, each with the keys it sees: cost grows with T * window, not with T * T."""
+    size = max(MIN_BLOCK, window // 2)
+    return [(slice(i, min(T, i + size)), slice(max(0, i - window + 1), min(T, i + size))) for i in range(0, T, size)]
 
 
-def _fold(blocks: Tensor) -> Tensor:
-    """(B, H, n_blocks, D, size) -> (B * n_blocks, H, size, D)."""
-    B, H, n_blocks, D, size = blocks.shape
-    return blocks.permute(0, 2, 1, 4, 3).reshape(B * n_blocks, H, size, D)
+def _attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attend within a window from queries (B, H, t, D) to keys (B, Hkv, S, D) of which the last t are their own."""
+    mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device)
+    offset = k.size(2) - q.size(2)
+    mask = mask.tril_(offset).triu_(offset + 1 - window)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))
+
+
+class _Windowed(torch.autograd.Function):
+    """Attention block by block over views of q, k, v; the backward pass does each block again and stores nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.window = window
+        B, H, T, D = q.shape
+        y = q.new_empty(B, T, H, D).transpose(1, 2)  # so that joining the heads needs no copy
+        for rows, keys in _blocks(T, window):
+            y[:, :, rows] = _attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], window)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for rows, keys in _blocks(q.size(2), ctx.window):
+            parts = [x.detach().requires_grad_() for x in (q[:, :, rows], k[:, :, keys], v[:, :, keys])]
+            with torch.enable_grad():
+                y = _attend(parts[0], parts[1], parts[2], ctx.window)
+            dq[:, :, rows], part_dk, part_dv = torch.autograd.grad(y, parts, grads[0][:, :, rows])
+            dk[:, :, keys] += part_dk
+            dv[:, :, keys] += part_dv
+        return dq, dk, dv, None
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int) -> Tensor:

@@ -134,20 +134,16 @@ class Pending:
 
     def commit(self) -> Path:
         """Wait for all ranks' files and make the checkpoint exist; raises DiskError on every rank if one failed."""
-        error = self.written.exception()
-        own = ({}, str(error)) if error else (self.written.result(), "")
-        gathered: list[Any] = self.compute.gather(own)
-        failure = next((text for _, text in gathered if text), "")
+        parts = self.compute.together(self.written.result)
         final = self.folder / f"step_{self.step:08d}"
-        if self.compute.is_main and not failure:
-            try:
-                self._name(final, {name: digest for part, _ in gathered for name, digest in part.items()})
+
+        def finish() -> None:
+            if self.compute.is_main:
+                with files.disk_errors(final):
+                    self._name(final, {name: digest for part in parts for name, digest in part.items()})
                 prune(self.folder, self.keep.last, every=self.keep.every, best=self.best, verify=False)
-            except DiskError as error:
-                failure = str(error)
-        failure = next((str(text) for text in self.compute.gather(failure) if text), "")
-        if failure:
-            raise DiskError(failure)
+
+        self.compute.together(finish)
         return final
 
     def _name(self, final: Path, entries: dict[str, str]) -> None:
@@ -158,9 +154,8 @@ class Pending:
         ]
         head = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": self.step}
         files.write_json(self.work / MANIFEST, {**head, **self.about, "files": listed})
-        with files.disk_errors(final):
-            files.backend.replace(self.work, final)
-            files.backend.fsync_dir(self.folder)
+        files.backend.replace(self.work, final)
+        files.backend.fsync_dir(self.folder)
         files.write_json(
             self.folder / "latest.json", {"step": self.step, "manifest_sha256": files.sha256(final / MANIFEST)}
         )
@@ -177,23 +172,29 @@ def begin(
     rather than save weights that are not finite.
     """
     final = folder / f"step_{step:08d}"
-    if compute.broadcast([float(not problems(final))])[0]:
-        return final
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
-    expected = sum(p.numel() * 4 for p in model.parameters()) * 3 + sum(b.nbytes for b in model.buffers())
-    free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
-    if compute.broadcast([float(free > expected * SPACE_MARGIN)])[0] == 0.0:
-        if compute.is_main:
-            log.warning("checkpoint of step %d not saved: %.1f GiB free, about %.1f needed", step, free / 2**30,
-                        expected * SPACE_MARGIN / 2**30)  # fmt: skip
-        return None
-    work = folder / f"step_{step:08d}.tmp-{int(compute.broadcast([float(os.getpid())])[0])}"
-    if compute.is_main:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
-        work.mkdir(parents=True)
-    compute.barrier()
+
+    def prepare() -> Path | None:
+        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+            raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
+        if not compute.is_main or not problems(final):
+            return final
+        needed = sum(p.numel() * 4 for p in model.parameters()) * 3 + sum(b.nbytes for b in model.buffers())
+        needed *= SPACE_MARGIN
+        with files.disk_errors(final):
+            free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
+            if free <= needed:
+                log.warning("checkpoint of step %d not saved: %.1f GiB free, about %.1f needed", step, free / 2**30,
+                            needed / 2**30)  # fmt: skip
+                return None
+            work = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
+            work.mkdir(parents=True)
+        return work
+
+    work = compute.together(prepare)[0]
+    if work is None or work == final:
+        return work
     tensors = {f"optim.rank{compute.rank}.safetensors": optimizer_state}
     if compute.is_main:
         tensors["model.safetensors"] = model.state_dict()
@@ -350,21 +351,24 @@ class Checkpoints:
 
     def go_back(self, step: int) -> dict[str, Any] | None:
         """Load the newest whole one of at most `step`, delete later ones, return its state; None if there is none."""
-        saved = find(self.folder, newest=step)
-        self.compute.barrier()
+        saved = self.compute.together(lambda: find(self.folder, newest=step))[self.compute.rank]
         if saved is None:
             return None
-        for later in list_steps(self.folder) if self.compute.is_main else []:
-            if later > saved.step:
-                shutil.rmtree(self.folder / f"step_{later:08d}")
+
+        def forget() -> None:
+            for later in list_steps(self.folder) if self.compute.is_main else []:
+                if later > saved.step:
+                    shutil.rmtree(self.folder / f"step_{later:08d}")
+
+        self.compute.together(forget)
         saved.restore(self.model, self.optimizer)
         self.metrics.forget_after(saved.step)
         return saved.state()
 
     def remember(self, **values: Any) -> None:
         """Keep rollbacks and detours whatever happens before the next checkpoint."""
-        if self.compute.is_main:
-            files.write_json(self.folder / ROLLBACKS, values)
+        write = partial(files.write_json, self.folder / ROLLBACKS, values)
+        self.compute.together(write if self.compute.is_main else bool)
 
     def close(self) -> None:
         """Wait for the thread of one that will not be committed."""

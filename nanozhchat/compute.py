@@ -7,19 +7,23 @@ import ctypes
 import logging
 import os
 import sys
+import time
 import timeit
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanozhchat.errors import RankLostError
+from nanozhchat.errors import RankLostError, RunError
 from nanozhchat.hardware import find_device
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -69,8 +73,7 @@ class Compute:
         if self.world_size > 1:
             group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
             assert isinstance(group, dist.ProcessGroup)
-            dist.barrier(group)
-            dist.destroy_process_group(group)
+            dist.barrier(group)  # the group lives on: ending it would cut off a rank that is still in the barrier
 
     def gather(self, value: object) -> list[object]:
         """Collect one plain object per rank, on every rank."""
@@ -79,6 +82,19 @@ class Compute:
         values: list[object] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Do what may fail on one rank alone: returns all ranks' results, or raises one rank's error on every rank."""
+        done: list[T] = []
+        failure: Exception | None = None
+        try:
+            done.append(work())
+        except (RunError, ValueError, OSError) as error:
+            failure = error
+        everyone: list[Any] = self.gather((done, failure))
+        if found := [error for _, error in everyone if error is not None]:
+            raise failure or found[0]
+        return [value for (value,), _ in everyone]
 
     def synchronize(self) -> None:
         """Wait until the device has done what was asked of it, so that a clock means something."""
@@ -159,26 +175,55 @@ def _keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def start(device_type: str | None = None, dtype: str | None = None, *, measure: bool = False) -> Iterator[Compute]:
-    """Find the device, join the process group when launched by torchrun, and leave it at the end."""
+def start(
+    device_type: str | None = None, dtype: str | None = None, *, measure: bool = False, tf32: bool = True
+) -> Iterator[Compute]:
+    """Find the device, join the process group when launched by torchrun, and leave it at the end.
+
+    tf32: let CUDA multiply what stays float32 in TF32. Raises RankLostError when another rank is lost or silent.
+    """
     kind = detect_device(device_type)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device(kind, local_rank) if kind in ("cuda", "xpu") else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if kind == "cpu" and sys.platform == "linux":
         _keep_freed_memory()
-    if world_size > 1:
-        backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
-        dist.init_process_group(backend, timeout=_timeout())
     try:
         with _rank_errors(world_size):
+            if world_size > 1:
+                backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
+                place = {"rank": rank, "world_size": world_size}
+                dist.init_process_group(backend, store=_fresh_store(**place), timeout=_timeout(), **place)
             yield from _join(device, dtype, rank, world_size, measure)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _fresh_store(rank: int, world_size: int) -> dist.Store:
+    """Return a store that the ranks of this attempt share and no others.
+
+    torchrun keeps its store when it starts the ranks again, with the addresses of the dead ones in it, and its count of
+    restarts may differ between nodes. So every rank asks under a new name, and rank 0 answers the names it sees, those
+    of the dead included, until the living have confirmed.
+    """
+    store, mine = next(dist.rendezvous("env://", timeout=_timeout()))[0], uuid.uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", mine)
+        attempt = store.get(f"answer/{mine}").decode()  # waits
+        store.set(f"{attempt}/{rank}", "here")
+        return dist.PrefixStore(attempt, store)
+    missing, end = set(range(1, world_size)), time.monotonic() + _timeout().total_seconds()
+    while missing := {r for r in missing if not store.check([f"{mine}/{r}"])}:
+        if time.monotonic() > end:
+            raise RankLostError(f"rank(s) {sorted(missing)} did not start within {_timeout().total_seconds():g} s")
+        for asking in [f"ask/{r}" for r in missing if store.check([f"ask/{r}"])]:
+            store.set(f"answer/{store.get(asking).decode()}", mine)
+        time.sleep(0.02)
+    return dist.PrefixStore(mine, store)
 
 
 @contextlib.contextmanager
@@ -191,7 +236,7 @@ def _rank_errors(world_size: int) -> Iterator[None]:
         if world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
             raise
         raise RankLostError(
-            f"another rank died or did not answer for {_timeout().seconds} s ({text.splitlines()[0][:120]}); "
+            f"another rank died or did not answer for {_timeout().total_seconds():g} s ({text.splitlines()[0][:120]}); "
             "the same command continues from the last checkpoint"
         ) from error
 

@@ -2,8 +2,8 @@
 
     nan@step=7,rank=0; oom@device_batch>2; kill@step=5,restart=0; io:write#12=ENOSPC; io:fsync#3=kill
 
-Kinds: nan, oom, kill at a micro-batch that meets every condition (step, row, rank, device_batch, restart: torchrun's
-count), and the k-th operation of `files.Backend` in this process.
+Kinds: nan, oom, kill, stop (as kill -STOP) at a micro-batch that meets every condition (step, row, rank, device_batch,
+restart: torchrun's count), and the k-th operation of `files.Backend` in this process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Faults:
                 if m[3] != "kill" and not hasattr(errno, m[3]):
                     raise ValueError(f"{VARIABLE}: {m[3]!r} is neither an errno name nor kill")
                 self.io[m[1], int(m[2])] = m[3]
-            elif re.fullmatch(r"(nan|oom|kill)@\w+[=<>]\d+(,\w+[=<>]\d+)*", part):
+            elif re.fullmatch(r"(nan|oom|kill|stop)@\w+[=<>]\d+(,\w+[=<>]\d+)*", part):
                 found = re.findall(r"(\w+)([=<>])(\d+)", part)
                 self.at.append((part.partition("@")[0], [(name, how, int(value)) for name, how, value in found]))
             else:
@@ -58,9 +58,9 @@ class Faults:
             raise OSError(number, os.strerror(number))
 
 
-def kill() -> None:
-    """End this process as `kill -9` does."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def kill(number: int = signal.SIGKILL) -> None:
+    """End this process as `kill -9` does, or stop it."""
+    os.kill(os.getpid(), number)
 
 
 def current() -> Faults:

@@ -53,12 +53,17 @@ def vocabulary_use(store: TokenStore) -> int:
 
 def main_first(build: Callable[[], T], compute: Compute) -> T:
     """Let rank 0 do expensive work that leaves files behind; the others then find them made."""
-    if compute.is_main:
-        made = build()
-        compute.long_barrier()
-        return made
-    compute.long_barrier()
-    return build()
+    made: list[T] = []
+
+    def first() -> None:
+        try:
+            if compute.is_main:
+                made.append(build())
+        finally:
+            compute.long_barrier()
+
+    compute.together(first)
+    return made[0] if made else build()
 
 
 def load_or_train_tokenizer(

@@ -52,6 +52,7 @@ class RunFlags:
     seed: int = cli.opt(42, "of weights and data order", group="run")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
     dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine", neutral=True)
+    tf32: bool = cli.opt(True, "on CUDA: TF32 for what stays float32", group="machine", neutral=True)
     eval_every: int | None = cli.opt(None, "steps between evaluations; none = some in all", group="hooks", neutral=True)
     save_every: int | None = cli.opt(None, "steps between checkpoints; none = some in all", group="hooks", neutral=True)
     keep_last: int = cli.opt(3, "newest checkpoints to keep", group="hooks", neutral=True)
@@ -157,13 +158,17 @@ def open_run(
     folder = paths.run_dir(stage, tag)
     if os.environ.get(faults.VARIABLE):
         log.warning("%s=%s: this run is meant to fail", faults.VARIABLE, os.environ[faults.VARIABLE])
-    with files.lock(folder) if compute.is_main else contextlib.nullcontext(), stop_signals() as stop:
-        if compute.is_main:
-            files.remove_temporaries(folder)
-            if not flags.resume and any(p.name != ".lock" for p in folder.iterdir()):
-                _move_aside(folder)
-        compute.barrier()
-        saved = checkpoint.find(folder)
+    with contextlib.ExitStack() as held, stop_signals() as stop:
+
+        def claim() -> None:
+            if compute.is_main:
+                held.enter_context(files.lock(folder))
+                files.remove_temporaries(folder)
+                if not flags.resume and any(p.name != ".lock" for p in folder.iterdir()):
+                    _move_aside(folder)
+
+        compute.together(claim)
+        saved = compute.together(lambda: checkpoint.find(folder))[compute.rank]
         state = TrainState()
         if saved is not None:
             _check_same(saved, identity, compute, flags.change_ranks)

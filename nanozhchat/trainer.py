@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -187,8 +188,9 @@ class _Training:
             sums.waited_s += time.monotonic() - before
             facts = {"step": self.state.step + 1, "rank": rank, "row": int(batch.state.get("rows", 0))}
             facts["device_batch"] = recipe.device_batch_size
-            if asked.hit("kill", **facts):
-                faults.kill()
+            for kind, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):
+                if asked.hit(kind, **facts):
+                    faults.kill(number)
             try:
                 if asked.hit("oom", **facts):
                     raise torch.OutOfMemoryError("a fault that was asked for")

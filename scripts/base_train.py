@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.depth == "auto" and not args.budget:
         raise ValueError("--depth=auto needs --budget, such as --budget=10m")
     overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})
-    with compute.start(args.device_type, args.dtype, measure=args.budget is not None) as comp:
+    with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, overrides, comp, started)
 
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     args = cli.parse(ChatRLArgs, argv, __doc__ or "", "python -m scripts.chat_rl")
     setup_logging(int(os.environ.get("RANK", 0)))
-    with compute.start(args.device_type, args.dtype) as comp:
+    with compute.start(args.device_type, args.dtype, tf32=args.tf32) as comp:
         train(args, comp, started)
 
 

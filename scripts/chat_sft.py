@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
     setup_logging(int(os.environ.get("RANK", 0)))
-    with compute.start(args.device_type, args.dtype, measure=args.budget is not None) as comp:
+    with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, comp, started)
 
 

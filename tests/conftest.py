@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import zstandard
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "DATA_PATH", "NANOZHCHAT_DTYPE", "NANOZHCHAT_FAULTS", "NANOZHCHAT_CHECK_FLAGS",
+    "NANOZHCHAT_TIMEOUT_S",
 )  # fmt: skip
 
 
@@ -68,9 +72,49 @@ def make_recipe(**changes):
     return replace(resolve(1, vocab_size=100, overrides=over), **{**shape, **changes})
 
 
-def run_ranks(module, *args, nproc, timeout_s=120):
+def start_ranks(work, nproc, log=os.devnull):
+    """Fork processes that do `work(rank)` as ranks, spared the imports; returns their ids. log: for their stderr."""
+    import torch._dynamo  # noqa: F401 - seconds of imports, else in every fork: torch.optim wants it late
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    pids = []
+    for rank in range(nproc):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+            work(rank)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pids
+
+
+def end_ranks(pids, seconds=100.0):
+    """Exit codes of forked processes (negative: the signal that ended it), None for those that still run by then."""
+    codes, end = dict.fromkeys(pids), time.monotonic() + seconds
+    while None in codes.values() and time.monotonic() < end:
+        for pid in [pid for pid in pids if codes[pid] is None]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            codes[pid] = os.waitstatus_to_exitcode(status) if ended else None
+        time.sleep(0.005)
+    return list(codes.values())
+
+
+def run_ranks(module, *args, nproc, restarts=0, timeout_s=120):
     """Run `python -m module args` on several ranks under torchrun; returns what they printed."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [*launcher, "-m", module, *args], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
