@@ -6,7 +6,7 @@
 train: every trainer in a process of its own on one core, in turns, medians of --repeat; peak memory beyond the text.
 encode: ours, tiktoken, `tokenizers` and PyPI's rustbpe in one process each, same vocabulary, ids compared.
 files: .jsonl.gz to tokenizer and to token shards through our scripts' code, on --megabytes of text made from the input.
-memory: --megabytes of made text with a memory limit a twentieth of it, and half of both: peak memory and time.
+memory: --megabytes of made text with a memory limit a twentieth of it, and half of the text: peak memory and time.
 kills: kill -9 at --kills random moments, the same command again: the tokenizer must be that of an undisturbed run.
 fuzz: 100,000 strings: round trip, chunks = regex, ids = tiktoken = `tokenizers`.
 
@@ -323,13 +323,14 @@ def finish(process: subprocess.Popen[bytes]) -> float:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Train with a memory limit of a twentieth of the text, on half of --megabytes and on all of it."""
-    limit = args.megabytes // 40
-    for megabytes in (args.megabytes / 2, args.megabytes):
+    """Train with a memory limit of a twentieth of the text: on next to none, on half of --megabytes, on all of it."""
+    limit = args.megabytes // 20
+    for megabytes in (1, args.megabytes / 2, args.megabytes):
         with tempfile.TemporaryDirectory() as folder:
             spec = make_text(Path(folder) / "text", args.files, megabytes, packed=False)
             started = time.perf_counter()
-            flags = [f"--memory-limit={limit}m", f"--vocab-size={args.vocab_size[0]}", f"--threads={args.threads}"]
+            size = args.vocab_size[0] if megabytes > 1 else 2048  # what the script takes whatever the text
+            flags = [f"--memory-limit={limit}m", f"--vocab-size={size}", f"--threads={args.threads}"]
             peak = finish(tok_train(folder, spec, *flags))
             seconds = time.perf_counter() - started
             print(f"  {megabytes:.0f} MB, limit {limit} MiB: {seconds:.1f} s = {megabytes / seconds:.2f} MB/s, "

@@ -111,5 +111,11 @@ class BPE:
     def encode_batch_flat(self, texts: Sequence[str], threads: int = 0) -> tuple[bytes, bytes]:
         """Return all ids end to end as little-endian uint32, and the len(texts) + 1 offsets between texts as uint64."""
 
+    def encode_joined(self, data: bytes, offsets: bytes, threads: int = 0) -> tuple[bytes, bytes]:
+        """Do the same for texts end to end as UTF-8, with the len(texts) + 1 offsets between them, little-endian int64.
+
+        Raises ValueError for data that is not UTF-8, or offsets that do not ascend within it between characters.
+        """
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of a list of ids. Raises ValueError for an id outside the vocabulary."""

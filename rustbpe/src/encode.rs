@@ -8,12 +8,15 @@ use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{PatternError, VocabError};
-use crate::lookup::{Characters, PairTable, NO_TOKEN};
+use crate::lookup::{are_apart, Characters, PairTable, APART, FLAG_BITS, NO_PIECE, NO_TOKEN};
 use crate::pretokenize::Splitter;
 use crate::vocab::Vocab;
 
-/// Up to this many pieces, merging scans for the lowest rank: quadratic, but in one cache line or a few.
-const SCAN_MAX: usize = 96;
+/// Up to this many pieces, merging looks through all pairs for the lowest rank: quadratic, but without a branch.
+const SHORT: usize = 64;
+
+/// Bits of a position among that many pieces, below the rank in a key: the lowest key is the leftmost lowest rank.
+const AT_BITS: u32 = SHORT.ilog2();
 
 /// Texts are dealt out to threads in runs of about this many bytes.
 const RUN_BYTES: usize = 1 << 16;
@@ -23,37 +26,59 @@ const RUN_BYTES: usize = 1 << 16;
 pub struct Encoder {
     splitter: Splitter,
     vocab: Vocab,
-    byte_ids: [u32; 256],
+    byte_pieces: [u32; 256],
     pairs: PairTable,
     characters: Option<Characters>,
+    merges: Result<Vec<(u32, u32)>, VocabError>,
     longest_token: usize,
 }
 
-/// Memory reused from chunk to chunk.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    ids: Vec<u32>,
-    /// Rank of the pair that starts at each id.
-    ranks: Vec<u32>,
+/// The highest piece made in merging a chunk, and the last pair merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Done {
+    highest: u32,
+    last: (u32, u32),
 }
+
+const NOTHING_DONE: Done = Done { highest: 0, last: (NO_PIECE, NO_PIECE) };
 
 impl Encoder {
     /// An encoder for `vocab` with chunks cut by `splitter`.
     pub fn new(splitter: Splitter, vocab: Vocab) -> Self {
-        let mut byte_ids = [0; 256];
-        for byte in 0..=255u8 {
-            byte_ids[usize::from(byte)] = vocab.id(&[byte]).unwrap_or(NO_TOKEN);
-        }
-        let pairs = PairTable::new(&vocab);
+        let splits: Vec<_> = vocab.splits().collect();
         let longest_token = vocab.iter().map(<[u8]>::len).max().unwrap_or(1);
-        let mut encoder = Self { splitter, vocab, byte_ids, pairs, characters: None, longest_token };
-        let mut scratch = Scratch::default();
-        let characters = Characters::new(&encoder.vocab, |token| {
-            let highest = encoder.merge(token, NO_TOKEN, &mut scratch);
-            (scratch.ids.len() == 1).then_some(highest)
-        });
-        encoder.characters = Some(characters);
+        let (pairs, merges) = (PairTable::new(splits.clone(), &vocab), Ok(Vec::new()));
+        let byte_pieces = [NO_PIECE; 256];
+        let mut encoder = Self { splitter, vocab, byte_pieces, pairs, characters: None, merges, longest_token };
+        encoder.note_bytes();
+        // What happens between two borders that stay does not depend on what is around them. So a token is made, if at
+        // all, by the same last merge wherever it is made, and of all its splits only that one is needed.
+        let (mut made, mut highest, mut ids) = (Vec::new(), vec![0; encoder.vocab.len()], Vec::new());
+        for (token, id) in encoder.vocab.iter().zip(0u32..).filter(|(token, _)| token.len() > 1) {
+            ids.clear();
+            let done = encoder.merge(token, &mut ids);
+            let whole = ids.len() == 1;
+            let (highest_id, last) = (done.highest >> FLAG_BITS, (done.last.0 >> FLAG_BITS, done.last.1 >> FLAG_BITS));
+            highest[id as usize] = if whole { highest_id } else { NO_TOKEN };
+            if whole {
+                made.push((last.0, last.1, id));
+            }
+            match &mut encoder.merges {
+                Ok(merges) if whole && highest_id == id => merges.push(last),
+                merges if merges.is_ok() => *merges = Err(VocabError::Unreachable { id }),
+                _ => {}
+            }
+        }
+        encoder.pairs = PairTable::new(made, &encoder.vocab);
+        encoder.note_bytes();
+        encoder.characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, &splits, &highest));
         encoder
+    }
+
+    fn note_bytes(&mut self) {
+        for (byte, piece) in (0..=255u8).zip(&mut self.byte_pieces) {
+            *piece = self.vocab.id(&[byte]).map_or(NO_PIECE, |id| self.pairs.piece(id));
+        }
     }
 
     /// The vocabulary.
@@ -71,22 +96,12 @@ impl Encoder {
     /// These alone, applied in order, encode as this encoder does: see `train.rs` on why no token has two ways to be
     /// made. A vocabulary from elsewhere may hold tokens no merge makes; those are errors.
     pub fn merges(&self) -> Result<Vec<(u32, u32)>, VocabError> {
-        let mut scratch = Scratch::default();
-        let mut merges = Vec::with_capacity(self.vocab.len().saturating_sub(256));
-        for (token, id) in self.vocab.iter().zip(0u32..).filter(|(token, _)| token.len() > 1) {
-            self.merge(token, id, &mut scratch);
-            match scratch.ids[..] {
-                [left, right] => merges.push((left, right)),
-                _ => return Err(VocabError::Unreachable { id }),
-            }
-        }
-        Ok(merges)
+        self.merges.clone()
     }
 
     /// Encodes a text, appending to `out`.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), PatternError> {
-        let mut scratch = Scratch::default();
-        self.splitter.split(text, |chunk| self.encode_chunk(chunk.as_bytes(), &mut scratch, out))
+        self.splitter.split(text, |chunk| self.encode_chunk(chunk.as_bytes(), out))
     }
 
     /// Encodes a text.
@@ -101,7 +116,7 @@ impl Encoder {
         let mut ids = Vec::with_capacity(bytes.len() / 3);
         for part in bytes.utf8_chunks() {
             self.encode_into(part.valid(), &mut ids)?;
-            self.encode_chunk(part.invalid(), &mut Scratch::default(), &mut ids);
+            self.encode_chunk(part.invalid(), &mut ids);
         }
         Ok(ids)
     }
@@ -117,12 +132,12 @@ impl Encoder {
         let next = AtomicUsize::new(0);
         let work = || {
             // A clone per thread: regex engines share scratch memory between clones less than between references.
-            let (splitter, mut scratch) = (self.splitter.clone(), Scratch::default());
+            let splitter = self.splitter.clone();
             let mut done = Vec::new();
             while let Some(&(from, to)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let (mut ids, mut ends) = (Vec::new(), Vec::with_capacity(to - from));
                 for text in &texts[from..to] {
-                    splitter.split(text.as_ref(), |c| self.encode_chunk(c.as_bytes(), &mut scratch, &mut ids))?;
+                    splitter.split(text.as_ref(), |chunk| self.encode_chunk(chunk.as_bytes(), &mut ids))?;
                     ends.push(ids.len());
                 }
                 done.push((from, ids, ends));
@@ -150,135 +165,163 @@ impl Encoder {
         Ok((ids, ends))
     }
 
+    /// Appends the ids of a chunk.
     #[inline]
-    pub(crate) fn encode_chunk(&self, chunk: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        match chunk {
-            [] => {}
-            [byte] => out.push(self.byte_ids[usize::from(*byte)]),
-            _ => {
-                if let Some((id, bytes)) = self.character_at(chunk, 0) {
-                    if bytes == chunk.len() {
-                        return out.push(id);
-                    }
-                }
-                if chunk.len() <= self.longest_token {
-                    if let Some(id) = self.vocab.id(chunk) {
-                        return out.push(id);
-                    }
-                }
-                self.merge(chunk, NO_TOKEN, scratch);
-                out.extend_from_slice(&scratch.ids);
+    pub(crate) fn encode_chunk(&self, chunk: &[u8], ids: &mut Vec<u32>) {
+        // Merging finds every token that merges make. Looking it up is quicker only for words, which start from bytes.
+        let look_up = chunk.first().is_some_and(|&first| first < 0x80) || self.merges.is_err();
+        if look_up && (2..=self.longest_token).contains(&chunk.len()) {
+            if let Some(id) = self.vocab.id(chunk) {
+                return ids.push(id);
             }
         }
+        self.merge(chunk, ids);
     }
 
+    /// Appends the tokens that merging makes of a chunk.
     #[inline]
-    fn character_at(&self, chunk: &[u8], from: usize) -> Option<(u32, usize)> {
-        self.characters.as_ref()?.at(chunk, from)
-    }
-
-    /// The id of the token two tokens make, or [`NO_TOKEN`] if there is none below `limit`.
-    #[inline]
-    fn rank(&self, left: u32, right: u32, limit: u32) -> u32 {
-        let rank = self.pairs.get(left, right);
-        if rank < limit {
-            rank
-        } else {
-            NO_TOKEN
-        }
-    }
-
-    /// Leaves in `scratch.ids` the tokens of a chunk of two bytes or more, using only merges of rank below `limit`.
-    /// Returns the highest rank used.
-    fn merge(&self, chunk: &[u8], limit: u32, scratch: &mut Scratch) -> u32 {
-        let Scratch { ids, ranks } = scratch;
-        ids.clear();
-        let mut from = 0;
+    fn merge(&self, chunk: &[u8], ids: &mut Vec<u32>) -> Done {
+        let (first, mut from) = (ids.len(), 0);
         while from < chunk.len() {
-            // With a limit, a character may not be whole at the end.
-            let whole = if limit == NO_TOKEN { self.character_at(chunk, from) } else { None };
-            let (id, bytes) = whole.unwrap_or((self.byte_ids[usize::from(chunk[from])], 1));
-            ids.push(id);
+            let whole = self.characters.as_ref().and_then(|characters| characters.at(chunk, from));
+            let (piece, bytes) = whole.unwrap_or((self.byte_pieces[usize::from(chunk[from])], 1));
+            ids.push(piece);
             from += bytes;
         }
-        ranks.clear();
-        ranks.extend(ids.windows(2).map(|pair| self.rank(pair[0], pair[1], limit)));
-        ranks.push(NO_TOKEN);
-        if ids.len() <= SCAN_MAX {
-            self.merge_by_scan(limit, scratch)
-        } else {
-            self.merge_by_heap(limit, scratch)
-        }
+        let pieces = &mut ids[first..];
+        let mut done = NOTHING_DONE;
+        let left = match pieces.len() {
+            0 | 1 => pieces.len(),
+            2..=SHORT => self.merge_short(pieces, &mut done),
+            _ => self.merge_long(pieces, &mut done),
+        };
+        pieces.iter_mut().take(left).for_each(|piece| *piece >>= FLAG_BITS);
+        ids.truncate(first + left);
+        done
     }
 
-    fn merge_by_scan(&self, limit: u32, scratch: &mut Scratch) -> u32 {
-        let Scratch { ids, ranks } = scratch;
-        let mut highest = 0;
-        loop {
-            let (mut at, mut lowest) = (0, NO_TOKEN);
-            for (i, &rank) in ranks.iter().enumerate() {
-                if rank < lowest {
-                    (at, lowest) = (i, rank);
+    /// Merges 2 to [`SHORT`] pieces in place; returns how many are left. What takes time is branches that cannot be
+    /// foreseen, so there are few.
+    #[inline]
+    fn merge_short(&self, pieces: &mut [u32], done: &mut Done) -> usize {
+        let mut keys = [u32::MAX; SHORT];
+        let mut ends = 1u64 << (pieces.len() - 1);
+        for (at, pair) in pieces.windows(2).enumerate() {
+            let made = self.pairs.get(pair[0], pair[1]);
+            keys[at] = made << AT_BITS | at as u32;
+            // Between characters that no token has side by side, the chunk can be cut.
+            ends |= u64::from(are_apart(pair[0], pair[1], made)) << at;
+        }
+        let (mut start, mut left) = (0, 0);
+        while ends != 0 {
+            let end = ends.trailing_zeros() as usize;
+            ends &= ends - 1;
+            if end - start < 2 {
+                // One piece; or two, which make one or stay.
+                let made = keys[start] >> AT_BITS;
+                let one = (start < end) & (made < NO_PIECE);
+                if one {
+                    *done = Done { highest: done.highest.max(made), last: (pieces[start], pieces[end]) };
                 }
+                let last = pieces[end];
+                pieces[left] = if one { made } else { pieces[start] };
+                left += usize::from((start < end) & !one);
+                pieces[left] = if (start < end) & !one { last } else { pieces[left] };
+                left += 1;
+            } else {
+                left = self.merge_part(pieces, &mut keys, (start, end), left, done);
             }
-            if lowest == NO_TOKEN {
-                return highest;
-            }
-            highest = highest.max(lowest);
-            ids[at] = lowest;
-            ids.remove(at + 1);
-            ranks.remove(at + 1);
-            ranks[at] = ids.get(at + 1).map_or(NO_TOKEN, |&right| self.rank(lowest, right, limit));
-            if at > 0 {
-                ranks[at - 1] = self.rank(ids[at - 1], lowest, limit);
-            }
+            start = end + 1;
         }
+        left
     }
 
-    /// The same in O(n log n): a heap of (rank, position) over a doubly linked list.
-    fn merge_by_heap(&self, limit: u32, scratch: &mut Scratch) -> u32 {
-        let Scratch { ids, ranks } = scratch;
-        let mut highest = 0;
-        let n = ids.len();
+    /// Merges the pieces from `start` to `end`, that included, by the keys of their pairs, and moves them to `to`.
+    fn merge_part(
+        &self,
+        pieces: &mut [u32],
+        keys: &mut [u32; SHORT],
+        (start, end): (usize, usize),
+        mut to: usize,
+        done: &mut Done,
+    ) -> usize {
+        // A bit for every piece that is still there.
+        let mut alive = u64::MAX >> (SHORT - 1 - end) & u64::MAX << start;
+        keys[end] = u32::MAX;
+        loop {
+            let lowest = keys[start..end].iter().fold(u32::MAX, |lowest, &key| key.min(lowest));
+            let (made, at) = (lowest >> AT_BITS, lowest as usize % SHORT);
+            if made >= NO_PIECE {
+                break;
+            }
+            let after = alive & (!1 << at);
+            let gone = after.trailing_zeros() as usize % SHORT;
+            *done = Done { highest: done.highest.max(made), last: (pieces[at], pieces[gone]) };
+            pieces[at] = made;
+            alive &= !(1 << gone);
+            let after = after & (after - 1);
+            let right = if after == 0 { NO_PIECE } else { pieces[after.trailing_zeros() as usize % SHORT] };
+            let before = alive & ((1 << at) - 1);
+            let left_at = before.checked_ilog2().unwrap_or(SHORT as u32 - 1) as usize;
+            let left = if before == 0 { NO_PIECE } else { pieces[left_at] };
+            keys[gone] = u32::MAX;
+            keys[at] = self.pairs.get(made, right) << AT_BITS | at as u32;
+            let key = self.pairs.get(left, made) << AT_BITS | left_at as u32;
+            if before != 0 {
+                keys[left_at] = key;
+            }
+        }
+        while alive != 0 {
+            pieces[to] = pieces[alive.trailing_zeros() as usize];
+            to += 1;
+            alive &= alive - 1;
+        }
+        to
+    }
+
+    /// The same for any number of pieces in O(n log n): a heap of (rank, position) over a doubly linked list.
+    fn merge_long(&self, pieces: &mut [u32], done: &mut Done) -> usize {
+        let n = pieces.len();
+        let mut ranks: Vec<u32> = pieces.windows(2).map(|pair| self.pairs.get(pair[0], pair[1])).collect();
+        ranks.push(APART);
         let mut next: Vec<usize> = (1..=n).collect();
         let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
         let mut heap: BinaryHeap<Reverse<(u32, usize)>> =
-            (0..n).filter(|&i| ranks[i] != NO_TOKEN).map(|i| Reverse((ranks[i], i))).collect();
+            (0..n).filter(|&i| ranks[i] < NO_PIECE).map(|i| Reverse((ranks[i], i))).collect();
         while let Some(Reverse((rank, at))) = heap.pop() {
             if ranks[at] != rank {
                 continue; // merged away, or part of another pair by now
             }
-            highest = highest.max(rank);
             let gone = next[at];
             let after = next[gone];
-            ids[at] = rank;
-            ranks[gone] = NO_TOKEN;
+            *done = Done { highest: done.highest.max(rank), last: (pieces[at], pieces[gone]) };
+            pieces[at] = rank;
+            ranks[gone] = APART;
             next[at] = after;
             let mut update = |i: usize, rank: u32| {
                 ranks[i] = rank;
-                if rank != NO_TOKEN {
+                if rank < NO_PIECE {
                     heap.push(Reverse((rank, i)));
                 }
             };
             if after < n {
                 previous[after] = at;
-                update(at, self.rank(rank, ids[after], limit));
+                update(at, self.pairs.get(rank, pieces[after]));
             } else {
-                update(at, NO_TOKEN);
+                update(at, APART);
             }
             let before = previous[at];
             if before < n {
-                update(before, self.rank(ids[before], rank, limit));
+                update(before, self.pairs.get(pieces[before], rank));
             }
         }
-        let (mut from, mut to) = (0, 0);
+        let (mut from, mut left) = (0, 0);
         while from < n {
-            ids[to] = ids[from];
-            to += 1;
+            pieces[left] = pieces[from];
+            left += 1;
             from = next[from];
         }
-        ids.truncate(to);
-        highest
+        left
     }
 }
 
@@ -311,26 +354,22 @@ mod tests {
     }
 
     #[test]
-    fn scan_and_heap_agree() {
+    fn short_and_long_agree() {
         let e = encoder(&[(97, 97), (256, 97), (97, 98), (256, 258), (257, 257), (98, 98), (259, 261)]);
         let mut state = 1u32;
-        for n in 2..600 {
+        for n in (2..=SHORT).cycle().take(600) {
             let chunk: Vec<u8> = (0..n)
                 .map(|_| {
                     state = state.wrapping_mul(1_103_515_245).wrapping_add(12345);
                     b'a' + u8::from((state >> 16) % 3 == 0)
                 })
                 .collect();
-            let (mut a, mut b) = (Scratch::default(), Scratch::default());
-            e.merge(&chunk[..2], NO_TOKEN, &mut a);
-            for s in [&mut a, &mut b] {
-                s.ids = chunk.iter().map(|&c| u32::from(c)).collect();
-                s.ranks = chunk.windows(2).map(|p| e.rank(p[0].into(), p[1].into(), NO_TOKEN)).collect();
-                s.ranks.push(NO_TOKEN);
-            }
-            e.merge_by_scan(NO_TOKEN, &mut a);
-            e.merge_by_heap(NO_TOKEN, &mut b);
-            assert_eq!(a.ids, b.ids);
+            let bytes: Vec<u32> = chunk.iter().map(|&byte| e.byte_pieces[usize::from(byte)]).collect();
+            let (mut short, mut long) = (bytes.clone(), bytes);
+            let mut done = [NOTHING_DONE; 2];
+            let n_short = e.merge_short(&mut short, &mut done[0]);
+            let n_long = e.merge_long(&mut long, &mut done[1]);
+            assert_eq!((&short[..n_short], done[0].highest), (&long[..n_long], done[1].highest));
         }
     }
 

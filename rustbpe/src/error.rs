@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::vocab::MAX_TOKENS;
+
 /// Why a split pattern could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PatternError {
@@ -84,7 +86,7 @@ impl fmt::Display for TrainError {
         match self {
             Self::VocabSize { asked } => write!(
                 f,
-                "vocab_size={asked} is out of range; the 256 byte tokens are always there, so pass 256 to 2147483648"
+                "vocab_size={asked} is out of range; the 256 byte tokens are always there, so pass 256 to {MAX_TOKENS}"
             ),
             Self::NoText => write!(f, "there is no text to train on; check that the documents are not empty"),
             Self::TooFewTokens { asked, reached } => write!(
@@ -172,7 +174,7 @@ impl fmt::Display for VocabError {
             Self::MissingByte { byte } => {
                 write!(f, "byte 0x{byte:02x} has no token of its own; a byte-level vocabulary needs all 256")
             }
-            Self::TooLarge => write!(f, "the list of ranks is larger than 32-bit ids and offsets can number"),
+            Self::TooLarge => write!(f, "the list of ranks has more than {MAX_TOKENS} tokens or 4 GiB"),
             Self::Unreachable { id } => write!(
                 f,
                 "token {id} is not the merge of two tokens before it, so this vocabulary has no list of merges"

@@ -1,58 +1,127 @@
 //! Tables of the encoder.
 
-use crate::vocab::Vocab;
+use std::cmp::Reverse;
 
-/// Rank of a pair that makes no token, id of a character that is none.
-pub const NO_TOKEN: u32 = u32::MAX;
+use crate::vocab::{Vocab, MAX_TOKENS};
 
-/// (left id, right id) to the id of the token they make. Open addressing, at most half full.
+/// Rank of a pair that makes no token, id of a character that is none: more than any id.
+pub const NO_TOKEN: u32 = MAX_TOKENS as u32;
+
+/// While a chunk is merged, its tokens are *pieces*: the id, then whether it is a byte of a longer character.
+pub const FLAG_BITS: u32 = 1;
+const IS_PART: u32 = 1;
+const ID_BITS: u32 = NO_TOKEN.ilog2() + 1;
+const PIECE_BITS: u32 = ID_BITS + FLAG_BITS;
+/// What two pieces make that are not next to each other in any token.
+pub const APART: u32 = (1 << PIECE_BITS) - 1;
+/// Less than what makes nothing, more than any piece; half of no pair.
+pub const NO_PIECE: u32 = APART - 1;
+
+/// Two pieces to the piece they make. A perfect hash table, since branches that cannot be foreseen take more time than
+/// all else: a pair's group has a factor that sends every pair of it to a slot of its own.
 #[derive(Debug, Clone)]
 pub struct PairTable {
-    slots: Vec<(u64, u32)>,
-    shift: u32,
+    /// Pair of ids in the upper bits, piece in the lower: eight to a cache line.
+    slots: Vec<u64>,
+    /// By group.
+    factors: Vec<u16>,
+    /// By id.
+    pieces: Vec<u32>,
 }
 
 impl PairTable {
+    /// Of no pair.
     const EMPTY: u64 = u64::MAX;
 
-    /// All ways to make a token of the vocabulary out of two.
-    pub fn new(vocab: &Vocab) -> Self {
-        let splits: Vec<_> = vocab.splits().collect();
-        let size = (2 * splits.len()).next_power_of_two().max(64);
-        let mut table = Self { slots: vec![(Self::EMPTY, NO_TOKEN); size], shift: 64 - size.trailing_zeros() };
-        for (left, right, id) in splits {
-            let key = key(left, right);
-            let mut at = table.first(key);
-            while table.slots[at].0 != Self::EMPTY {
-                at = (at + 1) & (size - 1);
+    /// From merges as (left, right, token), each pair once.
+    pub fn new(mut pairs: Vec<(u32, u32, u32)>, vocab: &Vocab) -> Self {
+        pairs.extend(vocab.neighbours().map(|(left, right)| (left, right, NO_TOKEN)));
+        pairs.sort_unstable();
+        pairs.dedup_by_key(|&mut (left, right, _)| (left, right));
+        let part = |token: &[u8]| if matches!(token, [0x80..=0xFF]) { IS_PART } else { 0 };
+        let mut pieces: Vec<u32> = vocab.iter().zip(0..).map(|(token, id)| id << FLAG_BITS | part(token)).collect();
+        let of = |id: u32| pieces.get(id as usize).copied().unwrap_or(NO_PIECE);
+        let slots: Vec<u64> = pairs
+            .into_iter()
+            .map(|(left, right, id)| pair(of(left), of(right)) << PIECE_BITS | u64::from(of(id)))
+            .collect();
+        let mut size = (slots.len() + slots.len() / 3).next_power_of_two().max(64);
+        loop {
+            let (factors, empty) = (vec![0; size / 4], vec![Self::EMPTY; size]);
+            let mut table = Self { slots: empty, factors, pieces };
+            if table.fill(&slots) {
+                return table;
             }
-            table.slots[at] = (key, id);
+            (pieces, size) = (table.pieces, 2 * size);
         }
-        table
+    }
+
+    /// Finds the factors; false if there is none for some group.
+    fn fill(&mut self, full: &[u64]) -> bool {
+        let mut groups = vec![Vec::new(); self.factors.len()];
+        full.iter().for_each(|&slot| groups[self.group(slot >> PIECE_BITS)].push(slot));
+        let mut order: Vec<usize> = (0..groups.len()).collect();
+        order.sort_by_key(|&group| Reverse(groups[group].len()));
+        order.into_iter().all(|group| {
+            let mut placed = Vec::new();
+            (0..=u16::MAX).any(|factor| {
+                self.factors[group] = factor;
+                for &slot in &groups[group] {
+                    let at = self.place(slot >> PIECE_BITS);
+                    if self.slots[at] != Self::EMPTY {
+                        placed.drain(..).for_each(|at: usize| self.slots[at] = Self::EMPTY);
+                        return false;
+                    }
+                    self.slots[at] = slot;
+                    placed.push(at);
+                }
+                true
+            })
+        })
+    }
+
+    /// The piece of an id.
+    pub fn piece(&self, id: u32) -> u32 {
+        self.pieces[id as usize]
     }
 
     #[inline]
-    fn first(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    fn group(&self, pair: u64) -> usize {
+        (pair.wrapping_mul(SPREAD) >> (64 - self.factors.len().trailing_zeros())) as usize
     }
 
-    /// The token two tokens make, or [`NO_TOKEN`].
+    #[inline]
+    fn place(&self, pair: u64) -> usize {
+        let factor = 2 * u64::from(self.factors[self.group(pair)]) + 1;
+        (pair.wrapping_mul(SPREAD).wrapping_mul(factor) >> (64 - self.slots.len().trailing_zeros())) as usize
+    }
+
+    /// The piece two pieces make, [`NO_PIECE`], or [`APART`].
     #[inline]
     pub fn get(&self, left: u32, right: u32) -> u32 {
-        let key = key(left, right);
-        let mut at = self.first(key);
-        loop {
-            let (found, id) = self.slots[at];
-            if found == key || found == Self::EMPTY {
-                return id;
-            }
-            at = (at + 1) & (self.slots.len() - 1);
+        let pair = pair(left, right);
+        let slot = self.slots[self.place(pair)];
+        let made = slot as u32 & APART;
+        if slot >> PIECE_BITS == pair {
+            made
+        } else {
+            APART
         }
     }
 }
 
-fn key(left: u32, right: u32) -> u64 {
-    (u64::from(left) << 32) | u64::from(right)
+/// Odd, and without a pattern.
+const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Whether no token reaches across the border of two neighbours in a chunk that together make this.
+#[inline]
+pub fn are_apart(left: u32, right: u32, made: u32) -> bool {
+    made == APART && (left | right) & IS_PART == 0
+}
+
+#[inline]
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left >> FLAG_BITS) << ID_BITS | u64::from(right >> FLAG_BITS)
 }
 
 /// Which characters may be taken as one token from the start.
@@ -64,13 +133,17 @@ fn key(left: u32, right: u32) -> u64 {
 /// the character needs, the character is whole in time, and starting with it whole gives the same tokens.
 #[derive(Debug, Clone)]
 pub struct Characters {
-    /// By code point below 0x10000: the token and the highest rank needed to make it, or [`NO_TOKEN`] twice.
-    whole: Vec<(u32, u32)>,
+    /// By code point below 0x10000: the piece, with [`ALWAYS`] if it is whole in time between any neighbours.
+    pieces: Vec<u32>,
+    /// By code point: the highest rank needed to make the token.
+    ranks: Vec<u32>,
     /// By byte before and byte after a border: the lowest rank of a merge that takes a beginning of the right character.
     beginnings: Vec<u32>,
     /// The same for merges that take an ending of the left character.
     endings: Vec<u32>,
 }
+
+const ALWAYS: u32 = 1 << 31;
 
 /// Bytes of the character that starts with this byte, as far as the byte tells.
 fn length(first: u8) -> usize {
@@ -87,52 +160,57 @@ fn border(before: u8, after: u8) -> usize {
 }
 
 impl Characters {
-    /// `make(token)` gives the highest rank needed to make a token from its bytes, or None if they end up as several.
-    pub fn new(vocab: &Vocab, mut make: impl FnMut(&[u8]) -> Option<u32>) -> Self {
-        let mut new = Self {
-            whole: vec![(NO_TOKEN, NO_TOKEN); 1 << 16],
-            beginnings: vec![NO_TOKEN; 1 << 16],
-            endings: vec![NO_TOKEN; 1 << 16],
-        };
-        for (token, id) in vocab.iter().zip(0u32..) {
-            let mut characters = std::str::from_utf8(token).unwrap_or("").chars();
-            if let (Some(c @ '\u{80}'..='\u{FFFF}'), None) = (characters.next(), characters.next()) {
-                if let Some(rank) = make(token) {
-                    new.whole[c as usize] = (id, rank);
-                }
+    /// `splits` are all ways to cut a token in two, as (left, right, token); `highest` is the highest rank needed to make
+    /// each token from its bytes, or [`NO_TOKEN`] if they end up as several.
+    pub fn new(vocab: &Vocab, pairs: &PairTable, splits: &[(u32, u32, u32)], highest: &[u32]) -> Self {
+        let none = || vec![NO_TOKEN; 1 << 16];
+        let mut new = Self { pieces: vec![NO_PIECE; 1 << 16], ranks: none(), beginnings: none(), endings: none() };
+        for &(left, right, id) in splits {
+            let (Ok(left), Ok(right)) = (vocab.bytes(left), vocab.bytes(right)) else { continue };
+            let border = border(left[left.len() - 1], right[0]);
+            if right.len() < length(right[0]) {
+                new.beginnings[border] = new.beginnings[border].min(id);
             }
-            for at in 1..token.len() {
-                let (left, right) = token.split_at(at);
-                if vocab.id(left).is_none() || vocab.id(right).is_none() {
-                    continue;
-                }
-                let border = border(left[at - 1], right[0]);
-                if right.len() < length(right[0]) {
-                    new.beginnings[border] = new.beginnings[border].min(id);
-                }
-                if left[0] & 0xC0 == 0x80 {
-                    new.endings[border] = new.endings[border].min(id);
-                }
+            if left[0] & 0xC0 == 0x80 {
+                new.endings[border] = new.endings[border].min(id);
+            }
+        }
+        let lowest = |borders: &mut dyn Iterator<Item = u32>| borders.min().unwrap_or(NO_TOKEN);
+        let before: Vec<_> =
+            (0..=255).map(|first| lowest(&mut (0..=255).map(|before| new.beginnings[border(before, first)]))).collect();
+        let after: Vec<_> =
+            (0..=255).map(|last| lowest(&mut (0..=255).map(|after| new.endings[border(last, after)]))).collect();
+        for ((token, id), &rank) in vocab.iter().zip(0u32..).zip(highest) {
+            let mut characters = std::str::from_utf8(token).unwrap_or("").chars();
+            if let (Some(c @ '\u{80}'..='\u{FFFF}'), None, true) =
+                (characters.next(), characters.next(), rank < NO_TOKEN)
+            {
+                let always = rank < before[usize::from(token[0])] && rank < after[usize::from(token[token.len() - 1])];
+                new.pieces[c as usize] = pairs.piece(id) | if always { ALWAYS } else { 0 };
+                new.ranks[c as usize] = rank;
             }
         }
         new
     }
 
-    /// Whether the character at `chunk[from..]` may start as one token: (token, bytes).
+    /// Whether the character at `chunk[from..]` may start as one token: (piece, bytes).
     #[inline]
     pub fn at(&self, chunk: &[u8], from: usize) -> Option<(u32, usize)> {
-        let (code, to) = match chunk[from..] {
-            [a @ 0xE0..=0xEF, b, c, ..] if b & c & 0xC0 == 0x80 && (b | c) & 0x40 == 0 => {
-                (usize::from(a & 15) << 12 | usize::from(b & 63) << 6 | usize::from(c & 63), from + 3)
+        let (code, bytes) = match chunk[from..] {
+            // An overlong form, found in damaged text only, has the code of another character.
+            [a @ 0xE0..=0xEF, b, c, ..] if b & c & 0xC0 == 0x80 && (b | c) & 0x40 == 0 && (a, b) >= (0xE0, 0xA0) => {
+                (usize::from(a & 15) << 12 | usize::from(b & 63) << 6 | usize::from(c & 63), 3)
             }
-            [a @ 0xC2..=0xDF, b, ..] if b & 0xC0 == 0x80 => (usize::from(a & 31) << 6 | usize::from(b & 63), from + 2),
+            [a @ 0xC2..=0xDF, b, ..] if b & 0xC0 == 0x80 => (usize::from(a & 31) << 6 | usize::from(b & 63), 2),
             _ => return None,
         };
-        let (id, rank) = self.whole[code];
+        let piece = self.pieces[code];
+        if piece & ALWAYS != 0 {
+            return Some((piece & APART, bytes));
+        }
+        let (rank, to) = (self.ranks[code], from + bytes);
         let early = from == 0 || rank < self.beginnings[border(chunk[from - 1], chunk[from])];
         let late = to == chunk.len() || rank < self.endings[border(chunk[to - 1], chunk[to])];
-        // An overlong form, found in damaged text only, has the code of another character.
-        let honest = to - from == 2 || code >= 0x800;
-        (id != NO_TOKEN && early && late && honest).then_some((id, to - from))
+        (piece != NO_PIECE && early && late).then_some((piece, bytes))
     }
 }

@@ -1,13 +1,13 @@
 //! Pairs of neighbouring tokens: how often each occurs, and which one is next.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::binary_heap::{BinaryHeap, PeekMut};
 
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::memory;
-use crate::shard::Side;
+use crate::shard::{Side, AHEAD};
 use crate::word::{Slot, Words};
 
 /// Up to this many tokens, pairs are counted in a square table.
@@ -27,7 +27,7 @@ pub fn halves(key: u64) -> (u32, u32) {
 }
 
 /// Spreads pairs evenly, whatever their ids.
-fn hash(left: u32, right: u32) -> u64 {
+pub fn hash(left: u32, right: u32) -> u64 {
     key(left, right).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
 }
 
@@ -73,22 +73,23 @@ impl PairMap {
         self
     }
 
-    /// Adds to the count of a pair if its hash is wanted.
+    /// Adds to the count of a pair if it is in the square, or its hash is wanted.
     #[inline]
     pub fn add_if(&mut self, left: u32, right: u32, count: u64, wanted: impl Fn(u64) -> bool) {
-        if wanted(hash(left, right)) {
+        if (left.max(right) as usize) < self.side || wanted(hash(left, right)) {
             *self.entry(left, right) += count;
         }
     }
 
-    /// Keeps the counts that are wanted by hash and count.
-    pub fn retain(&mut self, wanted: impl Fn(u64, u64) -> bool) {
-        for (i, count) in self.square.iter_mut().enumerate() {
-            if !wanted(hash((i / self.side) as u32, (i % self.side) as u32), *count) {
-                *count = 0;
-            }
-        }
-        self.table.retain(|&pair, &mut count| wanted(hash(halves(pair).0, halves(pair).1), count));
+    /// Forgets pairs outside the square that are not wanted by hash.
+    pub fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
+        self.table.retain(|&pair, _| wanted(hash(halves(pair).0, halves(pair).1)));
+    }
+
+    /// Forgets pairs below a count.
+    pub fn retain_from(&mut self, cutoff: u64) {
+        self.square.iter_mut().filter(|count| **count < cutoff).for_each(|count| *count = 0);
+        self.table.retain(|_, &mut count| count >= cutoff);
         self.table.shrink_to_fit();
     }
 
@@ -139,58 +140,92 @@ impl PairMap {
     }
 }
 
-/// All pairs that reach the cutoff, and a heap over them. Counts in the heap may be out of date, but never too low.
+/// All pairs that reach the cutoff, and those that did. A pair is new once, so none is ever removed.
 #[derive(Debug)]
 pub struct Pairs {
-    /// Key to (count, id).
-    table: HashMap<u64, (u64, u32), FxBuildHasher>,
-    heap: BinaryHeap<(u64, Reverse<u64>)>,
+    /// (key, id). Open addressing, at most half full.
+    slots: Vec<(u64, u32)>,
+    /// Counts by id; 0 of a pair that was taken out.
+    counts: Vec<u64>,
+    /// (count, key, id). Counts here may be out of date, but never too low.
+    heap: BinaryHeap<(u64, Reverse<u64>, u32)>,
     cutoff: u64,
-    /// Ids given so far.
-    pub n_ids: u32,
 }
 
 impl Pairs {
     /// No pairs yet.
     pub fn new(cutoff: u64) -> Self {
-        Self { table: HashMap::default(), heap: BinaryHeap::new(), cutoff, n_ids: 0 }
+        Self { slots: vec![(0, NONE); 1 << 10], counts: Vec::new(), heap: BinaryHeap::new(), cutoff }
+    }
+
+    /// Ids given so far.
+    pub fn n_ids(&self) -> usize {
+        self.counts.len()
+    }
+
+    fn slot_of(&self, key: u64) -> usize {
+        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - self.slots.len().trailing_zeros())) as usize
     }
 
     /// Adds a pair and returns its id.
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
-        let id = self.n_ids;
-        self.n_ids += 1;
-        self.table.insert(key, (count, id));
-        self.heap.push((count, Reverse(key)));
+        let id = self.counts.len() as u32;
+        self.counts.push(count);
+        self.heap.push((count, Reverse(key), id));
+        if 2 * self.counts.len() > self.slots.len() {
+            let twice = vec![(0, NONE); 2 * self.slots.len()];
+            memory::advise_huge(&twice);
+            let old = std::mem::replace(&mut self.slots, twice);
+            old.into_iter().filter(|slot| slot.1 != NONE).for_each(|(key, id)| self.place(key, id));
+        }
+        self.place(key, id);
         id
+    }
+
+    fn place(&mut self, key: u64, id: u32) {
+        let mut at = self.slot_of(key);
+        while self.slots[at].1 != NONE {
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+        self.slots[at] = (key, id);
     }
 
     /// Puts back what `pop` took out.
     pub fn restore(&mut self, (key, count, id): (u64, u64, u32)) {
-        self.table.insert(key, (count, id));
-        self.heap.push((count, Reverse(key)));
+        self.counts[id as usize] = count;
+        self.heap.push((count, Reverse(key), id));
     }
 
-    /// Lowers the count of a pair, if the pair is known.
+    /// Lowers the count of a pair, if the pair is known and not taken out.
+    #[inline]
     pub fn subtract(&mut self, key: u64, lost: u64) {
-        if let Some((count, _)) = self.table.get_mut(&key) {
-            *count -= lost;
-            if *count < self.cutoff {
-                self.table.remove(&key);
+        let mut at = self.slot_of(key);
+        loop {
+            match self.slots[at] {
+                (_, NONE) => return,
+                (found, id) if found == key => {
+                    let count = &mut self.counts[id as usize];
+                    *count = count.saturating_sub(lost);
+                    return;
+                }
+                _ => at = (at + 1) & (self.slots.len() - 1),
             }
         }
     }
 
     /// Takes the most frequent pair out: (key, count, id).
     pub fn pop(&mut self) -> Option<(u64, u64, u32)> {
-        while let Some((noted, Reverse(key))) = self.heap.pop() {
-            match self.table.get(&key) {
-                Some(&(count, id)) if count == noted => {
-                    self.table.remove(&key);
-                    return Some((key, count, id));
-                }
-                Some(&(count, _)) => self.heap.push((count, Reverse(key))),
-                None => {}
+        while let Some(mut top) = self.heap.peek_mut() {
+            let (noted, Reverse(key), id) = *top;
+            let count = self.counts[id as usize];
+            if count < noted && count >= self.cutoff {
+                top.0 = count;
+                continue;
+            }
+            PeekMut::pop(top);
+            if count == noted {
+                self.counts[id as usize] = 0;
+                return Some((key, count, id));
             }
         }
         None
@@ -210,7 +245,10 @@ impl Pairs {
         filed.clear();
         let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
         for (index, side) in sides.iter().enumerate() {
-            for &neighbour in &side.touched {
+            for (i, &neighbour) in side.touched.iter().enumerate() {
+                if let Some(&later) = side.touched.get(i + AHEAD) {
+                    memory::prefetch(&self.slots, self.slot_of(keys(later).0));
+                }
                 let seen = |side: &&Side| side.seen[neighbour as usize];
                 if sides[..index].iter().any(|side| seen(side) > 0) {
                     continue; // booked with that shard

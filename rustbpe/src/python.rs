@@ -59,6 +59,18 @@ struct Bpe {
     counts: Vec<u64>,
 }
 
+/// Ids, and offsets between texts.
+type Flat<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+fn flat<'py>(py: Python<'py>, (ids, ends): (Vec<u32>, Vec<usize>)) -> PyResult<Flat<'py>> {
+    let ids = PyBytes::new_with(py, 4 * ids.len(), |out| {
+        out.chunks_exact_mut(4).zip(&ids).for_each(|(out, id)| out.copy_from_slice(&id.to_le_bytes()));
+        Ok(())
+    })?;
+    let offsets: Vec<u8> = [0].iter().chain(&ends).flat_map(|&end| (end as u64).to_le_bytes()).collect();
+    Ok((ids, PyBytes::new(py, &offsets)))
+}
+
 /// A merge and how often its pair stood in the text: (left id, right id, count).
 type CountedMerge = (u32, u32, u64);
 
@@ -219,14 +231,25 @@ impl Bpe {
         py: Python<'py>,
         texts: Vec<Bound<'py, PyString>>,
         threads: usize,
-    ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let (ids, ends) = self.batch(py, &texts, threads)?;
-        let (ids, offsets) = py.detach(|| {
-            let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            let offsets: Vec<u8> = [0].iter().chain(&ends).flat_map(|&end| (end as u64).to_le_bytes()).collect();
-            (ids, offsets)
+    ) -> PyResult<Flat<'py>> {
+        flat(py, self.batch(py, &texts, threads)?)
+    }
+
+    /// The same for texts end to end as UTF-8, with the len(texts) + 1 offsets between them as little-endian int64.
+    ///
+    /// Raises ValueError for data that is not UTF-8, or offsets that do not ascend within it from character to character.
+    #[pyo3(signature = (data, offsets, threads = 0))]
+    fn encode_joined<'py>(&self, py: Python<'py>, data: &[u8], offsets: &[u8], threads: usize) -> PyResult<Flat<'py>> {
+        let encoded = py.detach(|| {
+            let text = std::str::from_utf8(data).map_err(|error| PyValueError::new_err(error.to_string()))?;
+            let offsets: Vec<_> =
+                offsets.chunks_exact(8).map(|at| i64::from_le_bytes(at.try_into().unwrap_or_default())).collect();
+            let between = |ends: &[i64]| text.get(usize::try_from(ends[0]).ok()?..usize::try_from(ends[1]).ok()?);
+            let texts: Option<Vec<&str>> = offsets.windows(2).map(between).collect();
+            let texts = texts.ok_or_else(|| PyValueError::new_err("the offsets do not fit the text"))?;
+            Ok::<_, PyErr>(self.encoder.encode_batch(&texts, thread_count(threads))?)
         });
-        Ok((PyBytes::new(py, &ids), PyBytes::new(py, &offsets)))
+        flat(py, encoded?)
     }
 
     /// The bytes of a list of ids. Raises ValueError for an id outside the vocabulary.
@@ -302,11 +325,13 @@ impl Bpe {
     }
 }
 
-/// 0 asks for one thread per core.
+/// 0 asks for one thread per core. More than there are cores would wait for each other.
 fn thread_count(threads: usize) -> usize {
-    match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads == 0 {
+        cores
+    } else {
+        threads.min(cores)
     }
 }
 

@@ -4,8 +4,8 @@ use crate::memory;
 use crate::pairs::{PairMap, NONE};
 use crate::word::{Slot, Words};
 
-/// Positions are asked for this many ahead of being visited.
-const AHEAD: usize = 12;
+/// Memory is asked for this many items ahead of being visited.
+pub const AHEAD: usize = 12;
 
 /// A pair, its id, and the token to make of it.
 #[derive(Debug, Clone, Copy)]
@@ -129,11 +129,11 @@ impl<S: Slot> Shard<S> {
     }
 
     /// Lists the positions of all pairs that have an id. `lens`, if known: how many positions each id has.
-    pub fn list_pairs(&mut self, ids: &PairMap, n_ids: u32, lens: Option<Vec<u32>>) {
+    pub fn list_pairs(&mut self, ids: &PairMap, n_ids: usize, lens: Option<Vec<u32>>) {
         self.words.index_counts();
         let mut found = Vec::new();
         let lens = lens.unwrap_or_else(|| {
-            let mut lens = vec![0; n_ids as usize];
+            let mut lens = vec![0; n_ids];
             self.words.pairs(|left, right, position, _| {
                 let id = ids.id(left, right);
                 if id != NONE {

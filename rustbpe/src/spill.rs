@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::count::ChunkCounts;
 use crate::crew::each;
-use crate::encode::{Encoder, Scratch};
+use crate::encode::Encoder;
 use crate::error::TrainError;
-use crate::pairs::PairMap;
+use crate::pairs::{hash, PairMap};
 use crate::pretokenize::Splitter;
 use crate::train::{Learned, Learner, FIRST_CUTOFF_BYTES};
-use crate::vocab::Vocab;
+use crate::vocab::{Vocab, MAX_TOKENS};
 use crate::word::{Slot, Words};
 
 /// Bytes of a pair in a table that may be half empty.
@@ -99,7 +99,7 @@ pub fn train_spilled(
     tick: impl FnMut(u32) -> bool,
     saved: impl FnMut(&Learned) -> bool,
 ) -> Result<Learned, TrainError> {
-    if !(256..=1 << 31).contains(&vocab_size) {
+    if !(256..=MAX_TOKENS).contains(&(vocab_size as usize)) {
         return Err(TrainError::VocabSize { asked: vocab_size.into() });
     }
     if spilled.bytes == 0 {
@@ -124,11 +124,11 @@ impl Spilled {
         let mut states: Vec<_> = (0..self.threads).map(|_| Some(new())).collect();
         let results = each(&mut states, |state| {
             let Some(mut state) = state.take() else { unreachable!("each state is taken once") };
-            let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+            let mut ids = Vec::new();
             while let Some(path) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
                 read(path, |chunk, count| {
                     ids.clear();
-                    encoder.encode_chunk(chunk, &mut scratch, &mut ids);
+                    encoder.encode_chunk(chunk, &mut ids);
                     visit(&mut state, &ids, count)
                 })?;
             }
@@ -137,47 +137,40 @@ impl Spilled {
         results.into_iter().collect()
     }
 
-    /// The counts of all pairs that reach the cutoff.
-    fn count_pairs(&self, encoder: &Encoder, cutoff: u64) -> Result<PairMap, TrainError> {
-        let most = self.memory / 4 / PAIR_BYTES / self.threads;
-        let n_tokens = encoder.vocab().len();
-        let mut all = PairMap::new(n_tokens);
-        // Pairs by hash: those with this remainder after division by the modulus.
-        let mut todo = vec![(1u64, 0u64)];
-        while let Some((first_modulus, remainder)) = todo.pop() {
-            let modulus = AtomicU64::new(first_modulus);
-            let maps = self.stream(
-                encoder,
-                || (PairMap::new(n_tokens), first_modulus),
-                |(map, mine), ids, count| {
-                    for pair in ids.windows(2) {
-                        map.add_if(pair[0], pair[1], count, |hash| hash % *mine == remainder);
-                    }
-                    if map.len() > most {
-                        modulus.fetch_max(*mine * 2, Ordering::Relaxed);
-                    }
-                    let now = modulus.load(Ordering::Relaxed);
-                    if now > *mine {
-                        *mine = now;
-                        map.retain(|hash, _| hash % now == remainder);
-                    }
-                    Ok(())
-                },
-            )?;
-            let last = modulus.into_inner();
-            let mut smaller = first_modulus;
-            while smaller < last {
-                todo.push((smaller * 2, remainder + smaller));
-                smaller *= 2;
+    /// The counts of all pairs that reach the cutoff, and the cutoff, which is raised until they fit in memory.
+    ///
+    /// One reading gives every pair an upper bound of its count; the next counts the pairs whose bound is high enough.
+    fn count_pairs(&self, encoder: &Encoder, wanted: u64, most: usize) -> Result<(PairMap, u64), TrainError> {
+        let new = || Bounds::new(self.memory / 2 / self.threads);
+        let bounds = self.stream(encoder, new, |bounds, ids, count| {
+            ids.windows(2).for_each(|pair| bounds.add(hash(pair[0], pair[1]), count));
+            Ok(())
+        })?;
+        let bound = |hash| bounds.iter().map(|bounds| bounds.of(hash)).fold(0, u64::saturating_add);
+        let side = (self.memory / 8 / size_of::<u64>() / self.threads).isqrt();
+        let new = || PairMap::new(encoder.vocab().len().min(side));
+        let cutoff = AtomicU64::new(wanted);
+        let maps = self.stream(encoder, new, |map, ids, count| {
+            let now = cutoff.load(Ordering::Relaxed);
+            ids.windows(2).for_each(|pair| map.add_if(pair[0], pair[1], count, |hash| bound(hash) >= now));
+            while map.len() > most / self.threads && cutoff.load(Ordering::Relaxed) < u64::MAX {
+                let raised = raise(&cutoff, u64::MAX);
+                map.retain(|hash| bound(hash) >= raised);
             }
-            for (mut map, _) in maps {
-                map.retain(|hash, _| hash % last == remainder);
-                all = all.absorb(map);
-            }
-            // What this reading counted is complete.
-            all.retain(|_, count| count >= cutoff);
+            Ok(())
+        })?;
+        let cutoff = cutoff.into_inner();
+        // Pairs whose bound reaches the last cutoff reached all before it, and were counted from the start.
+        let complete = |mut map: PairMap| {
+            map.retain(|hash| bound(hash) >= cutoff);
+            map
+        };
+        let mut all = maps.into_iter().map(complete).reduce(PairMap::absorb).unwrap_or_default();
+        all.retain_from(cutoff);
+        if cutoff > wanted && all.iter().next().is_none() {
+            return self.count_pairs(encoder, wanted, 2 * most); // too little memory to go on within
         }
-        Ok(all)
+        Ok((all, cutoff))
     }
 
     /// The pieces between neighbours whose pair is too rare, and the cutoff that made them fit.
@@ -194,16 +187,60 @@ impl Spilled {
             add_pieces::<S>(pieces, ids, count, |l, r| counts.count_of(l, r) >= cutoff.load(Ordering::Relaxed));
             // The most frequent pair alone always fits: there is progress in every round, however little.
             while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
-                let old = cutoff.load(Ordering::Relaxed);
-                let raised = old.saturating_add(old / 4 + 1).min(highest);
-                let now = cutoff.fetch_max(raised, Ordering::Relaxed).max(raised);
-                *pieces = cut_again::<S>(pieces, counts, now);
+                *pieces = cut_again::<S>(pieces, counts, raise(&cutoff, highest));
             }
             Ok(())
         })?;
         let cutoff = cutoff.into_inner();
         let parts = each(&mut parts, |pieces| cut_again::<S>(pieces, counts, cutoff));
         Ok((parts, cutoff))
+    }
+}
+
+/// Raises a cutoff that others may be raising too; returns what it is now.
+fn raise(cutoff: &AtomicU64, highest: u64) -> u64 {
+    let old = cutoff.load(Ordering::Relaxed);
+    let raised = old.saturating_add(old / 4 + 1).min(highest);
+    cutoff.fetch_max(raised, Ordering::Relaxed).max(raised)
+}
+
+/// Upper bounds of counts by hash: the lower of two sums, each over all that share a place with it.
+#[derive(Debug)]
+struct Bounds {
+    /// Sums that reach the largest number stay there, and stand for any number.
+    sums: [Vec<u32>; 2],
+}
+
+impl Bounds {
+    fn new(memory: usize) -> Self {
+        let new = || vec![0; (memory / 2 / size_of::<u32>()).max(1)];
+        Self { sums: [new(), new()] }
+    }
+
+    /// Where the sums of a 32-bit hash are.
+    #[inline]
+    fn places(&self, hash: u64) -> [usize; 2] {
+        let other = hash.wrapping_mul(0x85EB_CA6B) & u64::from(u32::MAX);
+        [hash, other].map(|hash| ((hash * self.sums[0].len() as u64) >> 32) as usize)
+    }
+
+    #[inline]
+    fn add(&mut self, hash: u64, count: u64) {
+        let [a, b] = self.places(hash);
+        let lower = u64::from(self.sums[0][a].min(self.sums[1][b]));
+        // A sum that is higher than the new bound is high enough for all that share it.
+        let bound = u32::try_from(lower.saturating_add(count)).unwrap_or(u32::MAX);
+        self.sums[0][a] = self.sums[0][a].max(bound);
+        self.sums[1][b] = self.sums[1][b].max(bound);
+    }
+
+    #[inline]
+    fn of(&self, hash: u64) -> u64 {
+        let [a, b] = self.places(hash);
+        match self.sums[0][a].min(self.sums[1][b]) {
+            u32::MAX => u64::MAX,
+            bound => bound.into(),
+        }
     }
 }
 
@@ -252,8 +289,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             let before = self.n_tokens();
             let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
             let encoder = Encoder::new(Splitter::new("bpe")?, vocab);
-            let mut ids = spilled.count_pairs(&encoder, wanted)?;
-            let (mut parts, cutoff) = spilled.cut::<S>(&encoder, &ids, wanted)?;
+            let (mut ids, cutoff) = spilled.count_pairs(&encoder, wanted, spilled.memory / 4 / PAIR_BYTES)?;
+            let (mut parts, cutoff) = spilled.cut::<S>(&encoder, &ids, cutoff)?;
             drop(encoder);
             let pairs = ids.number(cutoff);
             let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));

@@ -25,6 +25,7 @@ use crate::crew::{each, lead, lock};
 use crate::error::TrainError;
 use crate::pairs::{halves, key, PairMap, Pairs, NONE};
 use crate::shard::{Merge, Order, Shard, Side};
+use crate::vocab::MAX_TOKENS;
 use crate::word::{Slot, Words};
 
 /// The first round ends with pairs that occur once in this many bytes of text: by then characters are tokens.
@@ -49,7 +50,7 @@ pub struct Learned {
 /// # Errors
 /// [`TrainError::TooFewTokens`] says the largest size the text can give.
 pub fn train(parts: Vec<ChunkCounts>, vocab_size: u32, tick: impl FnMut(u32) -> bool) -> Result<Learned, TrainError> {
-    if !(256..=1 << 31).contains(&vocab_size) {
+    if !(256..=MAX_TOKENS).contains(&(vocab_size as usize)) {
         return Err(TrainError::VocabSize { asked: vocab_size.into() });
     }
     if parts.iter().all(|part| part.totals.bytes == 0) {
@@ -114,7 +115,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             let mut ids = count_pairs(&mut words, self.n_tokens());
             let pairs = ids.number(cutoff);
             let pieces = each(&mut words, |words| {
-                let mut lens = vec![0; pairs.n_ids as usize];
+                let mut lens = vec![0; pairs.n_ids()];
                 let cut =
                     words.cut(|left, right| lens.get_mut(ids.id(left, right) as usize).map(|len| *len += 1).is_some());
                 (cut, Some(lens))
@@ -167,7 +168,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         let n_symbols = words.first().map_or(0, |(words, _)| words.n_tokens());
         let new = |(words, lens)| (Shard::new(words, n_symbols + self.vocab_size as usize), lens);
         let mut shards: Vec<_> = words.into_iter().map(new).collect();
-        each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, pairs.n_ids, lens.take()));
+        each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, pairs.n_ids(), lens.take()));
         drop(ids);
         let shards: Vec<_> = shards.into_iter().map(|(shard, _)| Mutex::new(shard)).collect();
         lead(

@@ -7,6 +7,9 @@ use rustc_hash::FxHasher;
 
 use crate::error::VocabError;
 
+/// More tokens than any vocabulary has; so few that a pair of them and the token it makes fit 64 bits.
+pub const MAX_TOKENS: usize = (1 << 20) - 1;
+
 /// The byte strings of all tokens in one arena, each of them unique and none empty, every single byte among them.
 #[derive(Debug, Clone)]
 pub struct Vocab {
@@ -58,7 +61,7 @@ impl Vocab {
         if let Some(first) = self.id(token) {
             return Err(VocabError::Duplicate { first, second: index });
         }
-        let id = u32::try_from(index).map_err(|_| VocabError::TooLarge)?;
+        let id = u32::try_from(index).ok().filter(|_| index < MAX_TOKENS).ok_or(VocabError::TooLarge)?;
         let end = u32::try_from(self.arena.len() + token.len()).map_err(|_| VocabError::TooLarge)?;
         self.arena.extend_from_slice(token);
         self.ends.push(end);
@@ -102,6 +105,15 @@ impl Vocab {
     pub fn splits(&self) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
         self.iter().zip(0u32..).flat_map(move |(token, id)| {
             (1..token.len()).filter_map(move |cut| Some((self.id(&token[..cut])?, self.id(&token[cut..])?, id)))
+        })
+    }
+
+    /// Characters that stand side by side in a token, as (left, right), where both are tokens too.
+    pub fn neighbours(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let texts = self.iter().flat_map(|token| token.utf8_chunks().map(|part| part.valid()));
+        texts.flat_map(|text| {
+            let ids = text.chars().map(|c| self.id(c.encode_utf8(&mut [0; 4]).as_bytes()));
+            ids.clone().zip(ids.skip(1)).filter_map(|(left, right)| left.zip(right))
         })
     }
 
