@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,13 +60,16 @@ def read_lessons(
         log.info("%s: %s, licence: %s", preset.name, preset.hub_id, preset.licence)
     made: dict[str, Any] = {}
     found: list[Any] = []
+    render: Any
     for split, most in (("train", limit), ("val", max(64, limit // 50))):
         if objective == "dpo":
-            found = list(islice(preferences(specs, split), most))
-            made[split] = dataloader.prepare_preferences(found, tokenizer, sequence_len)
+            found, render = list(islice(preferences(specs, split), most)), dataloader.prepare_preferences
         else:
             found = load_conversations(specs, split, max_conversations=most, seed=seed)
-            made[split] = dataloader.prepare_conversations(found, tokenizer, sequence_len)
+            render = dataloader.prepare_conversations
+        if split == "val":
+            random.Random(0).shuffle(found)  # so that a part stands for all files
+        made[split] = render(found, tokenizer, sequence_len)
     log.info("%d %s to train on, %d held out", len(made["train"]), "pairs" if objective == "dpo" else "conversations",
              len(made["val"]))  # fmt: skip
     talks: list[Any] = [talk[0] if objective == "dpo" else talk for talk in found[:ANSWERS]]
