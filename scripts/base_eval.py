@@ -37,6 +37,7 @@ class BaseEvalArgs:
     core_tasks: tuple[str, ...] = cli.opt(("core-zh",), "benchmarks or groups of them; `chat_eval --list` shows them")
     task_data: str | None = cli.opt(None, "folder with the benchmarks' files as published; none = the hub")
     max_items: int = cli.opt(500, "questions per benchmark; 0 = all")
+    unsafe_sandbox: bool = cli.opt(False, "run programs of the model however open the sandbox")
     shots: int | None = cli.opt(None, "examples before each question; none = each benchmark's own number")
     max_tokens: int = cli.opt(100, "length of each sample")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--eval={args.eval}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")
     names, options = ",".join(args.core_tasks), {"folder": args.task_data, "shots": args.shots}
     asked = registry.benchmarks(names, args.max_items or None, **options) if "core" in kinds else []
+    registry.guard(asked, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures: dict[str, Any] = {"model": model.name, "source": model.source, "step": model.step}

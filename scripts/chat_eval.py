@@ -31,6 +31,7 @@ class ChatEvalArgs:
     model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
     max_tokens: int = cli.opt(256, "longest answer")
+    unsafe_sandbox: bool = cli.opt(False, "run programs of the model however open the sandbox")
     show: int = cli.opt(0, "print this many questions per task with expected and given answers")
     device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
     dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for decoding")
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(registry.table())
         return
     tasks = registry.resolve(",".join(args.tasks), args.num_questions or None, folder=args.task_data)
+    registry.guard(tasks, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
         figures = evaluate(model, tasks, comp, args)

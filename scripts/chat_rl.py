@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from nanozhchat import chat, checkpoint, cli, compute, sandbox
+from nanozhchat import chat, checkpoint, cli, compute
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import policy_gradient
@@ -26,7 +26,6 @@ from tasks import registry
 
 log = logging.getLogger(__name__)
 
-SANDBOX_LEVEL = 2  # wanted for tasks whose answers are programs
 DEFAULT_STEPS = 200
 
 
@@ -79,8 +78,7 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
     names, problems = ",".join(args.tasks), {}
     for split, n in (("train", args.num_problems), ("val", args.held_out)):
         found = registry.resolve(names, n, folder=args.task_data, split=split)
-        if any(getattr(task, "runs_code", False) for task in found) and not args.unsafe_sandbox:
-            sandbox.require(SANDBOX_LEVEL)
+        registry.guard(found, args.unsafe_sandbox)
         problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)
     log.info("%d problems to learn from, %d held out", *(len(p.items) for p in problems.values()))
     flags = cli.result_flags(args)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nanozhchat import sandbox
 from nanozhchat.builtin import SKILLS
 from nanozhchat.conversation import Task
 from tasks.answering import ANSWERING
@@ -12,6 +14,7 @@ from tasks.base import Benchmark
 from tasks.builtin import BuiltinTask
 from tasks.choosing import CHOOSING
 
+SANDBOX_LEVEL = 2  # wanted for tasks whose answers are programs
 SPECS = CHOOSING | ANSWERING
 BUILTIN = {f"builtin:{skill}": skill for skill in SKILLS}
 CORE_ZH = ("c3", "chid", "cluewsc", "ocnli", "eprstmt", "tnews", "cmrc2018")
@@ -60,6 +63,12 @@ def resolve(names: str, n: int | None = None, *, folder: str | None = None, spli
         )
         tasks += found
     return tasks
+
+
+def guard(tasks: Sequence[Any], unsafe: bool) -> None:
+    """Refuse tasks that run programs of the model where the sandbox is too open, unless `unsafe`."""
+    if not unsafe and any(getattr(task, "runs_code", False) for task in tasks):
+        sandbox.require(SANDBOX_LEVEL)
 
 
 def table() -> str:

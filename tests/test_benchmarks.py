@@ -263,3 +263,8 @@ def test_both_scripts_score_benchmarks_of_a_folder(tmp_path, tokenizer, monkeypa
     listed = capsys.readouterr().out
     assert all(f"\n{name} " in "\n" + listed for name in registry.SPECS)
     assert "CC BY-NC-SA 4.0" in listed
+    write(tmp_path, "humaneval")
+    monkeypatch.setattr("nanozhchat.sandbox.probe", lambda: (1, ["read files"]))
+    for script, asked in ((base_eval, ["--eval=core", "--core-tasks=humaneval"]), (chat_eval, ["--tasks=humaneval"])):
+        with pytest.raises(ValueError, match="sandbox is at level 1.*--unsafe-sandbox"):
+            script.main([*asked, *flags])
