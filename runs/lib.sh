@@ -86,16 +86,24 @@ text_and_tokenizer() {
 # trained STAGE TAG: whether that run came to its end.
 trained() { grep -qs '"event": "done"' "$NANOZHCHAT_BASE_DIR/$1/$2/events.jsonl"; }
 
-# to_chat FLAGS...: what follows pretraining of $TAG: scores, fine-tuning (with FLAGS), questions, report.
+# to_chat FLAGS...: what follows pretraining of $TAG: scores, fine-tuning (with FLAGS), reinforcement learning on
+# $RL_TASKS (with the array RL_FLAGS; no tasks = none), questions, report. What is done is skipped.
 to_chat() {
-  local base="$NANOZHCHAT_BASE_DIR/base/$TAG" sft="$NANOZHCHAT_BASE_DIR/sft/$TAG"
+  local base="$NANOZHCHAT_BASE_DIR/base/$TAG" stage folder
   if ! newer "$base/base_eval.json" "$base/latest.json"; then
     step "held-out text" launch scripts.base_eval --data "$TEXT" --model-tag="$TAG"
   fi
   step "fine-tuning" launch scripts.chat_sft --data "${SFT_SPECS[@]}" --model-tag="$TAG" --run="$RUN" "$@"
-  if ! newer "$sft/chat_eval.json" "$sft/latest.json"; then
-    step "questions" launch scripts.chat_eval --tasks builtin --model-tag="$TAG" --source=sft
+  if [ -n "$RL_TASKS" ]; then
+    # shellcheck disable=SC2086
+    step "reinforcement learning" launch scripts.chat_rl --tasks $RL_TASKS --model-tag="$TAG" --run="$RUN" "${RL_FLAGS[@]}"
   fi
+  for stage in sft ${RL_TASKS:+rl}; do
+    folder="$NANOZHCHAT_BASE_DIR/$stage/$TAG"
+    if ! newer "$folder/chat_eval.json" "$folder/latest.json"; then
+      step "questions to $stage" launch scripts.chat_eval --tasks builtin --model-tag="$TAG" --source="$stage"
+    fi
+  done
   step "report" python -m scripts.report --model-tag="$TAG"
 }
 

@@ -5,8 +5,10 @@
 #   HOURS=2         wall clock of all training    DEPTH=auto         layers; auto = chosen for card and hours
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=3000000000   text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets (minimind-sft-mini) or files
+#   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
 #   HARDWARE=4090     for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=gpu         name of the model             DRY_RUN=0          1 = print the commands, check flags, estimate
+#   VOCAB=8192      tokens of the vocabulary
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat       where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 source runs/setup.sh
@@ -19,8 +21,10 @@ RUN="${RUN:-dummy}"
 TAG="${TAG:-gpu}"
 VOCAB="${VOCAB:-8192}"
 [[ "$HOURS" =~ ^[0-9]+([.][0-9]+)?$ ]] || die "HOURS=$HOURS is not a number of hours"
-BASE_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.8)}")"
-SFT_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.2)}")"
+BASE_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.75)}")"
+SFT_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.15)}")"
+RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
+RL_FLAGS=(--budget="$(awk "BEGIN {print int($HOURS * 360)}")s")
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 
 estimate --depth="$DEPTH" --vocab-size="$VOCAB" --budget="${BASE_SECONDS}s"

@@ -14,8 +14,10 @@
 #   DEPTH=26        layers                        NPROC=8            GPUs per node
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=120000000000  text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets or files
+#   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
 #   HARDWARE=16xH100  for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=d$DEPTH     name of the model             PORT=29500         of the rendezvous on the first node
+#   VOCAB=32768     tokens of the vocabulary
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat       where everything is kept, on a shared disk
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}" && source runs/lib.sh # Slurm runs a copy of this file
 if [ -n "${SLURM_JOB_ID:-}" ]; then
@@ -36,6 +38,8 @@ VOCAB="${VOCAB:-32768}"
 RDZV_ID="${SLURM_JOB_ID:-0}"
 RDZV_ENDPOINT="$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null | sed -n 1p || true)"
 RDZV_ENDPOINT="${RDZV_ENDPOINT:-first-node}:${PORT:-29500}"
+RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
+RL_FLAGS=(--num-steps=200)
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 
 estimate --depth="$DEPTH" --vocab-size="$VOCAB"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The reference run on one node of 8 GPUs: real Chinese web text from the hub, pretraining, fine-tuning, evaluation.
+# The reference run on one node of 8 GPUs: real Chinese web text from the hub, all stages.
 # Restartable: rerun it after a stop and it continues. Not yet run on GPUs: use DRY_RUN=1 to see plan and estimates.
 # Knobs (environment):
 #   DEPTH=20        layers                        NPROC=8            GPUs
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=60000000000  text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets or files
+#   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
 #   HARDWARE=8xH100   for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=d$DEPTH     name of the model             DRY_RUN=0          1 = print the commands, check flags, estimate
+#   VOCAB=32768     tokens of the vocabulary
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat       where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 source runs/setup.sh
@@ -18,6 +20,8 @@ HARDWARE="${HARDWARE:-8xH100}"
 RUN="${RUN:-dummy}"
 TAG="${TAG:-d$DEPTH}"
 VOCAB="${VOCAB:-32768}"
+RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
+RL_FLAGS=(--num-steps=200)
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 
 estimate --depth="$DEPTH" --vocab-size="$VOCAB"
