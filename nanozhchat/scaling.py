@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs of one budget. x: log of parameters or FLOPs, y: bits per byte; per_token: log FLOPs of a token, of x."""
+    """Runs of one budget. x: log parameters, y: bits per byte; per_token: log FLOPs of a token as a line over x."""
 
     flops: float
     x: Array
@@ -25,9 +25,9 @@ class Sweep:
     per_token: Array
 
     @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]], against: str = "scaling_params") -> Sweep:
+    def of(cls, rows: Sequence[dict[str, Any]]) -> Sweep:
         """Make one of rows of the table."""
-        columns = ([r[k] for r in rows] for k in (against, "bpb", "flops", "tokens"))
+        columns = ([r[k] for r in rows] for k in ("scaling_params", "bpb", "flops", "tokens"))
         x, y, flops, tokens = (np.array(column, float) for column in columns)
         line = np.polyfit(np.log(x), np.log(flops / tokens), 1) if len(x) > 1 else np.zeros(2)
         return cls(float(flops.mean()), np.log(x), y, line)
@@ -49,24 +49,16 @@ class Sweep:
         smooth, n = np.polyval(self.fit(self.y), self.x), len(self.x)
         return smooth + rng.choice((self.y - smooth) * np.sqrt(n / (n - 3)), n)
 
-    def drawn(self, parabola: bool) -> tuple[list[float], ...]:
-        """Return points and fitted line: x, y, x, y."""
+    def drawn(self) -> list[list[float]]:
+        """Return points and parabola: x, y, x, y."""
         line = np.linspace(self.x.min(), self.x.max(), 50)
-        y = np.polyval(self.fit(self.y), line) if parabola else line * np.nan
-        return np.exp(self.x).tolist(), self.y.tolist(), np.exp(line).tolist(), y.tolist()
+        return [a.tolist() for a in (np.exp(self.x), self.y, np.exp(line), np.polyval(self.fit(self.y), line))]
 
 
 def power_law(x: Array, y: Array) -> Array:
     """Fit y = exponent * x + log factor to logarithms, where both are known; NaN for fewer than two points."""
     known = np.isfinite(x) & np.isfinite(y)
     return np.polyfit(x[known], y[known], 1) if known.sum() > 1 else np.full(2, np.nan)
-
-
-def series(runs: Sweep) -> dict[str, Any]:
-    """Fit bits per byte = factor * FLOPs^exponent; the range of exponents when each run in turn is left out."""
-    fit = power_law(runs.x, np.log(runs.y))
-    left = [power_law(np.delete(runs.x, i), np.delete(np.log(runs.y), i))[0] for i in range(len(runs.x))]
-    return {"bpb": _law(fit, [min(left), max(left)] if len(left) > 2 else None)}
 
 
 def laws(sweeps: Sequence[Sweep], rng: np.random.Generator) -> dict[str, Any]:
@@ -77,8 +69,9 @@ def laws(sweeps: Sequence[Sweep], rng: np.random.Generator) -> dict[str, Any]:
     draws = np.array([[s.best(s.resampled(rng)) for s in sweeps] for _ in range(n)]).reshape(n, len(sweeps), 3)
     out: dict[str, Any] = {"optima": []}
     for i, (params, tokens, bpb) in enumerate(points):
-        sizes = {"params": _known(np.exp(params)), "tokens": _known(np.exp(tokens)), "bpb": _known(bpb)}
-        out["optima"].append({"flops": sweeps[i].flops, **sizes, "params_95": _interval(np.exp(draws[:, i, 0]))})
+        sizes = {"params": float(np.exp(params)), "tokens": float(np.exp(tokens)), "bpb": float(bpb)}
+        known = sizes if np.isfinite(bpb) else dict.fromkeys(sizes)
+        out["optima"].append({"flops": sweeps[i].flops, **known, "params_95": _interval(np.exp(draws[:, i, 0]))})
     for k, name in enumerate(("params", "tokens")):
         slopes = np.array([power_law(flops, d[:, k])[0] for d in draws])
         out[name] = _law(power_law(flops, points[:, k]), _interval(slopes))
@@ -89,10 +82,6 @@ def _interval(values: Array) -> list[float] | None:
     """Return the middle 95 % of the draws; None if most of them gave no number."""
     known = values[np.isfinite(values)]
     return np.percentile(known, (2.5, 97.5)).tolist() if len(known) > DRAWS / 2 else None
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _law(fit: Array, interval: list[float] | None) -> dict[str, Any] | None:

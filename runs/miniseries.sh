@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One model per depth by the same recipe, on the same text: does everything get better as the dial is turned?
-# Ends with report/$NAME/: runs.csv, a plot and a fit. Restartable: models that are done are skipped. On a CPU:
+# Ends with report/$NAME/: runs.csv and a plot. Restartable: models that are done are skipped. On a CPU:
 #   DEPTHS="2 3 4" VOCAB=2048 DATA=builtin TARGET_RATIO=1 MAX_BYTES=20000000 bash runs/miniseries.sh
 # Knobs (environment):
 #   DEPTHS="6 8 10 12 16 20"                      NPROC=1            processes or GPUs

@@ -13,7 +13,7 @@ import numpy as np
 from nanozhchat import cli, files, paths
 from nanozhchat.charts import draw_scaling
 from nanozhchat.report import Stage, read_object, show, table
-from nanozhchat.scaling import Sweep, laws, series
+from nanozhchat.scaling import Sweep, laws
 
 COLUMNS = ("tag", "depth", "params", "scaling_params", "tokens", "flops", "bpb", "time_s", "budget")
 
@@ -30,17 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the runs, fit, write runs.csv, laws.json, laws.md and laws.png."""
     args = cli.parse(FitArgs, argv, __doc__ or "", "python -m scripts.fit_scaling")
     rows, folder, text = read_runs(args.name), paths.report_dir(args.name), io.StringIO()
-    budgets = sorted({r["budget"] for r in rows if r["budget"]})
-    sweeps = [Sweep.of([r for r in rows if r["budget"] == b]) for b in budgets] or [Sweep.of(rows, "flops")]
-    fits = {f"{b:.2g} FLOPs": s for b, s in zip(budgets, sweeps, strict=True)} if budgets else {"runs": sweeps[0]}
-    found = laws(sweeps, np.random.default_rng(args.seed)) if budgets else series(sweeps[0])
+    sweeps = {b: Sweep.of([r for r in rows if r["budget"] == b]) for b in dict.fromkeys(r["budget"] for r in rows)}
+    found = laws([s for b, s in sweeps.items() if b], np.random.default_rng(args.seed)) if any(sweeps) else {}
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    against = "parameters in matrices and head" if budgets else "training FLOPs"
-    png = draw_scaling(
-        f"held-out bits per byte against {against}", {k: s.drawn(bool(budgets)) for k, s in fits.items()}
-    )
+    against = "parameters in matrices and head"
+    lines = {f"{b:.2g} FLOPs" if b else "runs": s.drawn() for b, s in sweeps.items()}
+    png = draw_scaling(f"held-out bits per byte against {against}", lines)
     report = "\n\n".join([f"# {args.name}", *describe(rows, found), f"![Bits per byte against {against}](laws.png)\n"])
     files.write_json(folder / "laws.json", found)
     for name, content in (("runs.csv", text.getvalue().encode()), ("laws.md", report.encode()), ("laws.png", png)):
@@ -77,7 +74,7 @@ def describe(rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> list[str]
     if best:
         blocks.append(table(("FLOPs", "best parameters", "95 %", "tokens", "bits per byte"), best, range(5)))
         blocks.append("*No best size: the lowest point of that budget's parabola does not lie between its runs.*")
-    for name in ("params", "tokens", "bpb"):
+    for name in ("params", "tokens"):
         if law := found.get(name):
             span = " to ".join(f"{n:.3f}" for n in law["exponent_95"] or ()) or "no interval: too few runs"
             blocks.append(f"{name} = {law['factor']:.4g} × FLOPs^{law['exponent']:.3f} ({span})")

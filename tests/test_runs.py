@@ -69,10 +69,7 @@ def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, ba
     tags = [f for c in commands for f in c if f.startswith("--model-tag=")]
     assert tags == [f"--model-tag=x-{b}-d{d}" for b in ("1e12", "2e12") for d in (1, 2, 3)]
     assert "+ python -m scripts.fit_scaling --name=x" in said
-
-
-def test_a_cluster_run_meets_on_the_first_node(tmp_path, base_dir) -> None:
-    _, said = dry_run("slurm.sh", tmp_path, NPROC="4")
+    said = dry_run("slurm.sh", tmp_path, NPROC="4")[1]
     assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 torchrun --nnodes=2 --nproc_per_node=4 --rdzv_id=0 " in said
     assert "--rdzv_endpoint=first-node:29500 -m scripts.base_train -- --depth=26" in said
 
@@ -88,8 +85,8 @@ def make_sweep(base: Path, noise: float) -> None:
             row = {"step": 9, "val/bpb": bpb, "tokens": budget / made.flops_per_token, "flops": budget, "time_s": 1.0}
             folder = base / "base" / f"laws-{budget:.0f}-d{depth}"
             folder.mkdir(parents=True)
-            for name, value in (("metrics", row), ("events", {"event": "done"})):
-                (folder / f"{name}.jsonl").write_text(json.dumps(row if name == "metrics" else value) + "\n")
+            (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            (folder / "events.jsonl").write_text('{"event": "done"}\n')
             (folder / "recipe.json").write_text(json.dumps(made.to_dict()))
             (folder / "config.yaml").write_text(f"target_flops: {budget}\n")
 
@@ -100,8 +97,9 @@ def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_d
     make_sweep(base_dir, noise)
     fit_scaling.main([])
     found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())
-    inside = [o for o in found["optima"] if o["params"]]
-    assert len(inside) == 3  # at 1e16 it is 30 million, larger than any of the runs
+    assert (
+        sum(o["params"] is not None for o in found["optima"]) == 3
+    )  # at 1e16 it is 30 million, larger than any of the runs
     assert found["params"]["exponent"] == pytest.approx(0.5, abs=1e-6 if not noise else 0.03)
     low, high = found["params"]["exponent_95"]
     assert low - 1e-6 <= 0.5 <= high + 1e-6
@@ -110,11 +108,11 @@ def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_d
     assert "best parameters" in capsys.readouterr().out
 
 
-def test_a_series_without_budgets_gets_one_law_of_flops_and_no_runs_name_the_next_command(base_dir) -> None:
+def test_a_series_without_budgets_gets_table_and_plot_and_no_runs_name_the_next_command(base_dir) -> None:
     with pytest.raises(FileNotFoundError, match=r"no finished run laws-\* .*runs/scaling_laws\.sh"):
         fit_scaling.main([])
     make_sweep(base_dir, 0.0)
     for config in base_dir.glob("base/*/config.yaml"):
-        config.write_text("target_flops: null\n")
+        config.unlink()
     fit_scaling.main([])
-    assert json.loads((base_dir / "report" / "laws" / "laws.json").read_text())["bpb"]["exponent"] < 0
+    assert json.loads((base_dir / "report" / "laws" / "laws.json").read_text()) == {}
