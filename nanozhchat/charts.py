@@ -1,6 +1,6 @@
 """Charts of a report: thin lines on white, as PNG bytes. Needs no display and leaves matplotlib's settings alone.
 
-Chinese names of tasks are drawn if a font for them is installed, else replaced by numbers: no empty boxes.
+Chinese text is drawn in Noto Sans SC, which comes as a package (SIL Open Font License): no empty boxes anywhere.
 """
 
 from __future__ import annotations
@@ -8,21 +8,24 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 
 WIDTH_IN, HEIGHT_IN, DPI = 5.4, 3.1, 190
 SMOOTH_SHARE, START_SHARE = 0.02, 0.1  # memory of the smoothed line: of all points, and of those so far
 INK, FAINT, GRID = "#24292f", "#66707a", "#e6e8eb"
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by colour-blind readers (Okabe and Ito 2008)
-CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei", "SimHei")
+CJK_FONT = "Noto Sans SC"
 STYLE = {
-    "font.size": 9, "text.color": INK, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titlepad": 10,
-    "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "ytick.major.size": 0, "xtick.major.size": 3,
+    "font.family": ["DejaVu Sans", CJK_FONT], "font.size": 9, "text.color": INK, "axes.titlelocation": "left",
+    "axes.titlesize": 10.5, "axes.titlepad": 10, "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
+    "ytick.major.size": 0, "xtick.major.size": 3,
     "axes.edgecolor": GRID, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
 X_SCALES = {
     "tokens": {"billion tokens seen": 1e9, "million tokens seen": 1e6, "tokens seen": 1.0},
+    "flops": {"10^18 FLOPs": 1e18, "10^15 FLOPs": 1e15, "10^12 FLOPs": 1e12, "FLOPs": 1.0},
     "s": {"days of training": 86400.0, "hours of training": 3600.0, "minutes of training": 60.0, "seconds": 1.0},
 }
 Line = tuple[Sequence[float], Sequence[float]]  # x, y
@@ -38,7 +41,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping[str, float] | None = None) -> bytes:
-    """Draw lines against "tokens" or "s": "training" smoothed, "held out" as points. levels: horizontal lines."""
+    """Draw lines against "tokens", "flops" or "s": "training" smoothed, "held out" as points. levels: level lines."""
     last = max(max(x) for x, _ in lines.values())
     label, divisor = next((n, size) for n, size in X_SCALES[unit].items() if size == 1.0 or last >= 2 * size)
     with _axes(title, HEIGHT_IN) as (axes, png):
@@ -66,8 +69,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
 
 def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw one bar a skill, the interval low-high as a whisker, chance as an upright mark; all are 0-1."""
-    font, rows = cjk_font(), range(len(scores))
-    names = [s["name"] if s["name"].isascii() or font else f"task {i}" for i, s in enumerate(scores, start=1)]
+    rows, names = range(len(scores)), [s["name"] for s in scores]
     with _axes("share of right answers, 95 % interval", 0.85 + 0.27 * len(scores)) as (axes, png):
         axes.barh(rows, [s["score"] for s in scores], height=0.62, color=BLUE, alpha=0.85)
         axes.hlines(rows, [s["low"] for s in scores], [s["high"] for s in scores], color=INK, linewidth=1.1)
@@ -75,8 +77,7 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
         axes.vlines([s["chance"] for s in scores], *ends, color=ORANGE, linewidth=2, label="blind guessing")
         for row, s in enumerate(scores):
             _write(axes, f"{100 * s['score']:.0f} %", (max(s["score"], s["high"]), row), (6, 0), ha="left", va="center")
-        options = {"family": [font, "DejaVu Sans"]} if not "".join(names).isascii() else {}
-        axes.set_yticks(list(rows), names, color=INK, **options)
+        axes.set_yticks(list(rows), names, color=INK)
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.set_ylim(len(scores) - 0.4, -0.6)
@@ -99,14 +100,6 @@ def draw_scaling(title: str, sweeps: Mapping[str, Sequence[Sequence[float]]]) ->
     return png.getvalue()
 
 
-def cjk_font() -> str | None:
-    """Return the name of an installed font with Chinese characters, None if there is none."""
-    from matplotlib import font_manager
-
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    return next((name for name in CJK_FONTS if name in installed), None)
-
-
 def _write(axes: Any, text: str, at: tuple[float, float], offset: tuple[int, int], **look: Any) -> None:
     axes.annotate(text, at, xytext=offset, textcoords="offset points", **{"ha": "right", **look})
 
@@ -115,9 +108,11 @@ def _write(axes: Any, text: str, at: tuple[float, float], offset: tuple[int, int
 def _axes(title: str, height_in: float) -> Iterator[tuple[Any, io.BytesIO]]:
     """Give the axes of a new picture, and the file it is drawn to at the end."""
     import matplotlib
+    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    font_manager.fontManager.addfont(str(files("pylopdf_fonts_zh_cn") / "NotoSansSC-Regular.otf"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
