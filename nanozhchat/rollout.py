@@ -146,7 +146,7 @@ class Problems:
         return hasher.hexdigest()
 
     def judge(self, numbers: Sequence[int], rollouts: Sequence[Rollout]) -> None:
-        """Set the rewards: 1 for a finished answer that its task accepts, else 0."""
+        """Set the rewards: what the task gives a finished answer, 0 to 1, and 0 for others."""
 
         def reward(number: int, rollout: Rollout) -> float:
             task, i, _ = self.items[number]
@@ -283,8 +283,8 @@ def evaluation(
         held_out.judge(numbers, greedy)
         sums = np.zeros((len(names), 4))  # problems, pass@1, pass@samples, greedy
         for at, n in enumerate(numbers):
-            right = round(sum(r.reward for r in drawn[at * samples : (at + 1) * samples]))
-            row = [1.0, right / samples, float(right > 0), greedy[at].reward]
+            rewards = [r.reward for r in drawn[at * samples : (at + 1) * samples]]
+            row = [1.0, sum(rewards) / samples, max(rewards), greedy[at].reward]
             sums[names.index(held_out.items[n][0].name)] += row
         *flat, stopped = compute.sum([*sums.flatten().tolist(), float(bool(source.stop))])
         if stopped:

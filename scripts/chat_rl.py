@@ -76,7 +76,7 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
     tokenizer = chat.load_tokenizer(start)
     base = Recipe.from_dict(start.state()["recipe"])
     names, problems = ",".join(args.tasks), {}
-    for split, n in (("train", args.num_problems), ("val", args.held_out)):
+    for split, n in (("train", args.num_problems), ("held_out", args.held_out)):
         found = registry.resolve(names, n, folder=args.task_data, split=split)
         registry.guard(found, args.unsafe_sandbox)
         problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)
@@ -130,7 +130,10 @@ def train_run(
     save_every = fifth if args.save_every is None else args.save_every
     plan = run.plan(model, optimizer, recipe, torch.from_numpy(tokenizer.token_bytes()), started=started,
                     save_every=save_every)  # fmt: skip
-    actions = [evaluation(every, source, problems["val"], args.eval_samples, comp, run.metrics), reward_hook(source)]
+    actions = [
+        evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics),
+        reward_hook(source),
+    ]
     objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
     return fit(model, optimizer, source, objective, plan, actions, run.state, comp, run.metrics)
 

@@ -15,6 +15,7 @@ import random
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,16 +164,19 @@ class Benchmark:
     """A data set as a task for chat models (`prompt`, `check`) and for models that continue text (`text`, `options`).
 
     n: questions drawn with a fixed seed, None = all. shots: examples, None = the data set's own number; where no split
-    gives them, the first questions do, and are not asked. split: "train" asks what otherwise gives examples.
+    gives them, the first questions do, and are not asked. split: "train" asks what otherwise gives examples, "held_out"
+    the rest; where there is but one split, these are three and one of four questions, by a hash.
     """
 
     def __init__(self, name: str, spec: Spec, *, n: int | None = None, folder: Path | None = None,
                  shots: int | None = None, split: str = "val") -> None:  # fmt: skip
         self.name, self.spec, self.shots = name, spec, spec.shots if shots is None else shots
         self.per_char, self.stop, self.max_tokens = spec.per_char, spec.stop, spec.max_tokens
-        self._examples = load(name, spec, folder, examples=True) if self.shots or split == "train" else []
-        items = self._examples if split == "train" else load(name, spec, folder)
-        if not self._examples:
+        self._examples = load(name, spec, folder, examples=True) if self.shots or split != "val" else []
+        items = self._examples if split == "train" and self._examples else load(name, spec, folder)
+        if split != "val" and not self._examples:
+            items = [i for i in items if (zlib.crc32(i.question.encode()) % 4 > 0) is (split == "train")]
+        elif not self._examples:
             self._examples, items = items[: self.shots], items[self.shots :]
         if not items:
             raise ValueError(f"{name}: no {split} question is left beside {self.shots} examples; get more data")

@@ -52,14 +52,16 @@ def benchmarks(names: str, n: int | None = None, **options: Any) -> list[Benchma
 def resolve(names: str, n: int | None = None, *, folder: str | None = None, split: str = "val") -> list[Task]:
     """Load tasks to ask a chat model. n: questions each, None = as many as a task has by itself.
 
-    folder: where the files of benchmarks are, None = the hub. split: "val", or "train" for questions to learn from.
+    folder: where the files of benchmarks are, None = the hub. split: "val", or "train" and "held_out" to learn.
     """
     own = {} if n is None else {"n": n}
     tasks: list[Task] = []
     for name in expand(names):
         built_in = BUILTIN.get(name)
         found = (
-            [BuiltinTask(built_in, split=split, **own)] if built_in else benchmarks(name, n, folder=folder, split=split)
+            [BuiltinTask(built_in, split="train" if split == "train" else "val", **own)]
+            if built_in
+            else benchmarks(name, n, folder=folder, split=split)
         )
         tasks += found
     return tasks

@@ -18,7 +18,8 @@ from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import fit
-from tests.conftest import make_model, make_recipe
+from tasks import registry
+from tests.conftest import make_model, make_recipe, pack
 
 CPU = Compute(torch.device("cpu"))
 
@@ -208,3 +209,12 @@ def test_calls_without_end_are_cut_off(tokenizer):
     called = [tokenizer.special("<|tool_call|>"), *tokenizer.encode("1")]
     (rollout,) = roll_out(Scripted(tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
     assert (rollout.calls, rollout.finished) == (8, False)
+
+
+@pytest.mark.parametrize("name", ["mgsm_zh", "builtin:arithmetic"])
+def test_what_is_learnt_from_is_not_what_is_held_out(name, tmp_path):
+    pack(tmp_path / "mgsm/mgsm_zh.tsv", "".join(f"{i}加1？\t{i + 1}\n" for i in range(40)))
+    halves = [registry.resolve(name, 30, folder=str(tmp_path), split=s)[0] for s in ("train", "held_out")]
+    train, held = ({task.prompt(i)[-1].content for i in range(len(task))} for task in halves)
+    assert min(len(train), len(held)) >= 5
+    assert not train & held
