@@ -88,6 +88,11 @@ class HubBPE:
         offsets = np.cumsum([0, *map(len, ids)])
         return np.array([i for part in ids for i in part], "<u4").tobytes(), offsets.astype("<u8").tobytes()
 
+    def encode_joined(self, data: bytes, offsets: bytes, threads: int = 0) -> tuple[bytes, bytes]:
+        """Do the same for texts end to end as UTF-8, with int64 offsets between them."""
+        ends = np.frombuffer(offsets, "<i8").tolist()
+        return self.encode_batch_flat([data[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)])
+
 
 def read(path: Path) -> BPE | HubBPE:
     """Read a tokenizer.json or a file of tiktoken's ranks; raises ValueError if it is neither or no byte-level BPE."""

@@ -177,7 +177,7 @@ def _read_lines(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) 
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
             if not isinstance(value, dict):
                 raise ValueError(f"expected a JSON object, found {type(value).__name__}")
         except UnicodeDecodeError:

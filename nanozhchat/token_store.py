@@ -25,7 +25,6 @@ from nanozhchat.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 SHARD_TOKENS = 1 << 27
-BATCH_CHARS = 1 << 20  # of text handed to the tokenizer at once
 REPORT_S = 5.0  # between two lines of progress
 MANIFEST = "manifest.json"
 STATE = "building.json"  # the finished shards of a run that goes on
@@ -206,11 +205,11 @@ def _encoded(
     """Yield (ids of a batch of documents end to end, offsets between the documents); reports now and then."""
     what, n_bytes, docs, tokens = f"tokens {corpus.name} {split}", corpus.n_bytes(split), 0, 0
     start = last = time.monotonic()
-    for batch in _batched(corpus.documents(split, skip)):
-        ids, offsets = tokenizer.encode_batch_flat(batch)
+    for data, between in corpus.joined(split, skip):
+        ids, offsets = tokenizer.encode_joined(data, between)
         if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
             raise ValueError(f"the tokenizer made id {int(ids.max())}, but its vocab_size is {tokenizer.vocab_size}")
-        docs, tokens = docs + len(batch), tokens + len(ids)
+        docs, tokens = docs + len(offsets) - 1, tokens + len(ids)
         if time.monotonic() - last >= REPORT_S:
             last = time.monotonic()
             progress(f"  {what}: {docs:,} documents, {tokens:,} tokens so far")
@@ -218,16 +217,3 @@ def _encoded(
     rate = n_bytes / max(time.monotonic() - start, 1e-9) / 1e6
     per_token = n_bytes / max(1, tokens)
     progress(f"{what}: {docs:,} documents, {tokens:,} tokens, {per_token:.2f} bytes per token, {rate:.1f} MB/s")
-
-
-def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -211,6 +211,11 @@ class Tokenizer:
         ids, offsets = self._bpe.encode_batch_flat(texts, threads)
         return np.frombuffer(ids, dtype="<u4"), np.frombuffer(offsets, dtype="<u8")
 
+    def encode_joined(self, data: bytes, offsets: np.ndarray, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Do the same for texts end to end as UTF-8, with int64 offsets between them, (n_texts + 1,)."""
+        ids, ends = self._bpe.encode_joined(data, offsets.astype("<i8").tobytes(), threads)
+        return np.frombuffer(ids, dtype="<u4"), np.frombuffer(ends, dtype="<u8")
+
     def decode_bytes(self, ids: Iterable[int], *, show_special: bool = False) -> bytes:
         """Return the bytes of ids. Special tokens give nothing, or their names if shown.
 
