@@ -14,9 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from nanozhchat.dedup import ExactDuplicates, NearDuplicates, ngram_hashes
+from nanozhchat.dedup import ExactDuplicates, NearDuplicates, ngram_hashes, repeats
 
 SAMPLES, SAMPLE_CHARS = 3, 120  # kept of every reason
 MIN_CHARS, MAX_CHARS = 80, 200_000  # Gopher: 50 to 100,000 words
@@ -38,13 +36,14 @@ Step = Callable[[str], "str | Dropped"]
 INVISIBLE = [*range(0x00, 0x09), *range(0x0E, 0x20), *range(0x7F, 0x85), *range(0x86, 0xA0), 0xAD, 0x061C, 0x180E,
              0x200B, 0x200C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
              *range(0xFFF9, 0xFFFE), *range(0xE000, 0xF900)]  # fmt: skip
-DISPLAY: dict[int, str | None] = {
-    **dict.fromkeys(INVISIBLE),
-    **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " "),
-    **dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n"),
-    **{c + 0xFEE0: chr(c) for c in range(0x30, 0x7B) if chr(c).isalnum()},  # full-width letters and digits
-    **{c: unicodedata.normalize("NFKC", chr(c)) for c in [*range(0x2F00, 0x2FD6), 0x2E9F, 0x2EF3]},  # radicals as such
+DISPLAY = {
+    **dict.fromkeys(map(chr, INVISIBLE), ""),
+    **dict.fromkeys(map(chr, [0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000]), " "),
+    **dict.fromkeys(map(chr, [0x0B, 0x0C, 0x85, 0x2028, 0x2029]), "\n"),
+    **{chr(c + 0xFEE0): chr(c) for c in range(0x30, 0x7B) if chr(c).isalnum()},  # full-width letters and digits
+    **{chr(c): unicodedata.normalize("NFKC", chr(c)) for c in [*range(0x2F00, 0x2FD6), 0x2E9F, 0x2EF3]},  # radicals
 }
+DISPLAYED = re.compile(f"[{re.escape(''.join(DISPLAY))}]")
 MARGINS = re.compile(r"[ \t\u3000\xa0]+$|^[\u3000\xa0]+", re.MULTILINE)  # line ends, indented paragraphs
 BOILERPLATE = re.compile(
     r"(?:版权所有|copyright\b|©|all rights reserved|未经.{0,12}(?:许可|授权)|"
@@ -63,6 +62,7 @@ MOBILE = re.compile(r"(?<!\d)(?:(?:\+|00)?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(
 IDENTITY = re.compile(r"(?<!\d)[1-8]\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)")
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643-1999
 HAN, KANA_HANGUL = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+"), re.compile(r"[\u3041-\u30ff\uac00-\ud7a3]+")
+WORDS = re.compile(r"[^\W_]+")
 BULLET = re.compile(r"[-*•●■◆▪·○►]")
 
 
@@ -77,7 +77,7 @@ def _lines(text: str) -> list[str]:
 def unicode_display(text: str) -> str:
     """Remove what only concerns display: invisible and private characters, odd blanks and line ends, wide letters."""
     text = unicodedata.normalize("NFC", MARGINS.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
-    return text.translate(DISPLAY).strip("\n")
+    return DISPLAYED.sub(lambda m: DISPLAY[m[0]], text).strip("\n")
 
 
 def boilerplate_lines(text: str) -> str:
@@ -108,12 +108,10 @@ def repetition(text: str) -> str | Dropped:
     if len(again) > DUPLICATE_LINES * len(lines) or sum(map(len, again)) > DUPLICATE_LINE_CHARS * len(text):
         return Dropped("gopher: duplicate lines")
     n, most = TOP_GRAM
-    grams = ngram_hashes(text, n)
-    if len(grams) and np.unique(grams, return_counts=True)[1].max(initial=0) * n > most * len(text) + n:
+    if repeats(ngram_hashes(text, n))[1] * n > most * len(text) + n:
         return Dropped("gopher: top n-gram")
     for n, most in REPEATS:
-        grams = ngram_hashes(text, n)
-        if len(grams) - len(np.unique(grams)) > most * len(grams):
+        if repeats(ngram_hashes(text, n))[0] > most * len(text):
             return Dropped("gopher: repeated n-grams")
     return text
 
@@ -125,7 +123,7 @@ def quality(text: str) -> str | Dropped:
         return Dropped("c4: filler or code")
     if text.count("#") + text.count("…") + text.count("...") > 0.06 * size:
         return Dropped("gopher: symbols")
-    if sum(map(str.isalnum, text)) < 0.6 * size:
+    if _count(WORDS, text) < 0.6 * size:
         return Dropped("gopher: few letters")
     if sum(1 for line in lines if BULLET.match(line)) > 0.9 * len(lines):
         return Dropped("gopher: bullets")
@@ -148,8 +146,10 @@ def _is_identity(match: re.Match[str]) -> bool:
 
 def pii(text: str) -> str:
     """Mask identity numbers (with a right check digit), telephone numbers and e-mail addresses."""
-    text = IDENTITY.sub(lambda m: "【身份证号】" if _is_identity(m) else m[0], text)
-    return EMAIL.sub("【邮箱】", MOBILE.sub("【电话】", text))
+    if re.search(r"\d{4}", text):
+        text = IDENTITY.sub(lambda m: "【身份证号】" if _is_identity(m) else m[0], text)
+        text = MOBILE.sub("【电话】", text)
+    return EMAIL.sub("【邮箱】", text) if "@" in text else text
 
 
 def _simplifier() -> Step:

@@ -24,36 +24,47 @@ Array = npt.NDArray[Any]
 SHINGLE, BANDS, ROWS, NEAR = 5, 16, 6, 0.7
 NEAR_BYTES = 256 << 20  # of tables: 2 million documents at full recall
 MERGE_KEYS = 1 << 18
-CHUNK = 4096  # shingles at once: what a core's cache holds
 NOT_WORDS = re.compile(r"[\W_]+")
-_random = np.random.default_rng(20_261_127)
-MULTIPLY = _random.integers(1, 2**32, (BANDS * ROWS, 1), np.uint32) | np.uint32(1)
-ADD = _random.integers(0, 2**32, (BANDS * ROWS, 1), np.uint32)
-BAND_MIX = _random.integers(1, 2**64, ROWS, np.uint64) | np.uint64(1)
+MIX, SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
+BINS = np.arange(BANDS * ROWS, dtype=np.uint64) * np.uint64(2**64 // (BANDS * ROWS))
+BAND_MIX = np.random.default_rng(20_261_127).integers(1, 2**64, ROWS, np.uint64) | np.uint64(1)
 
 
 def ngram_hashes(text: str, n: int) -> Array:
-    """(max(0, len(text) - n + 1),) uint64: a hash of every run of n characters."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    size = len(codes) - n + 1
-    if size <= 0:
-        return np.zeros(0, np.uint64)
-    hashed = np.zeros(size, np.uint64)
-    for i in range(n):
-        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + codes[i : i + size] + np.uint64(1)
-    hashed ^= hashed >> np.uint64(29)
-    return hashed * np.uint64(0xBF58476D1CE4E5B9)
+    """(max(0, len(text) - n + 1),) uint64: a hash of every run of n characters, made of those of runs half as long."""
+    power = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)  # of 2^k characters
+    size, done, hashed = max(0, len(power) - n + 1), 0, None
+    for k in range(n.bit_length()):
+        if n >> k & 1:
+            part = power[done : done + size]
+            hashed = part if hashed is None else hashed * MIX + part
+            done += 1 << k
+        power = power[: max(0, len(power) - (1 << k))] * MIX + power[1 << k :]
+        power ^= power >> SHIFT
+    assert hashed is not None
+    return (hashed ^ (hashed >> SHIFT)) * MIX
+
+
+def repeats(hashes: Array) -> tuple[int, int]:
+    """Return how many of the hashes came before, and how often the most frequent one occurs."""
+    ordered = np.sort(hashes)
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1), append=ordered[-1:] + np.uint64(1)))
+    return len(hashes) - max(0, len(starts) - 1), int(np.diff(starts).max(initial=0))
 
 
 def signature(text: str) -> Array | None:
-    """(96,) uint32 minima over the hashed shingles of a text; None if it has no shingle."""
-    shingles = (ngram_hashes(NOT_WORDS.sub("", text.lower()), SHINGLE) >> np.uint64(32)).astype(np.uint32)
+    """(96,) uint32: one-permutation MinHash (Li, Owen, Zhang 2012) of a text's shingles; None if it has none.
+
+    The hashes fall into 96 ranges; each keeps its smallest. An empty one borrows from the next (Shrivastava, Li 2014).
+    """
+    shingles = np.sort(ngram_hashes(NOT_WORDS.sub("", text.lower()), SHINGLE))
     if not len(shingles):
         return None
-    minima = np.full(BANDS * ROWS, 0xFFFFFFFF, np.uint32)
-    for start in range(0, len(shingles), CHUNK):
-        np.minimum(minima, (MULTIPLY * shingles[start : start + CHUNK] + ADD).min(1), out=minima)
-    return minima
+    first = np.searchsorted(shingles, BINS)
+    full = np.flatnonzero(first < np.append(first[1:], len(shingles)))
+    lender = full[np.searchsorted(full, np.arange(len(BINS))) % len(full)]
+    distance = (lender - np.arange(len(BINS))) % len(BINS)
+    return shingles[first[lender]].astype(np.uint32) + (distance * 0x9E3779B1).astype(np.uint32)
 
 
 class _Records:

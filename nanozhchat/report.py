@@ -185,13 +185,22 @@ def held_out(m: Model) -> list[str]:
     e, bpb = m.base_eval, m.base_eval.get("bpb")
     if not is_number(bpb):
         return ["## Held-out text", f"Not scored yet: `python -m scripts.base_eval --model-tag={m.tag}`."]
-    rows = [(m.tag, f"{bpb:.4f}", "", show(e.get("ppl"), "{:.2f}"))]
-    rows += [(name, f"{value:.4f}", f"{ahead:+.4f}", "") for name, value, ahead, _ in m.margins]
-    size = ", ".join(f"{show(e.get(k), '{:,}')} {k}" for k in ("bytes", "tokens"))
+    per_char = e["bpc"] / bpb if is_number(e.get("bpc")) and bpb else math.nan  # bytes a character takes
+    rows = [(m.tag, f"{bpb:.4f}", show(bpb * per_char, "{:.4f}"), "", show(e.get("ppl"), "{:.2f}"))]
+    rows += [
+        (name, f"{value:.4f}", show(value * per_char, "{:.4f}"), f"{ahead:+.4f}", "")
+        for name, value, ahead, _ in m.margins
+    ]
+    size = ", ".join(f"{show(e.get(k), '{:,}')} {k}" for k in ("bytes", "chars", "tokens"))
     note = f"*Step {text(e.get('step', '?'))}, {size}. Lower is better; 8 bits per byte is no compression at all. The "
     note += "compressors pack the same text in one piece, but unlike the model they bring no knowledge from training.*"
     said = [f"{words} on the same held-out bytes." for *_, words in m.margins]
-    return ["## Held-out text", *said, table(("", "bits per byte", "ahead by", "perplexity"), rows, {1, 2, 3}), note]
+    return [
+        "## Held-out text",
+        *said,
+        table(("", "bits per byte", "per character", "ahead by", "perplexity"), rows, {1, 2, 3, 4}),
+        note,
+    ]
 
 
 def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:

@@ -83,14 +83,16 @@ def score(model: chat.Chat, store: TokenStore, comp: Compute, args: BaseEvalArgs
     result = evaluate(model.engine.scorer(), batches, token_bytes, comp)
     order, counts = eval_documents(store, "val", args.eval_tokens)
     scored = (store.doc("val", int(i))[:n].tolist() for i, n in zip(order, counts, strict=True))
-    baselines = compressor_bpb(b"".join(map(tokenizer.decode_bytes, scored)))
+    text = b"".join(map(tokenizer.decode_bytes, scored))
+    baselines, chars = compressor_bpb(text), len(text.decode("utf-8", "ignore"))
+    bpc = result.bpb * result.bytes / max(1, chars)
     if comp.is_main:
-        print(f"held-out: {result.bytes:,} bytes, {result.tokens:,} tokens")
+        print(f"held-out: {result.bytes:,} bytes, {chars:,} characters, {result.tokens:,} tokens")
         print(f"  {model.name} ({model.source}, step {model.step}): {result.bpb:.4f} bits per byte, "
-              f"perplexity {result.ppl:.2f} per token")  # fmt: skip
+              f"{bpc:.4f} per character, perplexity {result.ppl:.2f} per token")  # fmt: skip
         for name, bpb in baselines.items():
             print(f"  {name} -9 on the same bytes: {bpb:.4f} bits per byte ({bpb - result.bpb:+.4f} against the model)")
-    return {**vars(result), "baselines": baselines}
+    return {**vars(result), "bpc": bpc, "chars": chars, "baselines": baselines}
 
 
 def core(model: chat.Chat, tasks: Sequence[Benchmark], comp: Compute) -> dict[str, Any]:

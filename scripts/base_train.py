@@ -28,7 +28,6 @@ from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import TrainState, fit
 
 log = logging.getLogger(__name__)
-SAMPLE_PROMPTS = ("从前，", "中国的首都是", "问：3加5等于几？\n答：", "春天来了，")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,8 @@ class BaseTrainArgs(RunFlags):
     total_batch_size: int | None = cli.opt(None, "tokens per step", group="overrides")
     eval_tokens: int | None = cli.opt(None, "scored per evaluation; none = 65536, fewer in short runs", group="hooks",
                                       neutral=True)  # fmt: skip
+    prompts: tuple[str, ...] = cli.opt(("从前，", "中国的首都是", "问：3加5等于几？\n答：", "春天来了，"),
+                                       "beginnings that samples continue", group="hooks", neutral=True)  # fmt: skip
     sample_every: int | None = cli.opt(None, "steps between samples; none = as eval-every", group="hooks", neutral=True)
 
 
@@ -138,7 +139,7 @@ def train_run(
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
     actions = [
         hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp, plan.stop),
-        hooks.sampling(sample_every, Engine(model, tokenizer), SAMPLE_PROMPTS, run.metrics, comp),
+        hooks.sampling(sample_every, Engine(model, tokenizer), args.prompts, run.metrics, comp),
     ]
     return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 

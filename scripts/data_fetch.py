@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanozhchat import cli, corpus
+from nanozhchat import cli, contamination, corpus
 from nanozhchat.cleaning import STEPS, parse_steps
 from nanozhchat.cli import opt
 from nanozhchat.errors import DamagedError
@@ -31,13 +31,16 @@ class Args:
     clean: str | None = opt(None, f"steps of cleaning, in this order: {','.join(STEPS)}; default = all but simplify")
     shard_of: str | None = opt(None, "K/N: only the K-th of N shares of the input files, for N machines side by side")
     skip_bad: bool = opt(False, "count damaged lines and files instead of stopping")
+    contamination: tuple[str, ...] = opt(
+        (), "benchmark files: look for their n-grams in the corpus NAME and print JSON", group="instead of fetching"
+    )
     list: bool = opt(False, "show the presets and exit", group="instead of fetching")
     verify: bool = opt(False, "check the corpus NAME against its manifest and print JSON", group="instead of fetching")
 
     def __post_init__(self) -> None:
         """Refuse flags that exclude each other."""
-        if self.list and self.verify:
-            raise ValueError("--list and --verify exclude each other; give one of them")
+        if self.list + self.verify + bool(self.contamination) > 1:
+            raise ValueError("--list, --verify and --contamination exclude each other; give one of them")
         if self.shard_of and not re.fullmatch(r"\d+/\d+", self.shard_of):
             raise ValueError(f"--shard-of={self.shard_of}: expected K/N, such as 1/2")
         if self.shard_of and {"exact", "near"} & set(parse_steps(self.clean)):
@@ -73,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_presets()
     elif args.verify:
         verify(args.name)
+    elif args.contamination:
+        found = contamination.check(corpus.load(args.name), args.contamination)
+        print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         k, n = map(int, (args.shard_of or "0/0").split("/"))
         built = corpus.build(

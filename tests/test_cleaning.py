@@ -1,5 +1,6 @@
 """Cleaning: what each step changes and drops, that it is counted, and that duplicates are found."""
 
+import json
 import random
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 from nanozhchat import cleaning, corpus, dedup
 from nanozhchat.cleaning import Cleaner, Dropped
+from scripts import data_fetch
 from tests.conftest import write_jsonl
 
 WORDS = re.findall(
@@ -150,3 +152,16 @@ def test_a_corpus_is_cleaned_and_says_what_was_dropped_with_samples(tmp_path):
     assert report["kept_bytes"] == sum(built.n_bytes(split) for split in ("train", "val"))
     assert "41 of 44 documents kept" in said[-1]
     assert corpus.build([str(path)], "c", clean=(), progress=said.append).hash != built.hash
+
+
+def test_benchmark_items_are_found_in_a_corpus_whatever_their_marks_and_width(tmp_path, capsys):
+    questions = [article(1000 + i, 2) for i in range(6)]
+    rows = [{"question": q, "options": {"A": "甲", "B": "乙"}} for q in questions] + [{"question": "太短"}]
+    bench = write_jsonl(tmp_path / "bench.jsonl", rows)
+    texts = [*map(article, range(30)), article(31) + questions[0].replace("，", ", ") + article(32), questions[1][:20]]
+    corpus.build([str(write_jsonl(tmp_path / "a.jsonl", texts))], "c", progress=lambda _: None)
+    data_fetch.main(["--name=c", "--contamination", str(bench)])
+    found = json.loads(capsys.readouterr().out)
+    counts = {name: found[name] for name in ("items", "too_short", "touched", "contained", "documents")}
+    assert counts == {"items": 7, "too_short": 1, "touched": 2, "contained": 1, "documents": 2}
+    assert found["examples"][0]["item"].startswith(questions[0])

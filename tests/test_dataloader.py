@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import timeit
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanozhchat import compute
 from nanozhchat.dataloader import (
     conversation_eval_batches,
     conversation_loader,
@@ -19,6 +21,9 @@ from nanozhchat.dataloader import (
     prepare_conversations,
 )
 from nanozhchat.packing import shuffled
+from nanozhchat.prepare import prepare
+from nanozhchat.tokenizer import Tokenizer
+from tests.conftest import write_jsonl
 
 BOS = 0
 
@@ -279,3 +284,32 @@ def test_nothing_to_learn_is_a_clear_error():
 def test_a_rendered_conversation_that_breaks_the_rules_is_refused(bad):
     with pytest.raises(ValueError, match="conversation 1 "):
         chat_loader([([1, 2], [0, 1]), bad])
+
+
+def test_two_sources_by_weight_reach_the_trainer_in_that_ratio_of_tokens_and_resuming_keeps_it(tmp_path):
+    """Han text and Latin text, of which a token is worth other numbers of bytes."""
+    rng = random.Random(0)
+    han, latin = (
+        ["".join(rng.choices(letters, k=rng.randint(*size))) for _ in range(2000)]
+        for letters, size in ((list(map(chr, range(0x4E00, 0x4E60))), (20, 80)), ("abcdefghijklmnop", (50, 300)))
+    )
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", texts) for name, texts in (("han", han), ("latin", latin))]
+    tokenizer = Tokenizer.train(iter(han[:300] + latin[:300]), 600)
+    specs = [f"{path}@{weight}" for path, weight in zip(paths, (3, 1), strict=True)]
+    with compute.start("cpu", "float32") as comp:
+        store = prepare(specs, tokenizer, comp)
+    by_bytes = sum(len(t.encode()) for t in han) / len(tokenizer.encode_batch_flat(han)[0])
+    assert abs(by_bytes / (sum(map(len, latin)) / len(tokenizer.encode_batch_flat(latin)[0])) - 1) > 0.1
+    is_han = np.array([tokenizer.decode_bytes([i])[:1] >= b"\x80" for i in range(tokenizer.vocab_size)])
+    options = {"batch_rows": 4, "sequence_len": 64, "bos_id": tokenizer.bos_id}
+    stream, counts, states = document_loader(store, "train", **options), np.zeros(2), []
+    batches = list(itertools.takewhile(lambda batch: batch.epoch == 0, stream))
+    for batch in batches:
+        ids = batch.inputs[batch.inputs != tokenizer.bos_id].numpy()
+        counts += [is_han[ids].sum(), (~is_han[ids]).sum()]
+        states.append(batch.state)
+    assert counts[0] / counts[1] == pytest.approx(3, rel=0.01)
+    half = len(batches) // 2
+    again = document_loader(store, "train", **options)
+    again.seek(states[half - 1], 4)
+    assert all(same(batch, next(again)) for batch in batches[half:])

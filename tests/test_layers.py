@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("the hub's files", "hub"),
     ("data and tokens, one external library each", "sources tokenizer"),
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
-    ("tokens of a corpus, still no torch", "token_store"),
+    ("tokens of a corpus, still no torch", "token_store contamination"),
     ("torch, one idea each", "compute attention cross_entropy kv_cache ngrams sampling quantize"),
     ("the model and its batches", "gpt dataloader prepare batching ngram_counts"),
     ("parts that need a model", "optim objectives native loss_eval budget gpt2"),
