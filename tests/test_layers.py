@@ -45,8 +45,8 @@ NO_TORCH = "tokens of a corpus, still no torch"  # up to here
 TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here
 LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_500
-TRACKED_LINES = 27_800  # of all Python, tests included
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_650
+TRACKED_LINES = 28_200  # of all Python, tests included
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 
