@@ -17,7 +17,7 @@ from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, Linear
 from nanozhchat.optim import Optimizer, ParamGroup
 
-LORA_LR = 0.002  # of Adam at --lr-frac=1; own trial at depth 4 (dev/LOG.md)
+LORA_LR = 0.002  # of Adam at --lr-frac=1; a common choice, not swept
 PREFIX = "lora/"
 
 
