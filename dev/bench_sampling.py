@@ -30,13 +30,14 @@ class BenchArgs:
     source: str | None = cli.opt(None, "stage; none = the furthest")
     tasks: str = cli.opt("builtin:arithmetic,builtin:reading", "tasks beside the stories")
     n: int = cli.opt(100, "questions of each")
+    only: int | None = cli.opt(None, "number of the one setting to try; none = all")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(BenchArgs, argv, __doc__ or "", "python -m dev.bench_sampling")
     model, compute = chat.load(args.model_tag, source=args.source, device="cpu"), Compute(torch.device("cpu"))
     stories, *others = registry.resolve(f"builtin:story,{args.tasks}", args.n)
-    for changes in SETTINGS:
+    for changes in SETTINGS if args.only is None else [SETTINGS[args.only]]:
         params = replace(SamplingParams(max_tokens=300, seed=0), **changes)
         answers = run_task(model, stories, compute, params)
         figures = {"story": sum(a.correct for a in answers) / args.n, **quality([a.given for a in answers])}

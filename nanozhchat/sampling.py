@@ -170,7 +170,7 @@ class Sampler:
                     out[i] += bias
         if banned := completes_ngram(self.seen, p.no_repeat_ngram):
             out = out.copy()
-            out[banned] = np.finfo(np.float32).min
+            out[banned] = -np.inf
         return out
 
     def _with_logprobs(self, token: int, logits: Floats) -> Choice:

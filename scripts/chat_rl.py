@@ -43,11 +43,11 @@ class ChatRLArgs(RunFlags):
     )
     budget: str | None = cli.opt(None, "wall clock for the whole command, such as 15m", group="horizon (one of them)")
     num_steps: int | None = cli.opt(None, f"optimizer steps; none = {DEFAULT_STEPS}", group="horizon (one of them)")
-    prompts: int = cli.opt(32, "problems per step", group="training")
+    prompts: int = cli.opt(16, "problems per step", group="training")
     group: int = cli.opt(8, "answers sampled for each", group="training")
     max_tokens: int = cli.opt(96, "longest answer", group="training")
     temperature: float = cli.opt(1.0, "of sampling", group="training")
-    lr_frac: float = cli.opt(0.05, "peak learning rates relative to those it was trained with", group="training")
+    lr_frac: float = cli.opt(0.2, "peak learning rates relative to those it was trained with", group="training")
     kl: float = cli.opt(0.0, "weight of staying close to the model it starts from; 0 = none", group="training")
     eval_samples: int = cli.opt(4, "answers per held-out problem, for pass@k", group="hooks", neutral=True)
 
