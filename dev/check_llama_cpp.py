@@ -25,7 +25,7 @@ from nanozhchat.tokenizer import Tokenizer
 THERE = """
 import json, sys, numpy as np
 from llama_cpp import Llama
-model = Llama(sys.argv[1], n_ctx=512, logits_all=True, verbose=False)
+model = Llama(sys.argv[1], n_ctx=512, logits_all=True, type_k=0, type_v=0, verbose=False)
 ids, said = json.loads(sys.argv[2]), []
 model.eval(ids)
 print(json.dumps(np.array(model.scores[: len(ids)]).tolist()))
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = GPT(gpt_config(shape))
     model.init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for p in model.parameters():  # our start has layers at zero, which would test nothing
+        for p in filter(lambda p: p.requires_grad, model.parameters()):  # the start has zeros, which test nothing
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05)
     ids = tokenizer.encode(texts[0])[:64]
     with tempfile.TemporaryDirectory() as folder:

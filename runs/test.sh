@@ -3,6 +3,7 @@
 # Arguments go to pytest, for example: bash runs/test.sh -k tokenizer
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 source runs/setup.sh
+step "packages only tests need" "$UV" sync --frozen --quiet --group harness
 
 apt_install() {
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null

@@ -112,6 +112,9 @@ impl Matrix {
         let panels = self.columns.div_ceil(PANEL);
         let work = rows * self.k * self.columns;
         let mut out = vec![0.0; rows * self.columns];
+        if rows == 0 {
+            return out;
+        }
         if threads == 1 || work < THREAD_WORK {
             self.strip(isa, &input, rows, 0..panels, &mut out);
             return out;
