@@ -43,7 +43,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping[str, float] | None = None) -> bytes:
     """Draw lines against "tokens", "flops" or "s": "training" smoothed, "held out" as points. levels: level lines."""
     last = max(max(x) for x, _ in lines.values())
-    label, divisor = next((n, size) for n, size in X_SCALES[unit].items() if size == 1.0 or last >= 2 * size)
+    label, divisor = next((n, size) for n, size in X_SCALES[unit].items() if last >= size or size == 1.0)
     with _axes(title, HEIGHT_IN) as (axes, png):
         for (name, (x, y)), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
             x = [value / divisor for value in x]
@@ -53,7 +53,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
                 y = smooth(y)
             if name == "held out":
                 look |= {"linewidth": 0.7, "marker": "o", "markersize": 3.8}
-                _write(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), (0, 8), color=colour, fontweight="bold")
+                _write(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), (0, 8), color=colour)
             axes.plot(x, y, **look)
         for name, level in (levels or {}).items():
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
@@ -63,7 +63,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
         if len(lines) == 1:
             axes.set_ylim(0, max(max(y) for _, y in lines.values()) * 1.12 or 1)
         else:
-            axes.legend(loc="upper right")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2)
     return png.getvalue()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Device:
     """One accelerator. flops: peak bf16 FLOP/s; bytes_per_s: memory bandwidth; memory_bytes: capacity.
 
-    usd_per_hour: a typical on-demand price, for estimates only.
+    usd_per_hour: a typical on-demand price, for estimates only. watts: the board's rated power.
     """
 
     name: str
@@ -18,24 +18,25 @@ class Device:
     bytes_per_s: float
     memory_bytes: float
     usd_per_hour: float
+    watts: float
 
 
 GIB = 2**30
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        Device("H200", 989e12, 4.8e12, 141 * GIB, 3.5),
-        Device("H100", 989e12, 3.35e12, 80 * GIB, 3.0),
-        Device("H800", 989e12, 3.35e12, 80 * GIB, 3.0),
-        Device("H20", 148e12, 4.0e12, 96 * GIB, 1.5),
-        Device("A100", 312e12, 2.0e12, 80 * GIB, 1.8),
-        Device("A800", 312e12, 2.0e12, 80 * GIB, 1.8),
-        Device("L40S", 362e12, 0.864e12, 48 * GIB, 1.2),
-        Device("5090", 209e12, 1.79e12, 32 * GIB, 0.6),
-        Device("4090", 165e12, 1.01e12, 24 * GIB, 0.4),
-        Device("3090", 71e12, 0.936e12, 24 * GIB, 0.25),
-        Device("V100", 125e12, 0.9e12, 32 * GIB, 0.6),
-        Device("T4", 65e12, 0.32e12, 16 * GIB, 0.2),
+        Device("H200", 989e12, 4.8e12, 141 * GIB, 3.5, 700),
+        Device("H100", 989e12, 3.35e12, 80 * GIB, 3.0, 700),
+        Device("H800", 989e12, 3.35e12, 80 * GIB, 3.0, 700),
+        Device("H20", 148e12, 4.0e12, 96 * GIB, 1.5, 400),
+        Device("A100", 312e12, 2.0e12, 80 * GIB, 1.8, 400),
+        Device("A800", 312e12, 2.0e12, 80 * GIB, 1.8, 400),
+        Device("L40S", 362e12, 0.864e12, 48 * GIB, 1.2, 350),
+        Device("5090", 209e12, 1.79e12, 32 * GIB, 0.6, 575),
+        Device("4090", 165e12, 1.01e12, 24 * GIB, 0.4, 450),
+        Device("3090", 71e12, 0.936e12, 24 * GIB, 0.25, 350),
+        Device("V100", 125e12, 0.9e12, 32 * GIB, 0.6, 300),
+        Device("T4", 65e12, 0.32e12, 16 * GIB, 0.2, 70),
     )
 }
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from nanozhchat.files import append_jsonl, atomic_write, read_jsonl
 
 NO_RUN = "dummy"  # the --run name that switches wandb off
+Sink = tuple[Callable[[dict[str, Any]], None], Callable[[], Any]]  # takes a flat row, `step` among its keys; flushes
 
 
 def setup_logging(rank: int = 0) -> None:
@@ -35,12 +37,15 @@ def clock(seconds: float) -> str:
 
 
 class Metrics:
-    """One sink for numbers: metrics.jsonl in the run's folder, and wandb when a run name is given."""
+    """One sink for numbers: metrics.jsonl in the run's folder; wandb when a run name is given, TensorBoard if asked."""
 
-    def __init__(self, folder: Path, *, run: str = NO_RUN, config: dict[str, Any] | None = None, enabled: bool = True):
-        self.folder, self.enabled, self.wandb = folder, enabled, None
+    def __init__(self, folder: Path, *, run: str = NO_RUN, config: dict[str, Any] | None = None, enabled: bool = True,
+                 tensorboard: bool = False):  # fmt: skip
+        self.folder, self.enabled, self.sinks = folder, enabled, list[Sink]()
         if enabled and run != NO_RUN:
-            self.wandb = _start_wandb(folder, run, config or {})
+            self.sinks.append(_wandb(folder, run, config or {}))
+        if enabled and tensorboard:
+            self.sinks.append(_tensorboard(folder))
 
     def forget_after(self, step: int) -> None:
         """Drop numbers of steps that a resumed run will do again."""
@@ -57,8 +62,8 @@ class Metrics:
         if self.enabled:
             odd = {k: None for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
             append_jsonl(self.folder / "metrics.jsonl", {**values, **odd})
-            if self.wandb is not None:
-                self.wandb.log(values, step=values["step"])
+            for write, _ in self.sinks:
+                write(values)
 
     def sample(self, row: dict[str, Any]) -> None:
         """Record a text that the model produced."""
@@ -73,11 +78,11 @@ class Metrics:
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self.wandb is not None:
-            self.wandb.finish()
+        for _, close in self.sinks:
+            close()
 
 
-def _start_wandb(folder: Path, run: str, config: dict[str, Any]) -> Any:
+def _wandb(folder: Path, run: str, config: dict[str, Any]) -> Sink:
     import wandb
 
     if os.environ.get("WANDB_MODE") is None and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
@@ -85,4 +90,19 @@ def _start_wandb(folder: Path, run: str, config: dict[str, Any]) -> Any:
             f"--run={run} logs to wandb, but nobody is logged in; run `wandb login` or set WANDB_MODE=offline"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project="nanozhchat", name=run, config=config, dir=str(folder), resume="allow")
+    begun = wandb.init(project="nanozhchat", name=run, config=config, dir=str(folder), resume="allow")
+    return lambda values: begun.log(values, step=values["step"]), begun.finish
+
+
+def _tensorboard(folder: Path) -> Sink:
+    try:
+        from tensorboard.summary import Writer
+    except ImportError as error:
+        raise ValueError("--tensorboard needs a package; run `uv sync --extra tracking`") from error
+    writer = Writer(str(folder / "tensorboard"))
+
+    def write(values: dict[str, Any]) -> None:
+        for name in (k for k, v in values.items() if k != "step" and isinstance(v, (int, float))):
+            writer.add_scalar(name, values[name], values["step"])
+
+    return write, writer.close

@@ -23,6 +23,7 @@ import yaml
 from nanozhchat import files, paths
 from nanozhchat.charts import draw_curve, draw_scores
 from nanozhchat.errors import DamagedError
+from nanozhchat.hardware import find_device
 from nanozhchat.recipe import Recipe, explain
 from nanozhchat.report_page import page
 
@@ -33,16 +34,25 @@ UNITS, ZH_UNITS = (" h", " min", " s", " "), ("小时", "分", "秒", "")  # and
 PROMPTS_SHOWN, ANSWERS_SHOWN, CHARS_SHOWN = 5, 6, 400  # answers: right ones, and as many wrong ones
 BPB, LOSS = ({"training": f"train/{key}", "held out": f"val/{key}"} for key in ("bpb", "loss"))
 CURVES = (  # name, title, against, lines
-    ("bpb", "bits per byte", "tokens", BPB), ("loss-tokens", "loss, nats per token", "tokens", LOSS),
-    ("loss-time", "loss, nats per token", "s", LOSS), ("speed", "tokens per second", "s", {"speed": "tok_per_sec"}),
+    ("bpb", "bits per byte", "tokens", BPB), ("bpb-flops", "bits per byte", "flops", BPB),
+    ("loss-tokens", "loss, nats per token", "tokens", LOSS), ("loss-time", "loss, nats per token", "s", LOSS),
+    ("reward", "share of right answers", "s", {"training": "train/reward", "held out": "val/pass@1"}),
+    ("speed", "tokens per second", "s", {"speed": "tok_per_sec"}),
+    ("mfu", "share of the machine's peak", "s", {"share": "mfu"}),
+    ("memory", "memory in GiB", "s", {"memory": "mem_gib"}),
     ("lr", "learning rate of the matrices", "tokens", {"rate": "lr"}),
 )  # fmt: skip
+FIRST_STAGE_ONLY = ("bpb-flops", "mfu")
+ELECTRICITY_USD, CPU_WATTS = 0.15, 10  # per kWh; per core, assumed: server processors are rated at 5 to 12
+MODELS_SHOWN, TOKENS_SHOWN = 8, 90
+TOKEN_FACTS = (("common_3500_frac", "of the 3,500 common characters are one token"),
+               ("word_tokens_frac", "of the tokens are words"), ("unused_frac", "of the tokens are unused"))  # fmt: skip
 COURSE = (
     ("steps", "step", "{:,.0f}"), ("tokens", "tokens", "{:,.0f}"), ("bytes of text", "bytes", "{:,.0f}"),
     ("seconds", "time_s", "{:,.0f}"), ("FLOPs", "flops", "{:.3g}"), ("training loss", "train/loss", "{:.4f}"),
     ("held-out loss", "val/loss", "{:.4f}"), ("held-out bits per byte", "val/bpb", "{:.4f}"),
     ("held-out perplexity", "val/ppl", "{:.2f}"), ("tokens per second", "tok_per_sec", "{:,.0f}"),
-    ("share of the machine's peak", "mfu", "{:.1%}"), ("memory in bytes", "mem_bytes", "{:,.0f}"),
+    ("share of the machine's peak", "mfu", "{:.1%}"), ("memory in GiB", "mem_gib", "{:.2f}"),
 )  # fmt: skip
 
 
@@ -93,9 +103,13 @@ class Stage:
         self.name, self.folder = name, paths.run_dir(name, tag)
         by_step = {row["step"]: row for row in files.read_jsonl(self.folder / "metrics.jsonl") if "step" in row}
         self.rows = [by_step[step] for step in sorted(by_step)]  # a step done twice counts once, the later time
+        self.rows = [
+            {**r, "mem_gib": r["mem_bytes"] / 2**30} if is_number(r.get("mem_bytes")) else r for r in self.rows
+        ]
         self.events = files.read_jsonl(self.folder / "events.jsonl")
         self.data = [str(spec) for spec in read_object(self.folder / "config.yaml").get("data") or ["builtin"]]
         self.recipe: Recipe | None = None
+        self.seconds = max([0.0, *self.points("time_s")[1]])
         with contextlib.suppress(ValueError, TypeError):  # of another version: the report goes without its formulas
             self.recipe = Recipe.from_dict(read_object(self.folder / "recipe.json"))
 
@@ -107,10 +121,6 @@ class Stage:
     def last(self, key: str) -> float:
         """Return the latest finite value of a metric, NaN if there is none."""
         return [math.nan, *self.points(key)[1]][-1]
-
-    def took(self, units: Sequence[str] = UNITS) -> str:
-        """Return the training time in words."""
-        return duration(max([0.0, *self.points("time_s")[1]]), units)
 
 
 class Model:
@@ -133,6 +143,10 @@ class Model:
             if is_number(bpb := others.get(name)) and is_number(own):
                 said = f"{abs(bpb - own):.2f} bits per byte {'better' if own <= bpb else 'worse'} than {name} -9"
                 self.margins.append((f"{name} -9", bpb, bpb - own, said))
+        self.seconds, self.bpb = (
+            sum(s.seconds for s in self.stages),
+            own if is_number(own) else self.stages[0].last("val/bpb"),
+        )
         tasks = (self.chat_eval.get("tasks") or {}).items()
         self.scores = [{**t, "name": name.removeprefix("builtin:")} for name, t in tasks]
         self.scores.sort(key=lambda t: -t["score"])
@@ -140,8 +154,7 @@ class Model:
 
 def summary(m: Model) -> list[str]:
     """What was trained on what, how long, the best numbers: in English, in Chinese, as figures; what is unfinished."""
-    first, right, bpb = m.stages[0], show(m.chat_eval.get("overall")), m.base_eval.get("bpb")
-    bpb = bpb if is_number(bpb) else first.last("val/bpb")
+    first, right, bpb = m.stages[0], show(m.chat_eval.get("overall")), m.bpb
     en, zh, figures = [f"`{m.tag}` is a Chinese language model"], [f"`{m.tag}` 是一个中文模型"], []
     if first.recipe:
         params, vocabulary = first.recipe.num_params, first.recipe.vocab_size
@@ -151,10 +164,10 @@ def summary(m: Model) -> list[str]:
         seen, mb, source = first.last("tokens"), first.last("bytes") / 1e6, ", ".join(map(text, first.data))
         en.append(f", trained from nothing on {source}: {seen / 1e6:,.1f} million tokens ({mb:,.1f} MB of text)")
         zh.append(f"，从零开始训练。预训练数据为 {source}，共 {seen / 1e4:,.0f} 万个词元（{mb:,.1f} MB 文本）")
-        en, zh = [*en, f" in {first.took()}"], [*zh, f"，用时 {first.took(ZH_UNITS)}"]
+        en, zh = [*en, f" in {duration(first.seconds)}"], [*zh, f"，用时 {duration(first.seconds, ZH_UNITS)}"]
     for s in m.stages[first.name == "base" :]:
-        en.append(f", then {s.took()} of {TITLES[s.name].lower()}")
-        zh.append(f"；{ZH_TITLES[s.name]}用时 {s.took(ZH_UNITS)}")
+        en.append(f", then {duration(s.seconds)} of {TITLES[s.name].lower()}")
+        zh.append(f"；{ZH_TITLES[s.name]}用时 {duration(s.seconds, ZH_UNITS)}")
     if is_number(bpb):
         said = [words for *_, words in m.margins]
         en.append(f". On held-out text it needs {', '.join([f'{bpb:.3f} bits per byte', *said])}")
@@ -166,7 +179,7 @@ def summary(m: Model) -> list[str]:
         en.append(f". It answers {right} of held-out questions right (mean of {n} skills; blind guessing: {chance})")
         zh.append(f"。对训练中从未出现过的问题，平均答对 {right}（{n} 项能力；随机猜测为 {chance}）")
         figures.insert(1, (right, f"of held-out questions right; blind guessing {chance}"))
-    figures.append((duration(sum(max([0.0, *s.points("time_s")[1]]) for s in m.stages)), "of training"))
+    figures.append((duration(m.seconds), "of training"))
     blocks = ["".join(en) + ".", "".join(zh) + "。", "\n".join(f"- **{value}** {what}" for value, what in figures)]
     for s in m.stages:
         times = [text(e["time"])[:16].replace("T", " ") for e in s.events if e.get("time")]
@@ -270,7 +283,7 @@ def curves(m: Model, stage: Stage, pictures: dict[str, bytes]) -> list[str]:
     for name, title, unit, keys in CURVES:
         axis, file = "time_s" if unit == "s" else unit, f"{stage.name}-{name}.png"
         lines = {label: line for label, key in keys.items() if (line := stage.points(key, axis))[0]}
-        if lines:
+        if lines and (stage is m.stages[0] or name not in FIRST_STAGE_ONLY):
             pictures[file] = draw_curve(title, unit, lines, levels if file == "base-bpb.png" else {})
             ends = ", ".join(f"{label} ends at {y[-1]:.4g}" for label, (_, y) in lines.items())
             images.append(f"![{TITLES[stage.name]}: {title} against {axis.removesuffix('_s')}; {ends}]({file})")
@@ -285,6 +298,48 @@ def course(m: Model) -> list[str]:
     header = ("", *(TITLES[s.name] for s in m.stages))
     note = "*The last value of each; held-out loss of fine-tuning counts the answers only.*"
     return ["## The runs in numbers", table(header, rows, range(1, len(header))), note]
+
+
+def costs(m: Model) -> list[str]:
+    """Time, energy and money of the training, the last two by stated assumptions."""
+    began = next((e for e in reversed(m.stages[0].events) if e.get("world_size")), {})
+    device, n = find_device(str(began.get("device"))), os.cpu_count() or 1
+    watts, name, usd = CPU_WATTS, "processor cores", CPU_WATTS / 1000 * ELECTRICITY_USD
+    if device:
+        watts, name, usd, n = device.watts, device.name, device.usd_per_hour, int(began["world_size"])
+    of = f"rented at {usd:g} USD an hour each" if device else f"electricity at {ELECTRICITY_USD} USD per kWh"
+    hours, note = n * m.seconds / 3600, "*Energy and cost are estimates by the assumptions beside them.*"
+    rows = [("time", duration(m.seconds)), ("energy", f"{watts * hours:,.1f} Wh: {n} {name} at {watts:g} W each")]
+    return ["## Time, energy, cost", table(("", ""), [*rows, ("cost", f"{usd * hours:,.2f} USD: {of}")]), note]
+
+
+def others(m: Model) -> list[str]:
+    """The models trained last under the same base directory, beside this one."""
+    newest, rows = sorted(paths.run_files("metrics.jsonl"), key=lambda p: -p.stat().st_mtime), []
+    tags = [tag for tag in dict.fromkeys(p.parent.name for p in newest) if paths.TAG_PATTERN.fullmatch(tag)]
+    for other in (m, *(Model(tag) for tag in tags[:MODELS_SHOWN] if tag != m.tag)):
+        made, right = other.stages[0].recipe, show(other.chat_eval.get("overall"))
+        size, name = f"{made.num_params / 1e6:,.1f} M" if made else "-", other.tag + " (this one)" * (other is m)
+        rows.append(
+            (name, size, show(other.bpb, "{:.3f}"), right, duration(other.seconds), " ".join(other.stages[0].data))
+        )
+    header = ("", "parameters", "bits per byte", "right answers", "time", "data")
+    note = "*Bits per byte and answers can be compared where data and questions are the same.*"
+    return ["## Other models here", table(header, rows, range(1, 5)), note] if len(rows) > 1 else []
+
+
+def token_facts(name: str, sample: str) -> list[str]:
+    """What the vocabulary holds, and a text cut into its tokens, which the page colours."""
+    from nanozhchat.tokenizer import Tokenizer
+
+    facts = read_object(paths.tokenizer_dir(name) / "stats.json")
+    blocks = [table(("", ""), [(show(facts.get(key)), said) for key, said in TOKEN_FACTS])]
+    with contextlib.suppress(OSError, ValueError, DamagedError):
+        tokenizer, marks = Tokenizer.load(paths.tokenizer_dir(name)), str.maketrans(" \n\t\r`", "␣⏎⇥␍ˋ")
+        parts = [tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace") for i in tokenizer.encode(sample)]
+        cut = " ".join(f"`{part.translate(marks)}`" for part in parts[:TOKENS_SHOWN])
+        blocks += [f"The model's own words, the first {TOKENS_SHOWN} tokens at most:", cut] if cut else []
+    return blocks
 
 
 def data(m: Model) -> list[str]:
@@ -308,7 +363,9 @@ def data(m: Model) -> list[str]:
     size, n_tokens = m.base_eval.get("bytes"), m.base_eval.get("tokens")
     rows += [("held-out bytes per token", f"{size / n_tokens:.3f}")] if is_number(size) and n_tokens else []
     gone = "*The corpus is not under this base directory any more; `python -m scripts.base_train` makes it again.*"
-    return ["## Data and tokenizer", table(("", ""), rows), *([] if corpus else [gone])]
+    said = [r.get("text", "") for s in m.stages for r in files.read_jsonl(s.folder / "samples.jsonl")]
+    shown = token_facts(str(tokenizer), str(said[-1])) if tokenizer and said else []
+    return ["## Data and tokenizer", table(("", ""), rows), *([] if corpus else [gone]), *shown]
 
 
 def recipe_table(m: Model) -> list[str]:
@@ -340,7 +397,7 @@ def write_report(tag: str) -> Path:
     blocks += [block for stage in m.stages for block in curves(m, stage, pictures)]
     chat, web = (f"python -m scripts.{name} --model-tag={tag}" for name in ("chat_cli", "chat_web"))
     commands = f"```bash\n{chat}\n{web}   # then open http://localhost:8000\n```"
-    blocks += [*course(m), *data(m), *recipe_table(m), *machine(), "## Talk to it", commands]
+    blocks += [*course(m), *costs(m), *others(m), *data(m), *recipe_table(m), *machine(), "## Talk to it", commands]
     folder, markdown = paths.report_dir(tag), "\n\n".join(blocks) + "\n"
     for path in folder.glob("*.png"):  # of an earlier report
         path.unlink()

@@ -47,6 +47,7 @@ class RunFlags:
         None, "name of the model; none = d<depth>, or the latest", group="run", neutral=True
     )
     run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
+    tensorboard: bool = cli.opt(False, "also write for TensorBoard, in the run's folder", group="run", neutral=True)
     resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
     change_ranks: bool = cli.opt(False, "continue on another number of ranks", group="run", neutral=True)
     seed: int = cli.opt(42, "of weights and data order", group="run")
@@ -174,9 +175,11 @@ def open_run(
             _check_same(saved, identity, compute, flags.change_ranks)
             state = TrainState.from_dict(saved.state())
         state.__dict__.update(checkpoint.remembered(folder))
-        metrics = Metrics(folder, run=flags.run, config=config, enabled=compute.is_main)
+        metrics = Metrics(folder, run=flags.run, config=config, enabled=compute.is_main, tensorboard=flags.tensorboard)
         metrics.forget_after(state.step if saved else -1)
-        metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size)
+        cuda = compute.device.type == "cuda"
+        where = torch.cuda.get_device_name(compute.device) if cuda else compute.device.type
+        metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size, device=where)
         if saved is not None and not state.finished:
             log.info("continuing %s at step %d", folder, state.step)
         run = Run(stage, tag, folder, identity, compute, metrics, saved, state, stop, flags)

@@ -55,7 +55,8 @@ def read_runs(name: str) -> list[dict[str, Any]]:
         row = {k: stage.last(v) for k, v in (("flops", "flops"), ("bpb", "val/bpb"), ("time_s", "time_s"))}
         row |= {"tag": folder.name, "depth": made.depth, "params": made.num_params, "tokens": int(stage.last("tokens"))}
         budget = read_object(folder / "config.yaml").get("target_flops")  # YAML takes 1e+18 for text
-        rows.append({**row, "scaling_params": made.scaling_params, "budget": float(budget) if budget else None})
+        spent = bool(budget) and abs(stage.last("flops") / float(budget) - 1) < 0.1  # else too few steps
+        rows.append({**row, "scaling_params": made.scaling_params, "budget": float(budget) if spent else None})
     if not rows:
         raise FileNotFoundError(f"no finished run {name}-* under {base}; `bash runs/scaling_laws.sh` makes some")
     return sorted(rows, key=lambda r: (r["budget"] or 0, r["depth"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,13 +14,17 @@ from tests.conftest import ROOT
 from tests.fakes import LiveServer, real_chat
 from tests.test_runs import dry_run, take_flags
 
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "docs" / "colab.ipynb"]
 QUICK = ("scripts.recipe", "scripts.gen_identity")  # run for real, not only their flags
-ELSEWHERE = ("source", "uv", "sbatch", "docker", "jupyter")  # programs that are not ours
+ELSEWHERE = ("source", "uv", "sbatch", "docker", "git", "tensorboard")  # programs that are not ours
 NAMES = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
+    if page.suffix == ".ipynb":  # lines of its cells that begin with ! go to the shell
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        lines = [line.rstrip() for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
+        return ["\n".join(line[1:] for line in lines if line.startswith("!"))] if language == "bash" else []
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
@@ -42,7 +47,7 @@ def test_every_command_is_one_of_ours_with_flags_it_takes(page, tmp_path, base_d
             take_flags(dry_run(chain, tmp_path / str(i), **knobs)[0], monkeypatch)
         elif "-m" in rest:
             at = rest.index("-m") + 1
-            assert first in ("python", "torchrun")
+            assert first in ("python", ".venv/bin/python", "torchrun")
             take_flags([["-m", *rest[at:]]], monkeypatch)
             if rest[at] in QUICK and "--measure" not in rest:
                 importlib.import_module(rest[at]).main(rest[at + 1 :])

@@ -15,6 +15,7 @@ import pytest
 
 from nanozhchat import charts, paths, recipe
 from nanozhchat.report import Model, duration, write_report
+from nanozhchat.tokenizer import Tokenizer
 from scripts import report as script
 
 HOSTILE = "甲|乙\n<script>alert(1)</script> `x` [链](https://a.b) ![图](x:y) <img src=x onerror=1> &lt; **粗**"
@@ -30,10 +31,18 @@ def make_run(base: Path, tag: str = "d4", stage: str = "base") -> Path:
     rows = [{"step": i, "time_s": 7.5 * i, "tokens": i * 8192, "val/bpb": 3 / (1 + i)} for i in range(0, 61, 10)]
     for step, row in zip(range(10, 61, 10), rows[1:]):
         row |= {"bytes": step * 24576, "train/loss": 7.654 / step, "train/bpb": 3.2 / step, "lr": 0.01, "mfu": 0.61}
-        row |= {"tok_per_sec": 9100 + step, "val/loss": 7.1 / step, "val/ppl": 9.0}
+        row |= {
+            "tok_per_sec": 9100 + step,
+            "val/loss": 7.1 / step,
+            "val/ppl": 9.0,
+            "mem_bytes": 2**30,
+            "flops": step * 1e9,
+            "train/reward": 0.5,
+        }
     write(folder / "metrics.jsonl", *rows)
     write(folder / "recipe.json", recipe.resolve(4, vocab_size=4096).to_dict())
-    write(folder / "events.jsonl", {"event": "done", "step": 60, "time": "2030-01-02T03:04:05+00:00"})
+    began = {"event": "start", "world_size": 1, "device": "NVIDIA H100 80GB HBM3"}
+    write(folder / "events.jsonl", began, {"event": "done", "step": 60, "time": "2030-01-02T03:04:05+00:00"})
     write(folder / "step_00000060" / "manifest.json", {"identity": {"tokenizer": "t", "data_hash": "cd" * 32}})
     return folder
 
@@ -49,7 +58,9 @@ def make_evaluations(base: Path, said: str) -> None:
     chat |= {"refusal": {"unknowable": 0.9, "knowable": None}, "examples": {"builtin:reading": answers}}
     write(base / "sft" / "d4" / "chat_eval.json", chat)
     write(base / "corpus" / "c" / "manifest.json", {"hash": "cd" * 32, "totals": {"train": {"rows": 90000}}})
-    write(base / "tokenizer" / "t" / "meta.json", {"vocab_size": 4096, "trained_on": {"bytes": 1234}})
+    tokenizer = Tokenizer.train(["只有字节"], 263)
+    tokenizer.save(base / "tokenizer" / "t")
+    write(base / "tokenizer" / "t" / "stats.json", {"common_3500_frac": 0.25, "unused_frac": 0.5})
 
 
 def read(folder: Path) -> tuple[str, str]:
@@ -61,6 +72,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("full")
     for stage in ("base", "sft"):
         make_run(base, stage=stage)
+    make_run(base, tag="solo")
     make_evaluations(base, HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOZHCHAT_BASE_DIR", str(base))
@@ -72,7 +84,8 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
     shown = (
         "0.42 bits per byte better than xz -9", "0.25 bits per byte worse than gzip -9 on the same held-out bytes",
         "比 gzip -9 多 0.25 比特", "7 min 30 s", "491,520", "0.1276", "90.0% of the questions that cannot be answered",
-        "54.5%", "90,000 documents", "4,096 tokens", "2030-01-02 03:04", "✗ reading", "n_embd",
+        "54.5%", "90,000 documents", "263 tokens", "25.0%", "⏎", "175.0 Wh: 1 H100 at 700 W", "0.75 USD: rented",
+        "d4 (this one)", "solo",  "2030-01-02 03:04", "✗ reading", "n_embd",
     )  # fmt: skip
     for text in read(full):
         assert [s for s in shown if s not in text.replace("\\", "")] == []
@@ -83,7 +96,8 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
 def test_charts_show_something_and_stand_in_the_markdown_with_a_description(full: Path) -> None:
     from matplotlib import image
 
-    curves = {f"{s}-{c}.png" for s in ("base", "sft") for c in ("bpb", "loss-tokens", "loss-time", "speed", "lr")}
+    drawn = ("bpb", "loss-tokens", "loss-time", "speed", "lr", "memory", "reward")
+    curves = {f"{s}-{c}.png" for s in ("base", "sft") for c in drawn} | {"base-mfu.png", "base-bpb-flops.png"}
     assert {*re.findall(r"!\[[^]]+\]\(([^)]+)\)", read(full)[0])} == curves | {"skills.png"}
     for path in full.glob("*.png"):
         pixels = image.imread(path)[:, :, :3].reshape(-1, 3)
@@ -99,7 +113,7 @@ def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full: 
     parser.feed(page)
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a"}
     sources = [value for name, value in attributes if name in ("src", "href", "srcset")]
-    assert [str(value)[:22] for value in sources] == ["data:image/png;base64,"] * 11
+    assert [str(value)[:22] for value in sources] == ["data:image/png;base64,"] * 17
     assert not [name for name, _ in attributes if name.startswith("on")]
     assert "".join(said).count(HOSTILE.partition("\n")[2]) == 3 + 3 + 1 + 4  # as prompt, sample, question and answer
     assert ("default-src 'none'" in page, "url(" in page, "<script" in text) == (True, False, False)

@@ -94,6 +94,8 @@ def make_sweep(base: Path, noise: float) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.002])
 def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_dir, capsys, monkeypatch) -> None:
     monkeypatch.setattr(scaling, "DRAWS", 200)
+    with pytest.raises(FileNotFoundError, match=r"no finished run laws-\* .*runs/scaling_laws\.sh"):
+        fit_scaling.main([])
     make_sweep(base_dir, noise)
     fit_scaling.main([])
     found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())
@@ -106,13 +108,3 @@ def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_d
     assert len((base_dir / "report" / "laws" / "runs.csv").read_text().splitlines()) == 25
     assert (base_dir / "report" / "laws" / "laws.png").read_bytes().startswith(b"\x89PNG")
     assert "best parameters" in capsys.readouterr().out
-
-
-def test_a_series_without_budgets_gets_table_and_plot_and_no_runs_name_the_next_command(base_dir) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no finished run laws-\* .*runs/scaling_laws\.sh"):
-        fit_scaling.main([])
-    make_sweep(base_dir, 0.0)
-    for config in base_dir.glob("base/*/config.yaml"):
-        config.unlink()
-    fit_scaling.main([])
-    assert json.loads((base_dir / "report" / "laws" / "laws.json").read_text()) == {}
