@@ -46,7 +46,7 @@ FIRST_STAGE_ONLY = ("bpb-flops", "mfu")
 ELECTRICITY_USD, CPU_WATTS = 0.15, 10  # per kWh; per core, assumed: server processors are rated at 5 to 12
 MODELS_SHOWN, TOKENS_SHOWN = 8, 90
 TOKEN_FACTS = (("common_3500_frac", "of the 3,500 common characters are one token"),
-               ("word_tokens_frac", "of the tokens are words"), ("unused_frac", "of the tokens are unused"))  # fmt: skip
+               ("word_tokens_frac", "of tokens are words"), ("unused_frac", "of tokens are unused"))  # fmt: skip
 COURSE = (
     ("steps", "step", "{:,.0f}"), ("tokens", "tokens", "{:,.0f}"), ("bytes of text", "bytes", "{:,.0f}"),
     ("seconds", "time_s", "{:,.0f}"), ("FLOPs", "flops", "{:.3g}"), ("training loss", "train/loss", "{:.4f}"),
