@@ -12,7 +12,7 @@ import numpy as np
 
 from nanozhchat import cli, files, paths
 from nanozhchat.charts import draw_scaling
-from nanozhchat.report import Stage, read_object, show, table
+from nanozhchat.report_data import Stage, read_object, show, table
 from nanozhchat.scaling import Sweep, laws
 
 COLUMNS = ("tag", "depth", "params", "scaling_params", "tokens", "flops", "bpb", "time_s", "budget")

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("leaves, standard library only",
      "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child zh_text"),
     ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality dedup"),
-    ("command line, log, raw data, charts", "cli log records charts scaling report_page foreign cleaning"),
+    ("command line, log, raw data, charts", "cli log records charts scaling report_data report_page foreign cleaning"),
     ("the hub's files", "hub"),
     ("data and tokens, one external library each", "sources tokenizer"),
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
