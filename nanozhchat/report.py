@@ -211,7 +211,7 @@ def costs(m: Model) -> list[str]:
     of = f"rented at {usd:g} USD an hour each" if device else f"electricity at {ELECTRICITY_USD} USD per kWh"
     hours, note = n * m.seconds / 3600, "*Energy and cost are estimates by the assumptions beside them.*"
     rows = [("time", duration(m.seconds)), ("energy", f"{watts * hours:,.1f} Wh: {n} {name} at {watts:g} W each")]
-    return ["## Time, energy, cost", table(("", ""), [*rows, ("cost", f"{usd * hours:,.2f} USD: {of}")]), note]
+    return ["## Time, energy, cost", table(("", ""), [*rows, ("cost", f"{usd * hours:,.4f} USD: {of}")]), note]
 
 
 def others(m: Model) -> list[str]:

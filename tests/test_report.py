@@ -84,7 +84,7 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
     shown = (
         "0.42 bits per byte better than xz -9", "0.25 bits per byte worse than gzip -9 on the same held-out bytes",
         "比 gzip -9 多 0.25 比特", "7 min 30 s", "491,520", "0.1276", "90.0% of the questions that cannot be answered",
-        "54.5%", "90,000 documents", "263 tokens", "25.0%", "⏎", "175.0 Wh: 1 H100 at 700 W", "0.75 USD: rented",
+        "54.5%", "90,000 documents", "263 tokens", "25.0%", "⏎", "175.0 Wh: 1 H100 at 700 W", "0.7500 USD: rented",
         "d4 (this one)", "solo",  "2030-01-02 03:04", "✗ reading", "n_embd",
     )  # fmt: skip
     for text in read(full):
