@@ -82,7 +82,8 @@ def strike(stage: str, ranks: int, blow: str, rng: random.Random) -> bool:
     for pid in (hanging := [pid for pid in pids if codes[pid] is None]):
         os.kill(pid, signal.SIGKILL)
     if hanging or not set(codes.values()) <= ENDS | ({1} if ranks > 1 else set()):
-        raise SystemExit(f"{blow}: exit codes {list(codes.values())}; see {paths.base_dir() / 'soak.log'}")
+        last = (paths.base_dir() / "soak.log").read_text(errors="replace").splitlines()[-3:]
+        raise SystemExit("\n".join([f"{blow}: exit codes {list(codes.values())}; the log ends with", *last]))
     return bool(running or any(codes.values()))
 
 
