@@ -112,6 +112,11 @@ def test_batches_equal_single_texts(bpe):
     )
     assert [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == single
     assert bpe.encode_batch_flat([]) == (b"", bytes(8))
+    ends = np.cumsum([0, *(len(doc.encode()) for doc in docs)]).astype("<i8")
+    assert bpe.encode_joined("".join(docs).encode(), ends.tobytes()) == bpe.encode_batch_flat(docs)
+    for wrong in ([0, 1], [0, 4], [3, 0], [-1, 3]):
+        with pytest.raises(ValueError, match="offsets do not fit"):
+            bpe.encode_joined("好".encode(), np.array(wrong, "<i8").tobytes())
 
 
 @settings(max_examples=300, deadline=None)
@@ -129,9 +134,9 @@ def test_half_surrogate_pairs_become_the_replacement_character(bpe):
 @pytest.mark.parametrize("char", ["a", "的", " ", "\n", "。", "\u0301", "é", "😀"])
 def test_a_mebibyte_of_one_character_is_fast(bpe, char):
     text = char * (2**20 // len(char.encode()))
-    started = time.perf_counter()
+    started = time.process_time()
     ids = bpe.encode(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert bpe.decode_bytes(ids) == text.encode()
 
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Turns of the waiting loop before the processor is offered to others.
-const SPINS: u32 = 4000;
+const SPINS: u32 = 1000;
 
 /// Runs `work` on every item, each in a thread of its own.
 pub fn each<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
