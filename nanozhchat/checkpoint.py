@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
+import json
 import logging
 import os
 import re
@@ -153,7 +155,8 @@ class Pending:
             for name, digest in sorted(entries.items())
         ]
         head = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": self.step}
-        files.write_json(self.work / MANIFEST, {**head, **self.about, "files": listed})
+        manifest = {**head, **self.about, "files": listed}
+        files.write_json(self.work / MANIFEST, {**manifest, "sha256": _digest(manifest)})
         files.backend.replace(self.work, final)
         files.backend.fsync_dir(self.folder)
         files.write_json(
@@ -234,7 +237,15 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     known = isinstance(manifest, dict) and manifest.get("format_version") == FORMAT_VERSION
     if known and not all({"name", "bytes", "sha256"} <= entry.keys() for entry in manifest.get("files", [])):
         return None
+    if known and manifest.get("sha256", own := _digest(manifest)) != own:  # older ones have none
+        return None
     return manifest if known and "files" in manifest else None
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Hash a manifest without its hash, so that a flipped bit in it is not taken for other settings."""
+    kept = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def list_steps(folder: Path) -> list[int]:

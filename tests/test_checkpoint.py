@@ -84,6 +84,13 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_it_is_used(tmp_path
     assert checkpoint.problems(step_dir(tmp_path, 1)) == []
 
 
+def test_a_manifest_that_says_something_else_than_was_written_is_not_believed(tmp_path):
+    write(tmp_path, 1)
+    path = write(tmp_path, 2) / "manifest.json"
+    path.write_text(path.read_text().replace("data_hash", "eata_hash"))
+    assert checkpoint.find(tmp_path).step == 1
+
+
 def test_when_all_are_damaged_it_is_an_error_with_exit_code_5_and_a_remedy(tmp_path):
     for step in (1, 2):
         flip(write(tmp_path, step) / "model.safetensors")
@@ -235,6 +242,7 @@ def replace_weights(folder, tensors):
     manifest = files.read_json(folder / "manifest.json")
     [entry] = [entry for entry in manifest["files"] if entry["name"] == path.name]
     entry.update(bytes=path.stat().st_size, sha256=files.sha256(path))
+    manifest["sha256"] = checkpoint._digest(manifest)
     files.write_json(folder / "manifest.json", manifest)
 
 
