@@ -91,7 +91,7 @@ trained() { grep -qs '"event": "done"' "$NANOZHCHAT_BASE_DIR/$1/$2/events.jsonl"
 to_chat() {
   local base="$NANOZHCHAT_BASE_DIR/base/$TAG" stage folder
   if ! newer "$base/base_eval.json" "$base/latest.json"; then
-    step "held-out text" launch scripts.base_eval --data "$TEXT" --model-tag="$TAG"
+    step "held-out text, benchmarks" launch scripts.base_eval --data "$TEXT" --model-tag="$TAG" --eval="$EVAL"
   fi
   step "fine-tuning" launch scripts.chat_sft --data "${SFT_SPECS[@]}" --model-tag="$TAG" --run="$RUN" "$@"
   if [ -n "$RL_TASKS" ]; then

@@ -6,6 +6,7 @@
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=3000000000   text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets (minimind-sft-mini) or files
 #   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
+#   EVAL=bpb,core,sample   of the base model; core fetches Chinese benchmarks from the hub
 #   HARDWARE=4090     for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=gpu         name of the model             DRY_RUN=0          1 = print the commands, check flags, estimate
 #   VOCAB=8192      tokens of the vocabulary
@@ -23,6 +24,7 @@ VOCAB="${VOCAB:-8192}"
 [[ "$HOURS" =~ ^[0-9]+([.][0-9]+)?$ ]] || die "HOURS=$HOURS is not a number of hours"
 BASE_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.75)}")"
 SFT_SECONDS="$(awk "BEGIN {print int($HOURS * 3600 * 0.15)}")"
+EVAL="${EVAL:-bpb,core,sample}"
 RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
 RL_FLAGS=(--budget="$(awk "BEGIN {print int($HOURS * 360)}")s")
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"

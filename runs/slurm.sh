@@ -15,6 +15,7 @@
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=120000000000  text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets or files
 #   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
+#   EVAL=bpb,core,sample   of the base model; core fetches Chinese benchmarks from the hub
 #   HARDWARE=16xH100  for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=d$DEPTH     name of the model             PORT=29500         of the rendezvous on the first node
 #   VOCAB=32768     tokens of the vocabulary
@@ -38,6 +39,7 @@ VOCAB="${VOCAB:-32768}"
 RDZV_ID="${SLURM_JOB_ID:-0}"
 RDZV_ENDPOINT="$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null | sed -n 1p || true)"
 RDZV_ENDPOINT="${RDZV_ENDPOINT:-first-node}:${PORT:-29500}"
+EVAL="${EVAL:-bpb,core,sample}"
 RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
 RL_FLAGS=(--num-steps=200)
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"

@@ -6,6 +6,7 @@
 #   DATA=fineweb-edu-zh   pretraining text        MAX_BYTES=60000000000  text to fetch
 #   SFT_DATA=builtin  conversations: builtin, presets or files
 #   RL_TASKS="builtin:arithmetic builtin:reversing"   problems for reinforcement learning; empty = none
+#   EVAL=bpb,core,sample   of the base model; core fetches Chinese benchmarks from the hub
 #   HARDWARE=8xH100   for the estimate            RUN=dummy          wandb run name; dummy = off
 #   TAG=d$DEPTH     name of the model             DRY_RUN=0          1 = print the commands, check flags, estimate
 #   VOCAB=32768     tokens of the vocabulary
@@ -20,6 +21,7 @@ HARDWARE="${HARDWARE:-8xH100}"
 RUN="${RUN:-dummy}"
 TAG="${TAG:-d$DEPTH}"
 VOCAB="${VOCAB:-32768}"
+EVAL="${EVAL:-bpb,core,sample}"
 RL_TASKS="${RL_TASKS-builtin:arithmetic builtin:reversing}"
 RL_FLAGS=(--num-steps=200)
 split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"

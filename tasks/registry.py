@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from tasks.choosing import CHOOSING
 
 SANDBOX_LEVEL = 2  # wanted for tasks whose answers are programs
 SPECS = CHOOSING | ANSWERING
-BUILTIN = {f"builtin:{skill}": skill for skill in SKILLS}
+OWN: dict[str, Callable[..., Task]] = {f"builtin:{skill}": partial(BuiltinTask, skill) for skill in SKILLS}
 CORE_ZH = ("c3", "chid", "cluewsc", "ocnli", "eprstmt", "tnews", "cmrc2018")
 CORE = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa", "boolq", "copa")
 GROUPS: dict[str, tuple[str, ...]] = {
-    "builtin": tuple(BUILTIN),
+    "builtin": tuple(name for name in OWN if name.startswith("builtin:")),
     "core-zh": CORE_ZH,
     "core": CORE,
     "zh": tuple(name for name, spec in SPECS.items() if spec.lang == "zh"),
@@ -30,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 def expand(names: str) -> list[str]:
     """Return the tasks of comma-separated names and groups, each once. Raises ValueError for an unknown one."""
-    known = GROUPS | {name: (name,) for name in (*BUILTIN, *SPECS)}
+    known = GROUPS | {name: (name,) for name in (*OWN, *SPECS)}
     wanted = list(map(str.strip, names.split(",")))
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"unknown task {unknown[0]!r}; there are: {', '.join(known)}")
@@ -43,7 +44,7 @@ def benchmarks(names: str, n: int | None = None, **options: Any) -> list[Benchma
         raise ValueError(
             f"--task-data={folder} is not a folder; `python -m scripts.chat_eval --list` says what it holds"
         )
-    if own := [name for name in expand(names) if name in BUILTIN]:
+    if own := [name for name in expand(names) if name in OWN]:
         raise ValueError(f"{own[0]} is for chat models: ask it with `python -m scripts.chat_eval`")
     options["folder"] = Path(folder) if folder else None
     return [Benchmark(name, SPECS[name], n=n, **options) for name in expand(names)]
@@ -57,13 +58,10 @@ def resolve(names: str, n: int | None = None, *, folder: str | None = None, spli
     own = {} if n is None else {"n": n}
     tasks: list[Task] = []
     for name in expand(names):
-        built_in = BUILTIN.get(name)
-        found = (
-            [BuiltinTask(built_in, split="train" if split == "train" else "val", **own)]
-            if built_in
-            else benchmarks(name, n, folder=folder, split=split)
-        )
-        tasks += found
+        if name in OWN:
+            tasks.append(OWN[name](split="train" if split == "train" else "val", **own))
+        else:
+            tasks += benchmarks(name, n, folder=folder, split=split)
     return tasks
 
 
