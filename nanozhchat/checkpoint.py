@@ -40,7 +40,7 @@ from nanozhchat.optim import Optimizer
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, LATEST = "manifest.json", "latest.json"
 STEP_FOLDER = re.compile(r"step_(\d{8})")
 ROLLBACKS = "rollbacks.json"
 SPACE_MARGIN = 1.2  # free space wanted, relative to the expected size
@@ -159,9 +159,7 @@ class Pending:
         files.write_json(self.work / MANIFEST, {**manifest, "sha256": _digest(manifest)})
         files.backend.replace(self.work, final)
         files.backend.fsync_dir(self.folder)
-        files.write_json(
-            self.folder / "latest.json", {"step": self.step, "manifest_sha256": files.sha256(final / MANIFEST)}
-        )
+        files.write_json(self.folder / LATEST, {"step": self.step, "manifest_sha256": files.sha256(final / MANIFEST)})
 
 
 def begin(
@@ -290,6 +288,8 @@ def find(folder: Path, step: int | None = None, *, newest: int | None = None) ->
             assert manifest is not None
             return Saved(path, candidate, manifest)
         log.warning("checkpoint skipped: %s", bad[0])
+    if not list_steps(folder) and (folder / LATEST).exists():
+        bad = [f"{folder / LATEST} names a checkpoint, but none has a valid manifest.json"]
     if bad:
         raise DamagedError(f"no usable checkpoint in {folder}: {bad[0]}; train again with --no-resume")
     return None

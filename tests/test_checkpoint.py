@@ -91,9 +91,10 @@ def test_a_manifest_that_says_something_else_than_was_written_is_not_believed(tm
     assert checkpoint.find(tmp_path).step == 1
 
 
-def test_when_all_are_damaged_it_is_an_error_with_exit_code_5_and_a_remedy(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_when_all_are_damaged_it_is_an_error_with_exit_code_5_and_a_remedy(tmp_path, name):
     for step in (1, 2):
-        flip(write(tmp_path, step) / "model.safetensors")
+        flip(write(tmp_path, step) / name)
     with pytest.raises(DamagedError, match="no usable checkpoint in .*--no-resume") as error:
         checkpoint.find(tmp_path)
     assert error.value.exit_code == 5

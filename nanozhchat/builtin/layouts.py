@@ -12,38 +12,38 @@ DRAWS: dict[str, Draw] = {
     "antonyms": word_skills.draw_antonym, "measure": word_skills.draw_measure, "idioms": word_skills.draw_idiom,
     "synonyms": word_skills.draw_synonym, "pinyin": word_skills.draw_pinyin, "followup": word_skills.draw_followup,
     "counting": word_skills.draw_count, "reversing": word_skills.draw_reverse, "characters": word_skills.draw_nth,
-    "finding": word_skills.draw_find, "classify": language.draw_classify, "rewriting": language.draw_rewrite,
+    "classify": language.draw_classify, "rewriting": language.draw_rewrite,
     "extraction": language.draw_extract,
     "identity": chatting.draw_identity, "unknown": unknown.draw, "story": stories.draw,
     "chat": chatting.draw_chat, "repeat": word_skills.draw_repeat,
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 16, "reading": 16, "facts": 26, "antonyms": 9, "measure": 9, "idioms": 9, "synonyms": 5,
-    "pinyin": 4, "followup": 4, "counting": 4, "reversing": 8, "characters": 4, "finding": 4, "classify": 6,
-    "rewriting": 7, "extraction": 6, "identity": 3, "unknown": 16, "story": 3, "chat": 3, "repeat": 8,
+    "arithmetic": 20, "reading": 18, "facts": 26, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
+    "followup": 3, "counting": 4, "reversing": 8, "characters": 4, "classify": 5, "rewriting": 5, "extraction": 5,
+    "identity": 2, "unknown": 20, "story": 3, "chat": 3, "repeat": 8,
 }  # fmt: skip
-WORD_SKILLS = (
-    "antonyms", "measure", "idioms", "synonyms", "pinyin", "followup", "counting", "reversing", "reversing",
-    "characters", "finding", "repeat",
-)  # fmt: skip
-SENTENCE_SKILLS = ("classify", "rewriting", "extraction")
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 4, "dialogues": 10, "facts": 26, "arithmetic": 13, "reading": 12, "words": 38,
-    "sentences": 13, "identity": 2, "unknown": 13,
+    "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 24, "arithmetic": 17, "reading": 13, "words": 36,
+    "sentences": 8, "identity": 1, "unknown": 18,
 }  # fmt: skip
-PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
-EXCHANGES_MAX = 4  # question-answer pairs in one document
-SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
 
-def weighted(weights: dict[str, int]) -> tuple[str, ...]:
-    """Return every name as often as its weight says, to pick from uniformly."""
-    return tuple(name for name, weight in weights.items() for _ in range(weight))
+def weighted(weights: dict[str, int], *names: str) -> tuple[str, ...]:
+    """Return every name (of all, or of `names`) as often as its weight says, to pick from uniformly."""
+    return tuple(name for name in names or weights for _ in range(weights[name]))
 
 
 MIXED_SKILLS = weighted(SKILL_WEIGHTS)
+WORD_SKILLS = weighted(
+    SKILL_WEIGHTS, "antonyms", "measure", "idioms", "synonyms", "pinyin", "followup", "counting", "reversing", "characters",
+    "repeat",
+)  # fmt: skip
+SENTENCE_SKILLS = weighted(SKILL_WEIGHTS, "classify", "rewriting", "extraction")
+PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
+EXCHANGES_MAX = 4  # question-answer pairs in one document
+SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
 
 def ask_text(rng: Rng, item: Item) -> str:

@@ -1,4 +1,4 @@
-"""Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, finding characters."""
+"""Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, picking characters."""
 
 from __future__ import annotations
 
@@ -155,17 +155,6 @@ def draw_nth(rng: Rng, held: bool) -> Item:
     steps = "，".join([f"{k}{char}" for k, char in enumerate(text[: i + 1], 1)])
     answer = f"{steps}，第{i + 1}个字是“{text[i]}”。"
     return Item("characters", "", ask, answer, "string:" + text, "contains", (f"“{text[i]}”",), chance=1 / len(text))
-
-
-def draw_find(rng: Rng, held: bool) -> Item:
-    """Ask where a character stands in a string; the answer counts up to it."""
-    text = rng.pick(strings(held))
-    char = rng.pick(text)
-    i = text.index(char)
-    steps = "，".join([f"{k}{c}" for k, c in enumerate(text[: i + 1], 1)])
-    ask = rng.pick(_asks("find")).format(w=text, c=char)
-    answer = f"{steps}，“{char}”是第{i + 1}个字。"
-    return Item("finding", "", ask, answer, "string:" + text, "number", (str(i + 1),), chance=0.25)
 
 
 def statements(rng: Rng) -> str:
