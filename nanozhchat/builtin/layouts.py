@@ -37,8 +37,8 @@ def weighted(weights: dict[str, int], *names: str) -> tuple[str, ...]:
 
 MIXED_SKILLS = weighted(SKILL_WEIGHTS)
 WORD_SKILLS = weighted(
-    SKILL_WEIGHTS, "antonyms", "measure", "idioms", "synonyms", "pinyin", "followup", "counting", "reversing", "characters",
-    "repeat",
+    SKILL_WEIGHTS, "antonyms", "measure", "idioms", "synonyms", "pinyin", "followup", "counting", "reversing",
+    "characters", "repeat",
 )  # fmt: skip
 SENTENCE_SKILLS = weighted(SKILL_WEIGHTS, "classify", "rewriting", "extraction")
 PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
