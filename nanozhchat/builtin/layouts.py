@@ -21,12 +21,12 @@ DRAWS: dict[str, Draw] = {
 SKILL_WEIGHTS: dict[str, int] = {
     "arithmetic": 20, "reading": 18, "facts": 26, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
     "followup": 3, "counting": 4, "reversing": 8, "characters": 4, "classify": 5, "rewriting": 5, "extraction": 5,
-    "identity": 2, "unknown": 20, "story": 3, "chat": 3, "repeat": 8,
+    "identity": 2, "unknown": 24, "story": 3, "chat": 3, "repeat": 8,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
     "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 24, "arithmetic": 17, "reading": 13, "words": 36,
-    "sentences": 8, "identity": 1, "unknown": 18,
+    "sentences": 8, "identity": 1, "unknown": 21,
 }  # fmt: skip
 
 
