@@ -161,7 +161,7 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
         gain = matmul_flops(device, torch.bfloat16) / matmul_flops(device, torch.float32)
         if gain >= BF16_GAIN:
             return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
-        return torch.float32, f"measured: bfloat16 matmul only {gain:.1f} x as fast as float32"
+        return torch.float32, f"measured: bfloat16 matmul only {gain:.2f} x as fast as float32"
     return torch.float32, f"the default on {device.type}"
 
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 2.0  # seconds between console lines
 SPEED_SMOOTHING = 0.9
+FEW_STEPS = 50  # fewer in a budget deserve a word
 MAX_ROLLBACKS = 3
 START_LOSS_SCALE, SCALE_GROWS_AFTER = 2.0**8, 500  # of float16; doubled after so many good steps
 
@@ -50,7 +51,12 @@ def fit(
     """
     training = _Training(model, optimizer, batches, objective, plan, hooks, state, compute, metrics)
     try:
-        return training.run()
+        done = training.run()
+        if plan.recipe.budget_s and done.step < FEW_STEPS and compute.is_main:
+            log.warning(
+                "only %d steps fitted the budget, in which next to nothing is learnt; give it more time", done.step
+            )
+        return done
     except StoppedError:
         raise training.stop() from None
 

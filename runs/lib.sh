@@ -9,8 +9,14 @@ say() { printf '\n== %s\n' "$*" >&2; }
 
 die() {
   printf 'error: %s\n' "$*" >&2
-  exit 1
+  exit 2
 }
+
+stopped() {
+  printf '\nstopped; the same command continues\n' >&2
+  exit 143
+}
+trap stopped INT TERM
 
 # Print a command and run it.
 run() {
@@ -41,6 +47,19 @@ require_free_gb() {
 
 count_cores() {
   getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
+}
+
+# Without the traceback that torchrun prints when a signal ends it: the ranks have saved and said so.
+torchrun() {
+  python -c '
+import sys
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.run import main
+try:
+    main(sys.argv[1:])
+except SignalException:
+    sys.exit(143)
+' "$@"
 }
 
 # launch MODULE FLAGS...: one process, NPROC ranks under torchrun, or NPROC on each of NNODES nodes of a Slurm job.

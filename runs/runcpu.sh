@@ -69,6 +69,11 @@ if ! newer "$SFT/chat_eval.json" "$SFT/latest.json"; then
 fi
 step "report" python -m scripts.report --model-tag="$TAG"
 
+if [ "$DRY_RUN" = 1 ]; then
+  say "dry run: the commands above were checked, not run"
+  exit 0
+fi
+
 QUESTION="${QUESTION:-给我讲一个小猫的故事}"
 say "one question: $QUESTION"
 run python -m scripts.chat_cli --model-tag="$TAG" --device-type=cpu --temperature=0 -p "$QUESTION"

@@ -13,7 +13,8 @@ from nanozhchat import cli, files
 from nanozhchat.conversation import make_conversation
 
 HELLO = "|请问|你好，|您好，请问|嗨，|我想知道，|不好意思，|问一下，|先问个问题：|告诉我，"
-ENDS = ("？", "?", "呢？", "呀？", "啊？", "")
+ENDS = ("？", "呢？", "呀？", "啊？", "")
+PARTICLES = ("吗", "吧")  # no other may follow
 ASKED = {  # aspect -> the cores of its questions; {o}: another model, {w}: a name that is not its own
     "name": "你是谁|你叫什么|你叫什么名字|你的名字是什么|怎么称呼你|我该怎么叫你|你是什么模型|你是哪个模型|"
             "你是什么助手|能介绍一下你自己吗|可以做个自我介绍吗|你有名字吗|who are you|what is your name",
@@ -67,7 +68,11 @@ class GenIdentityArgs:
 def questions() -> list[tuple[str, str]]:
     """Every phrasing: (aspect, question with places for names)."""
     cores = [(aspect, core) for aspect, some in ASKED.items() for core in some.split("|")]
-    return [(aspect, f"{hello}{core}{end}") for (aspect, core), hello, end in product(cores, HELLO.split("|"), ENDS)]
+    return [
+        (aspect, f"{hello}{core}{end}")
+        for (aspect, core), hello, end in product(cores, HELLO.split("|"), ENDS)
+        if len(end) < 2 or not core.endswith(PARTICLES)
+    ]
 
 
 def conversations(name: str, maker: str, count: int, seed: int) -> list[list[dict[str, str]]]:
