@@ -81,10 +81,8 @@ class DataSet:
             return target
         if constants.HF_HUB_OFFLINE:
             raise ValueError(f"{self.spec}: HF_HUB_OFFLINE is set and {path} was not fetched before; unset it")
-        revision, incoming = (
-            self.listing()["revision"],
-            self.folder / f".{hashlib.sha256(path.encode()).hexdigest()}.part",
-        )
+        revision = self.listing()["revision"]
+        incoming = self.folder / f".{hashlib.sha256(path.encode()).hexdigest()}.part"
         try:
             found: list[Any] = HfApi().get_paths_info(self.name, [path], repo_type="dataset", revision=revision)
             info = found[0]

@@ -1,5 +1,6 @@
 """The sandbox: every way a run can end, and what code in it cannot do."""
 
+import ctypes
 import os
 import sys
 import time
@@ -12,7 +13,9 @@ from nanozhchat import sandbox
 CRASH = "import ctypes; ctypes.string_at(0)"
 SPAM = "while True: print('x' * 1000)"
 SLOW_SPAM = "import time\nwhile True:\n    print('x', flush=True)\n    time.sleep(0.01)"
-level_2 = pytest.mark.skipif(sys.platform != "linux" or sandbox.level() < 2, reason="the kernel has no Landlock")
+LANDLOCK_CREATE_RULESET, ASK_VERSION = 444, 1  # asked of the kernel itself: a sandbox that lost a level must fail
+HAS_LANDLOCK = sys.platform == "linux" and ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, ASK_VERSION) > 0
+level_2 = pytest.mark.skipif(not HAS_LANDLOCK, reason="the kernel has no Landlock")
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,8 @@ def test_nothing_is_left_running():
     time.sleep(0.1)
     new = [Path("/proc", p, "cmdline") for p in set(os.listdir("/proc")) - before if p.isdigit()]
     assert [path for path in new if path.exists() and b"sandbox_child" in path.read_bytes()] == []
+
+
+@level_2
+def test_where_the_kernel_has_landlock_files_and_network_are_closed():
+    assert sandbox.level() >= 2
