@@ -6,7 +6,9 @@ a few thousand numbers for any size of data.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right, insort
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -142,3 +144,11 @@ class Packer:
                 )
         self.epoch, self.position, self.rows = state["epoch"], state["position"], state["rows"]
         self.buffer = sorted((int(self.lengths[doc]) - start, doc, start) for doc, start in state["buffer"])
+
+
+def digest(rows: Iterable[Any]) -> str:
+    """Short hash of rows of token ids."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for ids in rows:
+        hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
+    return hasher.hexdigest()

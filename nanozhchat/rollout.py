@@ -9,7 +9,6 @@ needs nothing but the number of the step, from which everything random is drawn.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import time
@@ -31,7 +30,7 @@ from nanozhchat.errors import DivergedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics
 from nanozhchat.objectives import chosen_logprobs
-from nanozhchat.packing import shuffled
+from nanozhchat.packing import digest, shuffled
 from nanozhchat.plan import Hook, TrainState
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
@@ -140,10 +139,7 @@ class Problems:
 
     def digest(self) -> str:
         """Short hash of the questions."""
-        hasher = hashlib.blake2b(digest_size=8)
-        for _, _, ids in self.items:
-            hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
-        return hasher.hexdigest()
+        return digest(ids for _, _, ids in self.items)
 
     def judge(self, numbers: Sequence[int], rollouts: Sequence[Rollout]) -> None:
         """Set the rewards: what the task gives a finished answer, 0 to 1, and 0 for others."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nanozhchat import dataloader, hooks, lora
+from nanozhchat import dataloader, hooks, lora, packing
 from nanozhchat.checkpoint import Saved
 from nanozhchat.conversation import Conversation
 from nanozhchat.conversation_files import load_conversations, preferences
@@ -45,11 +44,8 @@ class Lessons:
     @property
     def digest(self) -> str:
         """Short hash of the token ids to train on."""
-        hasher = hashlib.blake2b(digest_size=8)
-        for item in self.train:
-            for ids in (item[0],) if isinstance(item[0], np.ndarray) else (item[0][0], item[1][0]):
-                hasher.update(np.asarray(ids, dtype=np.uint32).tobytes())
-        return hasher.hexdigest()
+        pairs = not isinstance(self.train[0][0], np.ndarray)
+        return packing.digest(ids for item in self.train for ids, _ in (item if pairs else [item]))
 
 
 def read_lessons(

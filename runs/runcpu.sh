@@ -42,10 +42,7 @@ if [ "$FRESH" = 1 ]; then
   FORCE=(--force)
   RESUME="--no-resume"
 fi
-set -f # specs may hold globs, which are the program's business
-# shellcheck disable=SC2206
-SPECS=($DATA) SFT_SPECS=($SFT_DATA)
-set +f
+split_specs "$DATA" "$SFT_DATA"
 BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 
 require_free_gb 2
