@@ -1,4 +1,4 @@
-"""Load on the server, over loopback, with a random d4 model: `python dev/bench_server.py [--json FILE]`.
+"""Load on the server, over loopback, with a random model: `python dev/bench_server.py [--depth=4] [--json FILE]`.
 
 Prints: time to first token and tokens/s at 1, 8 and 64 clients, what continuous batching gives over one at a time,
 whether greedy texts equal those asked for alone, memory before and after, disconnects, slow connections.
@@ -24,7 +24,7 @@ REQUESTS = [(f"第{i}个问题：{'讲个故事' * (i % 5 + 1)}", 8 + 7 * (i % 8
 TRAINED_ON = 30_000  # made-up sentences behind the tokenizer of 4,096 tokens that a d4 comes with
 
 
-def serve(port, engine):
+def serve(port, engine, depth):
     from nanozhchat.server.app import create_app
     from nanozhchat.server.library import Library
     from nanozhchat.server.serve import bind
@@ -34,7 +34,8 @@ def serve(port, engine):
 
     rng = random.Random(0)
     sentences = ("".join(chr(rng.randrange(0x4E00, 0x5800)) for _ in range(20)) for _ in range(TRAINED_ON))
-    shape = {"sequence_len": 512, "n_layer": 4, "n_head": 4, "n_kv_head": 4, "n_embd": 256}
+    heads = depth  # as the dial has it: 64 channels a layer
+    shape = {"sequence_len": 512, "n_layer": depth, "n_head": heads, "n_kv_head": heads, "n_embd": 64 * depth}
     chat = real_chat(Tokenizer.train(sentences, 4096), engine, **shape)
     run(create_app(Library(chat)), bind("127.0.0.1", port))
 
@@ -164,15 +165,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", type=int, help="serve on this port instead of measuring")
     parser.add_argument("--engine", default="native", help="torch or native")
+    parser.add_argument("--depth", type=int, default=4, help="of the random model")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, args.engine)
+        serve(args.serve, args.engine, args.depth)
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, __file__, f"--serve={port}", f"--engine={args.engine}"])
+    given = [f"--serve={port}", f"--engine={args.engine}", f"--depth={args.depth}"]
+    server = subprocess.Popen([sys.executable, __file__, *given])
     try:
         for _ in range(600):
             with contextlib.suppress(OSError):
