@@ -19,13 +19,13 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 20, "reading": 18, "facts": 26, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
+    "arithmetic": 20, "reading": 26, "facts": 22, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
     "followup": 3, "counting": 4, "reversing": 8, "characters": 4, "classify": 5, "rewriting": 5, "extraction": 5,
     "identity": 2, "unknown": 24, "story": 3, "chat": 3, "repeat": 8,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 24, "arithmetic": 17, "reading": 13, "words": 36,
+    "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 22, "arithmetic": 17, "reading": 24, "words": 34,
     "sentences": 8, "identity": 1, "unknown": 21,
 }  # fmt: skip
 
@@ -42,6 +42,7 @@ WORD_SKILLS = weighted(
 )  # fmt: skip
 SENTENCE_SKILLS = weighted(SKILL_WEIGHTS, "classify", "rewriting", "extraction")
 PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
+MISSING_FRAC = 0.4  # of several questions about one passage
 EXCHANGES_MAX = 4  # question-answer pairs in one document
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
@@ -72,9 +73,13 @@ def exchanges(rng: Rng, items: list[Item]) -> str:
 
 
 def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
-    """Return up to n different questions about one passage, which only the first carries."""
+    """Return up to n different questions about one passage, which only the first carries; some it does not answer."""
     passage = reading.draw_passage(rng, held)
-    items = {item.ask: item for item in (reading.ask_about(rng, passage) for _ in range(n))}
+    drawn = [
+        reading.ask_missing(rng, held, passage) if rng.random() < MISSING_FRAC else reading.ask_about(rng, passage)
+        for _ in range(n)
+    ]
+    items = {item.ask: item for item in drawn}
     first, *rest = items.values()
     return [first, *(item._replace(context="") for item in rest)]
 
@@ -90,8 +95,8 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
         if rng.random() < 0.5:
             return facts.article(rng)
         return "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
-    if skill == "reading" and rng.random() < 0.4:
-        passage, *items = about_one_passage(rng, held, 1 + rng.below(3))
+    if skill == "reading" and rng.random() < 0.7:
+        passage, *items = about_one_passage(rng, held, 1 + rng.below(EXCHANGES_MAX))
         return f"{passage.context}\n{exchanges(rng, [item._replace(context='') for item in (passage, *items)])}"
     draw = DRAWS[skill]
     return exchanges(rng, [draw(rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
@@ -129,14 +134,14 @@ def document(rng: Rng, held: bool, part: str) -> str:
 def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return (user, assistant) turns: skills mixed, or questions about one passage, or a name to be remembered."""
     kind, n = rng.random(), 2 + rng.below(3)
-    if "reading" in skills and kind < 0.2:
+    if "reading" in skills and kind < 0.35:
         return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, n + 1)]
     pairs = []
     for _ in range(n):
         pairs += turns(rng, DRAWS[rng.pick(skills)](rng, held))
-    if "chat" not in skills or kind > 0.6:
+    if "chat" not in skills or kind > 0.65:
         return pairs
-    if kind > 0.4:
+    if kind > 0.5:
         hello = chatting.draw_chat(rng, held)
         return [(hello.ask, hello.answer), *pairs]
     ask, answer, name = chatting.introduce(rng, held)

@@ -111,28 +111,31 @@ def _refuse(passage: Passage, ask: str, what: str) -> Item:
     return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
 
 
-def draw_absent(rng: Rng, held: bool) -> Item:
+def _ask_absent(rng: Rng, passage: Passage) -> Item:
     """Ask about somebody in a passage what it does not say."""
-    passage = draw_passage(rng, held)
     kind, slot = rng.pick(ABSENT[passage.kind])
     name = str(rng.pick(passage.events)["n"])
     ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
     return _refuse(passage, ask, "这件事")
 
 
-def draw_missing(rng: Rng, held: bool) -> Item:
+def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
     """Ask what a passage does not say: about somebody else, or something it leaves out."""
     if rng.random() < 0.4:
-        return draw_absent(rng, held)
-    passage = draw_passage(rng, held)
+        return _ask_absent(rng, passage)
     templates = schema(passage.kind)
     event = dict(rng.pick(passage.events))
     event["n"] = rng.pick(names(held))
     if event["n"] in passage.text:
-        return draw_missing(rng, held)
+        return ask_missing(rng, held, passage)
     slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
     asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
     return _refuse(passage, rng.pick(asks).format(**event), str(event["n"]))
+
+
+def draw_missing(rng: Rng, held: bool) -> Item:
+    """Return a passage with a question that it does not answer."""
+    return ask_missing(rng, held, draw_passage(rng, held))
 
 
 def intro(rng: Rng) -> str:

@@ -47,12 +47,13 @@ def draw_private(rng: Rng, held: bool) -> Item:
     n, k = rng.two(names(held))
     key = f"unknown:{ask}|{n}"
     kind = rng.random()
-    if kind < 0.33:
+    untold, about_another = (0.33, 0.45) if held else (0.25, 0.5)  # the hardest kind needs the most examples
+    if kind < untold:
         return _refuse("", ask.format(n=n), "，这是私事，没有人告诉过我", key)
     values = _private_values(rng, held, choices)
     if n in say.format(n="", **values):
         return draw_private(rng, held)
-    if kind < 0.45:
+    if kind < about_another:
         return _refuse(say.format(n=k, **values), ask.format(n=n), f"，上面的话没有提到{n}", key)
     told = say.format(n=n, **values)
     slot = next(slot for slot in "vdahbpjow" if "{" + slot + "}" in say)
