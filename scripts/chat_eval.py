@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = evaluate(model, tasks, comp, args)
         if comp.is_main:
             folder = paths.run_dir(model.source, model.name)
-            built_in = any(name in registry.OWN for name in figures["tasks"])  # what the report shows
-            files.write_json(folder / ("chat_eval.json" if built_in else "benchmarks.json"), figures)
+            whole = registry.OWN.keys() <= figures["tasks"].keys()  # what the report shows; a part never replaces it
+            files.write_json(folder / ("chat_eval.json" if whole else "benchmarks.json"), figures)
             cli.write_figures(args.json, {k: figures[k] for k in ("overall", "tasks", "refusal", "stories")})
 
 
