@@ -12,8 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import zstandard
 
+from nanozhchat.compute import Compute
+from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.recipe import Overrides, resolve
+from nanozhchat.tokenizer import Tokenizer
+
+CPU = Compute(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "DATA_PATH", "NANOZHCHAT_DTYPE", "NANOZHCHAT_FAULTS", "NANOZHCHAT_CHECK_FLAGS",
@@ -34,25 +41,23 @@ def base_dir(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Keep torch on one thread: small tensors gain nothing from more, and sums keep their order."""
-    import torch
-
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer():
+    """Bytes and control tokens only, so that every Chinese character takes three tokens."""
+    return Tokenizer.train(["只有字节"], 263)
 
 
 def make_config(**changes):
     """A model of four layers with everything in it: grouped heads, windows, value embeddings, padded vocabulary."""
-    from nanozhchat.gpt import GPTConfig
-
     sizes = {"sequence_len": 32, "vocab_size": 100, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
     return GPTConfig(**{**sizes, "window_pattern": "SSSL", **changes})
 
 
 def make_model(config=None, *, seed=0, perturb=False, **options):
     """Initialise a model. perturb: add noise to every weight, so that what starts at zero takes part."""
-    import torch
-
-    from nanozhchat.gpt import GPT
-
     model = GPT(config or make_config(), **options)
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator)
@@ -65,8 +70,6 @@ def make_model(config=None, *, seed=0, perturb=False, **options):
 
 def make_recipe(**changes):
     """A run of 20 steps on a two-layer model: 4 rows of 16 tokens a step, two rows at a time."""
-    from nanozhchat.recipe import Overrides, resolve
-
     over = Overrides(max_seq_len=16, total_batch_size=64, device_batch_size=2, num_steps=20)
     shape = {"n_layer": 2, "value_embeddings": True}
     return replace(resolve(1, vocab_size=100, overrides=over), **{**shape, **changes})
@@ -111,17 +114,16 @@ def end_ranks(pids, seconds=100.0):
     return list(codes.values())
 
 
-def run_ranks(module, *args, nproc, restarts=0, timeout_s=120):
-    """Run `python -m module args` on several ranks under torchrun; returns what they printed."""
+def run_ranks(module, *args, nproc, restarts=0):
+    """Run `python -m module args` on several ranks under torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
-        [*launcher, "-m", module, *args], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=timeout_s,
-    )  # fmt: skip
+        [*launcher, "-m", module, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def write_jsonl(path, rows):

@@ -1,17 +1,21 @@
 """A stand-in for a loaded model: the same shape as `nanozhchat.chat.Chat`, instant, deterministic, no training."""
 
-import socket
 import threading
 import time
 
+import httpx
 import uvicorn
 
 from nanozhchat.batching import Delta
+from nanozhchat.chat import Chat
 from nanozhchat.conversation import make_conversation
+from nanozhchat.engine import Engine
 from nanozhchat.sampling import Choice, SamplingParams
 from nanozhchat.server.app import create_app
 from nanozhchat.server.library import Library
-from nanozhchat.server.serve import DeadlineProtocol
+from nanozhchat.server.serve import DeadlineProtocol, bind
+from nanozhchat.tokenizer import Tokenizer
+from tests.conftest import make_config, make_model
 
 STORY = "从前有一只小猫😺,名叫花花。它住在山脚下,每天早上都去河边看鱼。👨‍👩‍👧 一家人都很喜欢它。"
 
@@ -114,18 +118,16 @@ class FakeChat:
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, wrap=lambda app: app, port=0):
+    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0):
         self.chat, self.library = chat, Library(chat, listed, load, batch=batch)
-        self.app = wrap(create_app(self.library, settings))
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(("127.0.0.1", port))
+        self.socket = bind("127.0.0.1", port)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(
-            self.app, http=DeadlineProtocol, log_level="error", ws="none", timeout_graceful_shutdown=2
+        self.http = httpx.Client(base_url=self.url, timeout=10)
+        options = {"log_level": "error", "ws": "none", "timeout_graceful_shutdown": 2}
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(self.library, settings), http=DeadlineProtocol, **options)
         )
-        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     @property
@@ -142,6 +144,7 @@ class LiveServer:
         return self
 
     def __exit__(self, *_):
+        self.http.close()
         self.server.should_exit = True
         self.thread.join(10)
 
@@ -149,36 +152,13 @@ class LiveServer:
 def until(condition, timeout_s):
     """Wait for a condition; tell whether it came true in time."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
+    while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.01)
-    return bool(condition())
-
-
-def one_byte_pieces(app):
-    """Wrap an app so that its streams leave one byte at a time."""
-
-    async def wrapped(scope, receive, send):
-        async def drip(message):
-            if message["type"] != "http.response.body" or not message.get("more_body"):
-                await send(message)
-                return
-            for i in range(len(message["body"])):
-                await send({**message, "body": message["body"][i : i + 1]})
-
-        await app(scope, receive, drip)
-
-    return wrapped
+    return bool(true)
 
 
 def real_chat(tokenizer=None, kind="native", **changes):
     """A random model with the real engine; its tokenizer knows single bytes unless one is given."""
-    from nanozhchat.chat import Chat
-    from nanozhchat.engine import Engine
-    from nanozhchat.tokenizer import Tokenizer
-    from tests.conftest import make_config, make_model
-
     tokenizer = tokenizer or Tokenizer.train(["只有字节"], 263)
     config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 96, **changes})
     engine = Engine(make_model(config, seed=3, perturb=True).eval(), tokenizer, kind=kind)

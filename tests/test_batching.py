@@ -13,7 +13,7 @@ from nanozhchat.batching import Batch
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from tests.conftest import make_config, make_model
-from tests.test_engine import GREEDY, bytes_tokenizer, prompt, random_engine  # noqa: F401
+from tests.test_engine import GREEDY, prompt, random_engine
 
 LONG = SamplingParams(temperature=0.0, max_tokens=200, logit_bias=dict.fromkeys(range(256, 263), -100.0))  # no end
 SAMPLED = SamplingParams(temperature=1.5, top_p=0.9, max_tokens=20, seed=4)
@@ -39,7 +39,7 @@ class Counting:
 
 
 @pytest.fixture
-def engine(bytes_tokenizer):  # noqa: F811
+def engine(bytes_tokenizer):
     return random_engine(bytes_tokenizer, sequence_len=96)
 
 
@@ -149,7 +149,7 @@ def test_cancelled_and_removed_requests_give_their_slot_to_the_next(engine):
 
 
 @pytest.mark.parametrize("params", [LONG, replace(LONG, temperature=0.1, seed=1)], ids=["greedy", "sampled"])
-def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, params):  # noqa: F811
+def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, params):
     saved = []
     for ids in ([1, 2, 3] * 10, prompt(30, 1), prompt(9, 2)):
         engine, answers, steps = looping_engine(bytes_tokenizer), [], []

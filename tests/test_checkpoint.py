@@ -2,35 +2,33 @@
 
 import ast
 import errno
-import json
 import pickle
 import shutil
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from nanozhchat import checkpoint, files
-from nanozhchat.compute import Compute
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
-from tests.conftest import ROOT, cut, flip, make_config, make_model
+from tests.conftest import CPU, ROOT, cut, flip, make_config, make_model
 from tests.test_files import Faulty
 
-CPU = Compute(torch.device("cpu"))
-WRITES = (
-    2 * 2 + 3 * 5 + 2
-)  # tensor files, written and synced; state, manifest and latest with five operations each; rename and sync
+# Tensor files, written and synced; state, manifest and latest with five operations each; rename and sync.
+WRITES = 2 * 2 + 3 * 5 + 2
 STATE = {"step": 0, "loss": 1.25, "loader": {"position": [1, 2]}, "名": "小猫"}
 PARTS = ["model.safetensors", "optim.rank0.safetensors", "state.json"]
 
 
 def write(folder, step, model=None, keep_last=3, every=0, best=None):
+    state = {**STATE, "step": step, **({"best_step": best} if best else {})}
     pending = checkpoint.begin(
-        folder, step=step, model=model or make_model(seed=step), compute=CPU,
-        state={**STATE, "step": step, **({"best_step": best} if best else {})}, keep=checkpoint.Keep(keep_last, every),
-        optimizer_state={"muon/a/momentum": torch.full((2, 3), float(step))}, identity={"data_hash": "abc"},
+        folder, step=step, model=model or make_model(seed=step), compute=CPU, state=state,
+        keep=checkpoint.Keep(keep_last, every), identity={"data_hash": "abc"},
+        optimizer_state={"muon/a/momentum": torch.full((2, 3), float(step))},
     )  # fmt: skip
     return pending.commit() if isinstance(pending, checkpoint.Pending) else pending
 
@@ -44,51 +42,39 @@ def weights(saved):
 
 
 @pytest.mark.parametrize("config", [make_config(), make_config(n_layer=2, n_kv_head=1)])
-def test_everything_saved_comes_back_bit_for_bit(tmp_path, config):
+def test_everything_saved_comes_back_bit_for_bit_in_the_documented_layout(tmp_path, config):
     model = make_model(config, perturb=True)
-    path = write(tmp_path, 7, model)
-    saved = checkpoint.find(tmp_path)
-    assert (saved.folder, saved.step) == (path, 7)
-    assert saved.state() == {**STATE, "step": 7}
+    folder, saved = write(tmp_path, 1234, model), checkpoint.find(tmp_path)
+    assert (saved.folder, saved.step, folder) == (folder, 1234, tmp_path / "step_00001234")
+    assert saved.state() == {**STATE, "step": 1234}
     assert saved.manifest["identity"] == {"data_hash": "abc"}
     again = saved.load_model(torch.device("cpu"), torch.float32)
     assert (again.config, again.training) == (model.config, False)
     for (n, p), (m, q) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert (n, torch.equal(p, q)) == (m, True)
-    assert torch.equal(saved.optimizer_tensors()["muon/a/momentum"], torch.full((2, 3), 7.0))
-    assert saved.weights_sha256() == files.sha256(saved.folder / "model.safetensors")
-
-
-def test_the_layout_on_disk_is_the_documented_one(tmp_path):
-    folder = write(tmp_path, 1234)
-    assert folder == tmp_path / "step_00001234"
+    assert torch.equal(saved.optimizer_tensors()["muon/a/momentum"], torch.full((2, 3), 1234.0))
+    assert saved.weights_sha256() == files.sha256(folder / "model.safetensors")
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PARTS}
-    listed = {f["name"]: f["sha256"] for f in json.loads((folder / "manifest.json").read_text())["files"]}
+    listed = {f["name"]: f["sha256"] for f in files.read_json(folder / "manifest.json")["files"]}
     assert listed == {name: files.sha256(folder / name) for name in PARTS}
-    latest = json.loads((tmp_path / "latest.json").read_text())
-    assert latest == {"step": 1234, "manifest_sha256": files.sha256(folder / "manifest.json")}
+    latest = {"step": 1234, "manifest_sha256": files.sha256(folder / "manifest.json")}
+    assert files.read_json(tmp_path / "latest.json") == latest
 
 
-@pytest.mark.parametrize("name", [*PARTS, "manifest.json"])
-@pytest.mark.parametrize("harm", [lambda path: cut(path, 99), flip, Path.unlink], ids=["cut", "flip", "remove"])
+HARMS = {"cut": lambda path: cut(path, 99), "flip": flip, "remove": Path.unlink,
+         "reword": lambda path: path.write_bytes(path.read_bytes().replace(b"data", b"eata")),
+         "list": lambda path: path.write_text("[]")}  # fmt: skip
+DAMAGE = [(name, harm) for name in (*PARTS, "manifest.json") for harm in list(HARMS)[:3]]
+
+
+@pytest.mark.parametrize(("name", "harm"), [*DAMAGE, ("manifest.json", "reword"), ("manifest.json", "list")])
 def test_a_damaged_file_is_noticed_and_the_checkpoint_before_it_is_used(tmp_path, name, harm, caplog):
     write(tmp_path, 1)
-    path = write(tmp_path, 2) / name
-    harm(path)
-    if (name, harm) == ("manifest.json", flip):
-        path.write_text("[]")
+    HARMS[harm](write(tmp_path, 2) / name)
     assert checkpoint.find(tmp_path).step == 1
     if name != "manifest.json":  # without a manifest a folder does not exist for any reader
         assert f"step_00000002/{name}" in caplog.text
-    assert checkpoint.problems(step_dir(tmp_path, 2)) != []
-    assert checkpoint.problems(step_dir(tmp_path, 1)) == []
-
-
-def test_a_manifest_that_says_something_else_than_was_written_is_not_believed(tmp_path):
-    write(tmp_path, 1)
-    path = write(tmp_path, 2) / "manifest.json"
-    path.write_text(path.read_text().replace("data_hash", "eata_hash"))
-    assert checkpoint.find(tmp_path).step == 1
+    assert [checkpoint.problems(step_dir(tmp_path, step)) == [] for step in (1, 2)] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
@@ -100,23 +86,17 @@ def test_when_all_are_damaged_it_is_an_error_with_exit_code_5_and_a_remedy(tmp_p
     assert error.value.exit_code == 5
 
 
-def test_a_step_can_be_chosen_and_an_unknown_one_lists_what_there_is(tmp_path):
+def test_order_is_by_step_not_by_time_other_folders_are_ignored_and_a_step_can_be_chosen(tmp_path):
     assert checkpoint.find(tmp_path / "absent") is None
-    for step in (10, 20):
-        write(tmp_path, step)
-    assert checkpoint.find(tmp_path, 10).step == 10
-    with pytest.raises(ValueError, match="has no checkpoint of step 15; there are: 10, 20"):
-        checkpoint.find(tmp_path, 15)
-
-
-def test_order_is_by_step_not_by_time_and_other_folders_are_ignored(tmp_path):
     for step in (300, 20, 100):
         write(tmp_path, step, keep_last=9)
     for name in ("step_00000400.tmp-1", "step_999"):
         shutil.copytree(step_dir(tmp_path, 300), tmp_path / name)
     step_dir(tmp_path, 500).mkdir()
     assert checkpoint.list_steps(tmp_path) == [20, 100, 300]
-    assert checkpoint.find(tmp_path).step == 300
+    assert [checkpoint.find(tmp_path, *step).step for step in ((), (20,))] == [300, 20]
+    with pytest.raises(ValueError, match="has no checkpoint of step 15; there are: 20, 100, 300"):
+        checkpoint.find(tmp_path, 15)
 
 
 class Writes(Faulty):
@@ -187,41 +167,33 @@ def test_saving_a_step_again_keeps_a_whole_checkpoint_and_replaces_a_damaged_one
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = make_model()
-    with torch.no_grad():
-        model.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    model.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
     with pytest.raises(DivergedError, match="not finite"):
         write(tmp_path, 3, model)
     assert checkpoint.list_steps(tmp_path) == []
 
 
-def test_too_little_space_is_a_warning_and_nothing_is_written(tmp_path, monkeypatch, caplog):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    assert write(tmp_path, 1) is None
+def test_too_little_space_is_a_warning_and_a_library_that_cannot_write_a_disk_error(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        assert write(tmp_path, 1) is None
     assert "step 1 not saved" in caplog.text
     assert checkpoint.list_steps(tmp_path) == []
-
-
-@pytest.mark.parametrize(("keep_last", "kept"), [(2, [3, 4]), (1, [4]), (0, [4]), (-3, [4])])
-def test_saving_keeps_the_newest_and_never_deletes_the_last_checkpoint(tmp_path, keep_last, kept):
-    for step in (1, 2, 3, 4):
-        write(tmp_path, step, keep_last=keep_last)
-    assert checkpoint.list_steps(tmp_path) == kept
-
-
-def test_saving_keeps_round_steps_and_the_best_one_too(tmp_path):
-    for step in range(1, 9):
-        write(tmp_path, step, keep_last=2, every=4, best=3)
-    assert checkpoint.list_steps(tmp_path) == [3, 4, 7, 8]
-
-
-def test_a_library_that_cannot_write_is_a_disk_error(tmp_path, monkeypatch):
-    def full(tensors, path):
-        raise SafetensorError("I/O error: No space left on device")
-
+    full = Mock(side_effect=SafetensorError("I/O error: No space left on device"))
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(DiskError, match="No space left"):
         write(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [({"keep_last": 2}, [7, 8]), *(({"keep_last": n}, [8]) for n in (1, 0, -3)),
+     ({"keep_last": 2, "every": 4, "best": 3}, [3, 4, 7, 8])],
+)  # fmt: skip
+def test_saving_keeps_the_newest_round_steps_and_the_best_and_never_deletes_the_last(tmp_path, keep, kept):
+    for step in range(1, 9):
+        write(tmp_path, step, make_model(make_config(n_layer=1)), **keep)
+    assert checkpoint.list_steps(tmp_path) == kept
 
 
 def test_pruning_never_deletes_the_only_whole_checkpoint_and_a_failure_is_a_warning(tmp_path, caplog):

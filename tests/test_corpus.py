@@ -1,8 +1,9 @@
 """Corpora: what is written can be read back, is split, reused, rebuilt when inputs change, and checked."""
 
+import contextlib
 import hashlib
+import itertools
 import json
-import multiprocessing
 import os
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from nanozhchat import corpus, files, sources
 from nanozhchat.errors import DamagedError, DiskError
 from scripts import data_fetch
-from tests.conftest import cut, flip, pack, write_jsonl
+from tests.conftest import cut, end_ranks, flip, pack, start_ranks, write_jsonl
+from tests.test_files import Faulty
 
 TEXTS = [f"第{i}篇文档,讲的是第{i * i}件事。" for i in range(400)]
 
@@ -29,7 +31,12 @@ def everything(built):
     return {split: list(built.documents(split)) for split in sources.SPLITS}
 
 
-def test_every_document_comes_back_in_exactly_one_split_and_is_counted(source):
+def small_shards(monkeypatch, shard_bytes=1500, group_bytes=300):
+    monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(corpus, "SHARD_BYTES", shard_bytes)
+
+
+def test_every_document_comes_back_in_exactly_one_split_and_is_counted_in_any_number_of_shards(source, monkeypatch):
     built = build(source)
     found = everything(built)
     for split, texts in found.items():
@@ -37,15 +44,9 @@ def test_every_document_comes_back_in_exactly_one_split_and_is_counted(source):
         assert built.manifest["totals"][split]["rows"] == len(texts)
     assert sorted(found["train"] + found["val"]) == sorted(TEXTS)
     assert set(found["val"]) == set(sources.documents([str(source)], "val"))
-
-
-def test_many_small_shards_hold_the_same_documents_as_one(source, monkeypatch):
-    one = everything(build(source, name="one"))
-    monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", 300)
-    monkeypatch.setattr(corpus, "SHARD_BYTES", 1500)
+    small_shards(monkeypatch)
     many = build(source, name="many")
-    assert len(many.manifest["shards"]) > 5
-    assert everything(many) == one
+    assert (len(many.manifest["shards"]) > 5, everything(many)) == (True, found)
 
 
 def test_the_same_inputs_are_reused_and_not_written_again_and_the_same_text_has_the_same_hash(source, tmp_path):
@@ -62,34 +63,30 @@ def test_changed_inputs_or_settings_or_a_shard_cut_short_are_built_again_and_it_
     cut(first.directory / "train-00000.parquet", 5)
     assert build(source, said=said).hash == first.hash
     assert "missing or cut short" in said[0]
-    assert build(source, max_bytes=2000).hash != first.hash
+    limited = build(source, max_bytes=5000)
+    assert limited.hash != first.hash
+    assert 4900 < limited.n_bytes("train") + limited.n_bytes("val") <= 5000
     write_jsonl(source, [*TEXTS, "新的一篇"])
     second = build(source, said=said)
     assert any("inputs changed" in line for line in said[2:])
     assert "新的一篇" in sum(everything(second).values(), [])
 
 
-class FailingDisk(files.Backend):
+class FailingDisk(Faulty):
     """Fails the k-th rename."""
 
-    def __init__(self, k):
-        self.left = k
-
-    def replace(self, source, target):
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(28, "No space left on device", str(target))
-        super().replace(source, target)
+    def tick(self, operation):
+        if operation == "replace":
+            super().tick(operation)
 
 
 @pytest.mark.parametrize("k", range(8))
 def test_a_build_that_fails_at_any_write_leaves_no_corpus_and_the_next_one_succeeds(source, monkeypatch, k):
-    monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", 1500)
-    monkeypatch.setattr(corpus, "SHARD_BYTES", 3000)
+    small_shards(monkeypatch, 3000, 1500)
     whole = build(source, name="whole")
     build(source, max_bytes=9000)  # what stands there is another corpus
     with monkeypatch.context() as patch:
-        patch.setattr(files, "backend", FailingDisk(k))
+        patch.setattr(files, "backend", FailingDisk(k, OSError(28, "No space left on device")))
         with pytest.raises(DiskError, match="GiB free"):
             build(source)
     with pytest.raises(ValueError, match="no corpus 'c'"):
@@ -98,21 +95,17 @@ def test_a_build_that_fails_at_any_write_leaves_no_corpus_and_the_next_one_succe
     assert not list(corpus.load("c").directory.glob(".*.tmp"))
 
 
-def test_a_damaged_input_leaves_no_corpus_behind(source):
+def test_a_damaged_input_leaves_no_corpus_behind_and_a_wrong_field_the_one_that_stands_there(source, tmp_path):
     with open(source, "a", encoding="utf-8") as handle:
         handle.write('{"text": "torn')
     with pytest.raises(DamagedError, match=r"in\.jsonl:401"):
         build(source)
     with pytest.raises(ValueError, match="no corpus"):
         corpus.load("c")
-    assert build(source, skip_bad=True).manifest["skipped"] == {"broken line": 1}
-
-
-def test_a_source_without_the_text_field_leaves_the_corpus_that_stands_there(source, tmp_path):
-    first = build(source)
-    (tmp_path / "other.jsonl").write_text('{"story": "x"}\n', encoding="utf-8")
+    first = build(source, skip_bad=True)
+    assert first.manifest["skipped"] == {"broken line": 1}
     with pytest.raises(ValueError, match="--text-field"):
-        build(tmp_path / "other.jsonl")
+        build(write_jsonl(tmp_path / "other.jsonl", [{"story": "x"}]))
     assert corpus.load("c").hash == first.hash
 
 
@@ -124,23 +117,6 @@ def test_too_few_documents_are_a_clear_error_and_two_are_enough(tmp_path, texts,
     assert sorted(map(len, found.values())) == [1, 1]
 
 
-def test_data_fetch_builds_and_its_verify_prints_json_and_fails_on_damage(source, capsys):
-    data_fetch.main(["--data", str(source), "--name", "c"])
-    capsys.readouterr()
-    data_fetch.main(["--verify", "--name", "c"])
-    assert json.loads(capsys.readouterr().out)["ok"] is True
-    os.unlink(corpus.load("c").directory / "val-00000.parquet")
-    with pytest.raises(DamagedError) as caught:
-        data_fetch.main(["--verify", "--name", "c"])
-    assert caught.value.exit_code == 5
-    assert json.loads(capsys.readouterr().out)["problems"][0]["problem"] == "missing"
-
-
-def test_a_limit_covers_both_splits_together(source):
-    built = build(source, max_bytes=5000)
-    assert 4900 < built.n_bytes("train") + built.n_bytes("val") <= 5000
-
-
 def test_builtin_text_is_made_for_both_splits_up_to_the_limit():
     built = build("builtin", max_bytes=300_000)
     found = everything(built)
@@ -149,26 +125,25 @@ def test_builtin_text_is_made_for_both_splits_up_to_the_limit():
     assert build("builtin", name="again", max_bytes=300_000).hash == built.hash
 
 
-def _build_in_process(path):
-    corpus.build([path], "c", progress=lambda _: None)
-
-
 def test_processes_that_find_the_corpus_made_read_it_at_the_same_time(source):
     build(source)
     with files.lock(corpus.load("c").directory):
-        process = multiprocessing.get_context("fork").Process(target=_build_in_process, args=(str(source),))
-        process.start()
-        process.join(30)
-    assert process.exitcode == 0
+        assert end_ranks(start_ranks(lambda rank: build(source), 1), 30) == [0]
 
 
-def test_verify_finds_one_flipped_bit_and_reading_a_torn_shard_is_damage_that_names_it(source):
+def test_verify_finds_a_flipped_bit_or_a_missing_shard_and_reading_a_torn_one_is_damage_that_names_it(source, capsys):
+    data_fetch.main(["--data", str(source), "--name", "c"])
+    shard = corpus.load("c").directory / "train-00000.parquet"
+    capsys.readouterr()
+    data_fetch.main(["--verify", "--name", "c"])
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    for harm, problem in ((flip, "sha256"), (os.unlink, "missing")):
+        harm(shard)
+        with pytest.raises(DamagedError) as caught:
+            data_fetch.main(["--verify", "--name", "c"])
+        found = json.loads(capsys.readouterr().out)["problems"][0]
+        assert (caught.value.exit_code, found["file"], problem in found["problem"]) == (5, str(shard), True)
     built = build(source)
-    shard = built.directory / "train-00000.parquet"
-    assert corpus.verify("c")["ok"]
-    flip(shard)
-    result = corpus.verify("c")
-    assert (result["ok"], result["problems"][0]["file"]) == (False, str(shard))
     cut(shard, 30)
     with pytest.raises(DamagedError, match=r"train-00000\.parquet"):
         list(built.documents("train"))
@@ -176,8 +151,7 @@ def test_verify_finds_one_flipped_bit_and_reading_a_torn_shard_is_damage_that_na
 
 @pytest.mark.parametrize(("kind", "every"), [("plain", 150), ("of several kinds, weighted, cleaned, partly bad", 120)])
 def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_path, monkeypatch, kind, every):
-    monkeypatch.setattr(corpus, "ROW_GROUP_BYTES", 1500)
-    monkeypatch.setattr(corpus, "SHARD_BYTES", 4000)
+    small_shards(monkeypatch, 4000, 1500)
     options = {"skip_bad": True}
     specs = [str(write_jsonl(tmp_path / "in.jsonl", TEXTS[140:] + TEXTS[:140]))]
     if kind != "plain":
@@ -187,30 +161,20 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
         pack(tmp_path / "two" / "b.jsonl", rows * 90)
         specs = [f"{specs[0]}@1", f"{tmp_path / 'two'}@2", "builtin@0.5"]
         options["clean"] = ("unicode", "exact", "near")
-    whole = build(*specs, name="whole", **options)
-    steps, said = 0, []
+    whole, said, real, read = build(*specs, name="whole", **options), [], sources._checked, itertools.count(1)
 
-    def killed():
-        nonlocal steps
-        steps += 1
-        if steps % every == 0:
-            raise KeyboardInterrupt
-
-    real = sources._checked
-
-    def counted(*args):
+    def killed(*args):
         for doc in real(*args):
-            killed()
+            if next(read) % every == 0:
+                raise KeyboardInterrupt
             yield doc
 
-    monkeypatch.setattr(sources, "_checked", counted)
+    monkeypatch.setattr(sources, "_checked", killed)
     for _ in range(50):
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             built = build(*specs, said=said, **options)
             break
-        except KeyboardInterrupt:
-            continue
-    assert sum("going on after" in line for line in said) >= 1
+    assert any("going on after" in line for line in said)
     for path in whole.directory.iterdir():
         if path.suffix in (".parquet", ".json"):
             assert (built.directory / path.name).read_bytes() == path.read_bytes()

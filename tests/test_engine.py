@@ -7,28 +7,19 @@ import torch
 
 from nanozhchat import engine as engine_module
 from nanozhchat.batching import Delta
+from nanozhchat.conversation import SPECIAL_TOKENS
 from nanozhchat.engine import Engine, TorchDecoder
 from nanozhchat.gpt import GPT
 from nanozhchat.kv_cache import CacheRows, KVCache
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.tokenizer import Tokenizer
 from tests.conftest import make_config, make_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
 SHAPES = {
-    "everything": {},
-    "full_attention": {"window_pattern": "L"},
-    "all_windows": {"window_pattern": "S", "n_layer": 3},
-    "one_key_head": {"n_kv_head": 1},
-    "no_value_embeddings": {"value_embeddings": False, "n_kv_head": 4},
+    "everything": {}, "full_attention": {"window_pattern": "L"}, "all_windows": {"window_pattern": "S", "n_layer": 3},
+    "one_key_head": {"n_kv_head": 1}, "no_value_embeddings": {"value_embeddings": False, "n_kv_head": 4},
     "tiny_window": {"sequence_len": 64, "window_pattern": "SL", "n_layer": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def bytes_tokenizer():
-    """Bytes and control tokens only, so that every Chinese character takes three tokens."""
-    return Tokenizer.train(["只有字节"], 263)
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -46,10 +37,10 @@ def prompt(length, seed=0):
 
 
 @torch.inference_mode()
-def from_scratch(engine, ids, max_tokens):
+def from_scratch(engine, ids):
     """Greedy decoding that runs the whole sequence again, without a cache, for every token."""
     answer = []
-    while len(answer) < max_tokens and len(ids) + len(answer) < engine.context:
+    while len(answer) < GREEDY.max_tokens and len(ids) + len(answer) < engine.context:
         hidden = engine.model.hidden(torch.tensor([ids + answer]))
         token = int(engine.model.logits(hidden[:, -1])[0].argmax())
         if token in engine.end_ids:
@@ -59,15 +50,15 @@ def from_scratch(engine, ids, max_tokens):
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("length", [1, 9, 30])
-def test_decoding_with_the_cache_equals_recomputing_token_for_token(bytes_tokenizer, changes, length):
-    lengths = []
-    for seed in range(3):
-        engine = random_engine(bytes_tokenizer, seed, **changes)
-        want = from_scratch(engine, prompt(length, seed), 40)
-        assert list(engine.tokens(prompt(length, seed), GREEDY)) == want
-        lengths.append(len(want))
-    assert sum(lengths) >= 12  # or else the test would say little
+def test_decoding_with_the_cache_alone_or_beside_others_equals_recomputing(bytes_tokenizer, changes, monkeypatch):
+    monkeypatch.setattr(engine_module, "MAX_BATCH", 4)
+    engine = random_engine(bytes_tokenizer, **changes)
+    prompts = [prompt(n, n) for n in (5, 1, 20, 13, 2, 31, 9)]
+    want = [from_scratch(engine, p) for p in prompts]
+    assert len({len(answer) for answer in want}) > 1  # rows leave the batch at different times
+    assert engine.batch(prompts, GREEDY) == want == [list(engine.tokens(p, GREEDY)) for p in prompts]
+    assert engine.batch([], GREEDY) == []
+    assert (torch.is_grad_enabled(), {p.grad for p in engine.model.parameters()}) == (True, {None})
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
@@ -82,36 +73,15 @@ def test_hidden_states_do_not_depend_on_how_a_sequence_is_fed_to_the_cache(bytes
             torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_a_batch_of_different_lengths_equals_one_at_a_time(bytes_tokenizer, changes, monkeypatch):
-    monkeypatch.setattr(engine_module, "MAX_BATCH", 4)
-    engine = random_engine(bytes_tokenizer, **changes)
-    prompts = [prompt(n, n) for n in (5, 1, 20, 13, 2, 31, 9)]
-    single = [list(engine.tokens(p, GREEDY)) for p in prompts]
-    assert len({len(answer) for answer in single}) > 1  # rows leave the batch at different times
-    assert engine.batch(prompts, GREEDY) == single
-
-
-def test_no_prompts_give_no_answers(engine):
-    assert engine.batch([], GREEDY) == []
-
-
-def test_a_seed_repeats_an_answer_and_another_seed_gives_another(engine):
-    def answer(seed):
-        return list(engine.tokens(prompt(4), SamplingParams(temperature=2.0, top_p=1.0, max_tokens=20, seed=seed)))
-
-    assert answer(1) == answer(1)
-    assert len({tuple(answer(seed)) for seed in range(4)}) == 4
-
-
 def test_a_rows_draws_depend_on_its_place_and_seed_not_on_its_neighbours(engine):
-    params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=20, seed=5)
+    def answers(prompts, seed=5):
+        return engine.batch(prompts, SamplingParams(temperature=1.0, top_p=1.0, max_tokens=20, seed=seed))
+
     mine = prompt(6)
-    with_short = engine.batch([prompt(1, 8), mine, prompt(2, 9)], params)[1]
-    with_long = engine.batch([prompt(25, 10), mine, prompt(17, 11)], params)[1]
-    assert with_short == with_long
+    with_short = answers([prompt(1, 8), mine, prompt(2, 9)])[1]
+    assert with_short == answers([prompt(25, 10), mine, prompt(17, 11)])[1]
     assert len(with_short) > 3
-    assert engine.batch([mine, mine], params)[0] != engine.batch([mine, mine], params)[1]
+    assert len({tuple(answer) for seed in range(4) for answer in answers([mine, mine], seed)}) == 8
 
 
 class Scripted(GPT):
@@ -149,26 +119,17 @@ def check_protocol(deltas):
 
 @pytest.mark.parametrize(
     ("answer", "stop", "shown"),
-    [
-        ("你好，世界！", (), None),
-        ("你好，世界！", ("世界",), "你好，"),
-        ("你好，世界！", ("世纪", "界限"), None),
-        ("你好，世界！", ("界", "世界"), "你好，"),
-        ("你好，世界！", ("你",), ""),
-        ("你好，世界！", ("！",), "你好，世界"),
-        ("aaab", ("aab",), "a"),
-        ("abababac", ("abac",), "abab"),
-        ("用户：问\n\n用户", ("\n\n用户：", "\n\n用户"), "用户：问"),
-        ("半个世", ("世界",), None),
-    ],
-)
+    [("你好，世界！", (), None), ("你好，世界！", ("世界",), "你好，"), ("你好，世界！", ("世纪", "界限"), None),
+     ("你好，世界！", ("界", "世界"), "你好，"), ("你好，世界！", ("你",), ""), ("你好，世界！", ("！",), "你好，世界"),
+     ("aaab", ("aab",), "a"), ("abababac", ("abac",), "abab"),
+     ("用户：问\n\n用户", ("\n\n用户：", "\n\n用户"), "用户：问"), ("半个世", ("世界",), None)],
+)  # fmt: skip
 def test_stop_strings_end_the_answer_wherever_tokens_are_cut(bytes_tokenizer, answer, stop, shown):
-    ids = [*bytes_tokenizer.encode(answer), bytes_tokenizer.end_id]
+    ids, shown = [*bytes_tokenizer.encode(answer), bytes_tokenizer.end_id], answer if shown is None else shown
     deltas = stream(scripted(bytes_tokenizer, ids), stop=stop, max_tokens=200)
-    assert check_protocol(deltas) == (answer if shown is None else shown)
-    assert deltas[-1].finish_reason == "stop"
+    assert (check_protocol(deltas), deltas[-1].finish_reason) == (shown, "stop")
     whole = scripted(bytes_tokenizer, ids).complete([[1]], SamplingParams(temperature=0, stop=stop))
-    assert whole == [answer if shown is None else shown]
+    assert whole == [shown]
 
 
 def test_text_that_cannot_begin_a_stop_string_is_not_held_back(bytes_tokenizer):
@@ -177,18 +138,12 @@ def test_text_that_cannot_begin_a_stop_string_is_not_held_back(bytes_tokenizer):
     assert [(d.text, d.n_tokens) for d in deltas] == [("一", 3), ("二", 6), ("三", 9), ("", 9)]
 
 
-@pytest.mark.parametrize("name", ["<|end|>", "<|bos|>", "<|user|>", "<|system|>", "<|assistant|>"])
-def test_any_turn_token_ends_the_answer_and_is_not_part_of_it(bytes_tokenizer, name):
-    ids = [*b"ab", bytes_tokenizer.special(name), *b"cd"]
-    assert list(scripted(bytes_tokenizer, ids).tokens([1], GREEDY)) == list(b"ab")
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_any_turn_token_ends_the_answer_and_no_control_token_is_ever_shown(bytes_tokenizer, name):
+    ids, tool = [*b"ab", bytes_tokenizer.special(name), *b"c", bytes_tokenizer.end_id], "tool" in name
     deltas = stream(scripted(bytes_tokenizer, ids))
-    assert (check_protocol(deltas), deltas[-1].finish_reason, deltas[-1].n_tokens) == ("ab", "stop", 2)
-
-
-@pytest.mark.parametrize("name", ["<|tool_call|>", "<|tool_result|>"])
-def test_other_control_tokens_are_never_shown(bytes_tokenizer, name):
-    ids = [*b"a", bytes_tokenizer.special(name), *b"b", bytes_tokenizer.end_id]
-    assert check_protocol(stream(scripted(bytes_tokenizer, ids))) == "ab"
+    shown = ("abc" if tool else "ab", "stop", 4 if tool else 2)
+    assert (check_protocol(deltas), deltas[-1].finish_reason, deltas[-1].n_tokens) == shown
 
 
 def test_the_pieces_of_a_stream_are_the_decoded_answer_even_if_it_is_not_utf8(engine):
@@ -198,52 +153,34 @@ def test_the_pieces_of_a_stream_are_the_decoded_answer_even_if_it_is_not_utf8(en
     assert "\ufffd" in text
 
 
-def test_an_answer_cut_by_length_says_so_and_has_exactly_that_length(bytes_tokenizer):
-    ids = list("好".encode() * 20)
-    deltas = stream(scripted(bytes_tokenizer, ids), max_tokens=7)
-    assert check_protocol(deltas) == "好好\ufffd"
-    assert (deltas[-1].finish_reason, deltas[-1].n_tokens) == ("length", 7)
+def test_an_answer_cut_by_its_limit_or_the_context_says_so_and_has_exactly_that_length(bytes_tokenizer):
+    for said, context, length, limit, shown in (
+        ("好" * 20, 256, 3, 7, "好好\ufffd"), ("x" * 20, 16, 15, 100, "x"), ("x" * 20, 16, 10, 100, "xxxxxx"),
+    ):  # fmt: skip
+        deltas = stream(scripted(bytes_tokenizer, [*said.encode()], context), ids=prompt(length), max_tokens=limit)
+        n = min(limit, context - length)
+        assert (check_protocol(deltas), deltas[-1].finish_reason, deltas[-1].n_tokens) == (shown, "length", n)
 
 
-def test_the_context_limits_the_answer(bytes_tokenizer):
-    for length, room in ((15, 1), (10, 6)):
-        engine = scripted(bytes_tokenizer, list(b"x" * 20), context=16)
-        deltas = stream(engine, ids=prompt(length), max_tokens=100)
-        assert (check_protocol(deltas), deltas[-1].finish_reason) == ("x" * room, "length")
-
-
-@pytest.mark.parametrize("length", [16, 17, 1000])
-def test_a_prompt_that_leaves_no_room_is_an_error_that_says_what_to_do(bytes_tokenizer, length):
+@pytest.mark.parametrize("length", [0, 16, 17, 1000])
+def test_a_prompt_that_is_empty_or_leaves_no_room_is_an_error_that_says_what_to_do(bytes_tokenizer, length):
     engine = scripted(bytes_tokenizer, [], context=16)
-    message = f"the prompt has {length} tokens, but the model's context is 16 .* shorten the prompt"
-    for ask in (engine.tokens, engine.stream):
-        with pytest.raises(ValueError, match=message):
+    long = f"the prompt has {length} tokens, but the model's context is 16 .* shorten the prompt"
+    for ask in (engine.tokens, engine.stream, lambda ids, params: engine.batch([[1], ids], params)):
+        with pytest.raises(ValueError, match=long if length else "the prompt is empty"):
             list(ask(prompt(length), GREEDY))
-    with pytest.raises(ValueError, match=message):
-        engine.batch([[1], prompt(length)], GREEDY)
 
 
-def test_an_empty_prompt_is_an_error(engine):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        list(engine.tokens([], GREEDY))
-
-
-def test_cancelling_ends_the_answer_at_the_next_token(bytes_tokenizer):
-    engine, cancel = scripted(bytes_tokenizer, list(b"x" * 200)), threading.Event()
-    deltas = []
+@pytest.mark.parametrize("after", [0, 3])
+def test_cancelling_ends_the_answer_at_the_next_token_or_before_any_work(bytes_tokenizer, after):
+    engine, cancel, deltas = scripted(bytes_tokenizer, [*b"x" * 200]), threading.Event(), []
+    cancel.set() if not after else None
     for delta in engine.stream([1], SamplingParams(temperature=0, max_tokens=200), cancel=cancel):
         deltas.append(delta)
-        if delta.n_tokens == 3:
+        if delta.n_tokens == after:
             cancel.set()
-    assert check_protocol(deltas) == "xxx"
-    assert (deltas[-1].finish_reason, deltas[-1].n_tokens) == ("cancelled", 3)
-
-
-def test_cancelling_before_the_start_does_no_work(bytes_tokenizer):
-    engine, cancel = scripted(bytes_tokenizer, list(b"x" * 200)), threading.Event()
-    cancel.set()
-    assert list(engine.stream([1], GREEDY, cancel=cancel)) == [Delta("", 0, "cancelled")]
-    assert engine.model.said == 0
+    assert (check_protocol(deltas), deltas[-1]) == ("x" * after, Delta("", after, "cancelled"))
+    assert engine.model.said == after
 
 
 def test_a_broken_model_raises_instead_of_talking(engine):
@@ -253,12 +190,6 @@ def test_a_broken_model_raises_instead_of_talking(engine):
         list(engine.stream(prompt(3), GREEDY))
     with pytest.raises(FloatingPointError):
         engine.batch([prompt(3)], GREEDY)
-
-
-def test_generating_builds_no_autograd_graph(engine):
-    next(iter(engine.tokens(prompt(3), GREEDY)))
-    assert all(p.grad is None for p in engine.model.parameters())
-    assert torch.is_grad_enabled()
 
 
 def test_a_cache_that_is_too_small_says_so():

@@ -41,9 +41,12 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("whole activities", "run hooks task_eval engine_speed server"),
     ("fine-tuning, of all these", "tuning"),
 )  # fmt: skip
-NO_TORCH = "tokens of a corpus, still no torch"  # up to here
-TASKS_MAY_USE = "pure rules and texts on the leaves"  # up to here
 LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
+# The last that do without torch, and that tasks may use.
+NO_TORCH, FOR_TASKS = (
+    [title for title, _ in LAYERS].index(last)
+    for last in ("tokens of a corpus, still no torch", "pure rules and texts on the leaves")
+)
 
 MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_650
 TRACKED_LINES = 28_200  # of all Python, tests included
@@ -51,22 +54,16 @@ SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 
 
-def layer_called(title: str) -> int:
-    return [name for name, _ in LAYERS].index(title)
-
-
 def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the dotted name of everything a file imports, inside functions too; `from a import b` gives a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def unit(path: Path) -> str:
@@ -74,27 +71,31 @@ def unit(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def imports(path: Path, tree: ast.AST | None = None) -> Iterator[str]:
+    """Yield the dotted name of everything a file imports, inside functions too; `from a import b` gives a.b."""
+    for node in ast.walk(tree or parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top_imports(path: Path, tree: ast.AST | None = None) -> set[str]:
+    return {name.split(".")[0] for name in imports(path, tree)}
+
+
 def optional_imports(path: Path) -> set[str]:
     """Top names whose absence a file handles: imported in a `try` with an `except ImportError`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Try) and any(h.type and "ImportError" in ast.unparse(h.type) for h in node.handlers):
-            for inner in (n for statement in node.body for n in ast.walk(statement)):
-                if isinstance(inner, ast.ImportFrom):
-                    found.add(str(inner.module).split(".")[0])
-                elif isinstance(inner, ast.Import):
-                    found |= {alias.name.split(".")[0] for alias in inner.names}
-    return found
+    tries = (n for n in ast.walk(parsed(path)) if isinstance(n, ast.Try))
+    handled = (n for n in tries if any(h.type and "ImportError" in ast.unparse(h.type) for h in n.handlers))
+    return {name for n in handled for statement in n.body for name in top_imports(path, statement)}
 
 
 def package_imports(path: Path) -> set[str]:
     """Modules of the map that a file imports."""
-    found = set()
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "nanozhchat":
-            found.add(parts[1] if len(parts) > 1 and parts[1] in LAYER else "__init__")
-    return found
+    names = [f"{name}.".split(".")[1] for name in imports(path) if name.split(".")[0] == "nanozhchat"]
+    return {name if name in LAYER else "__init__" for name in names}
 
 
 def test_every_module_has_its_place_on_the_map() -> None:
@@ -115,36 +116,29 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
 
 
 def test_the_package_itself_imports_nothing_of_its_own_until_asked() -> None:
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    modules = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
-    assert modules == {"typing"}
-    assert not [n for n in tree.body if isinstance(n, ast.Import)]
+    found = [
+        ast.unparse(n) for n in parsed(PACKAGE / "__init__.py").body if isinstance(n, (ast.Import, ast.ImportFrom))
+    ]
+    assert found == [name for name in found if name.startswith("from typing ")] != []
 
 
 @pytest.mark.parametrize("package", ["builtin", "server"])
 def test_files_of_a_sub_package_do_not_import_in_a_circle(package: str) -> None:
-    graph = {}
+    graph, prefix = {}, f"nanozhchat.{package}."
     for path in (PACKAGE / package).glob("*.py"):
-        prefix = f"nanozhchat.{package}."
         graph[path.stem] = {n.removeprefix(prefix).split(".")[0] for n in imports(path) if n.startswith(prefix)}
-    order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert len(order) > 1
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) > 1
 
 
 def test_nothing_below_imports_what_is_above_the_package() -> None:
-    for path in sources("nanozhchat"):
-        assert not {n.split(".")[0] for n in imports(path)} & {"tasks", "scripts", "tests"}, path
+    above = {
+        "nanozhchat": {"tasks", "scripts", "tests"},
+        "tasks": {"scripts", "tests"},
+        "scripts": {"scripts", "tests"},
+    }
+    assert [path for folder, names in above.items() for path in sources(folder) if top_imports(path) & names] == []
     for path in sources("tasks"):
-        assert not {n.split(".")[0] for n in imports(path)} & {"scripts", "tests"}, path
-        for dep in package_imports(path):
-            assert LAYER[dep] <= layer_called(TASKS_MAY_USE), f"{path} imports {dep}"
-    for path in sources("scripts"):
-        assert not {n.split(".")[0] for n in imports(path)} & {"scripts", "tests"}, path
-
-
-def modules(folder: str) -> list[str]:
-    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources(folder)]
-    return [n.removesuffix(".__init__") for n in names]
+        assert [dep for dep in package_imports(path) if LAYER[dep] > FOR_TASKS] == [], path
 
 
 PROBE = """
@@ -170,29 +164,23 @@ def import_in_fresh_process(names: list[str], folder: Path) -> tuple[dict[str, o
 
 
 def test_importing_every_module_and_script_writes_prints_and_sets_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    found, out, said = import_in_fresh_process([n for f in SHIPPED for n in modules(f)], folder)
-    assert (out, said) == ("", "")
-    assert list(folder.rglob("*")) == []
+    (folder := tmp_path / "empty").mkdir()
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for f in SHIPPED for p in sources(f)]
+    found, out, said = import_in_fresh_process([n.removesuffix(".__init__") for n in names], folder)
+    assert (out, said, list(folder.rglob("*"))) == ("", "", [])
     assert [k for k in found["environment"] if k.startswith(("NANOZHCHAT", "OMP", "CUDA", "PYTORCH", "HF_"))] == []  # type: ignore[union-attr]
 
 
 def test_the_lower_half_of_the_map_needs_no_torch(tmp_path: Path) -> None:
-    names = [f"nanozhchat.{name}" for name, layer in LAYER.items() if layer <= layer_called(NO_TORCH)]
-    found, _, _ = import_in_fresh_process([n for n in names if n != "nanozhchat.__init__"], tmp_path)
-    assert found["torch"] is False
-
-
-def length(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
+    names = [f"nanozhchat.{name}" for name, layer in LAYER.items() if layer <= NO_TORCH and name != "__init__"]
+    assert import_in_fresh_process(names, tmp_path)[0]["torch"] is False
 
 
 def test_no_module_script_or_function_is_longer_than_its_budget() -> None:
     limits = {"nanozhchat": MODULE_LINES, "tasks": MODULE_LINES, "scripts": SCRIPT_LINES}
     long = {str(p.relative_to(ROOT)): n for f in SHIPPED for p in sources(f) if (n := length(p)) > limits[f]}
     for path in (p for f in SHIPPED for p in sources(f)):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES:
@@ -200,11 +188,8 @@ def test_no_module_script_or_function_is_longer_than_its_budget() -> None:
     assert long == {}
 
 
-def test_all_python_that_users_install_stays_small() -> None:
+def test_all_python_stays_small_what_users_install_and_together() -> None:
     assert sum(length(p) for f in SHIPPED for p in sources(f)) < TOTAL_LINES
-
-
-def test_all_tracked_python_together_stays_small() -> None:
     listed = subprocess.run(["git", "ls-files", "-z", "*.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -213,24 +198,22 @@ def test_all_tracked_python_together_stays_small() -> None:
     assert sum(length(path) for path in paths if path.exists()) < TRACKED_LINES
 
 
-def distribution_names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\s<>=!~;\[]", r, maxsplit=1)[0].lower().replace("_", "-") for r in requirements}
-
-
 def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    core = distribution_names(project["project"]["dependencies"])
-    extras = {
-        n for group in project["project"].get("optional-dependencies", {}).values() for n in distribution_names(group)
-    }
-    dev = {n for group in project["dependency-groups"].values() for n in distribution_names(group)}
+
+    def declared(*lists: list[str]) -> set[str]:
+        names = (re.split(r"[\s<>=!~;\[]", r, maxsplit=1)[0] for requirements in lists for r in requirements)
+        return {name.lower().replace("_", "-") for name in names}
+
+    shipped = declared(project["project"]["dependencies"], *project["project"]["optional-dependencies"].values())
+    dev = shipped | declared(*project["dependency-groups"].values())
     known = packages_distributions()
     own = {*SHIPPED, "dev", "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
-    missing = {}
-    for folder, declared in [(f, core | extras) for f in SHIPPED] + [("tests", core | extras | dev)]:
-        for path in sources(folder):
-            for top in {n.split(".")[0] for n in imports(path)} - set(sys.stdlib_module_names) - own:
-                names = {d.lower().replace("_", "-") for d in known.get(top, [top])}
-                if not names & (declared | dev if top in optional_imports(path) else declared):
-                    missing.setdefault(top, []).append(str(path.relative_to(ROOT)))
+    missing: dict[str, list[str]] = {}
+    for path in (path for folder in (*SHIPPED, "tests") for path in sources(folder)):
+        for top in top_imports(path) - set(sys.stdlib_module_names) - own:
+            names = {d.lower().replace("_", "-") for d in known.get(top, [top])}
+            allowed = dev if "tests" in path.parts or top in optional_imports(path) else shipped
+            if not names & allowed:
+                missing.setdefault(top, []).append(str(path.relative_to(ROOT)))
     assert missing == {}

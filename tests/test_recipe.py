@@ -9,23 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanozhchat import budget
-from nanozhchat.gpt import GATE_CHANNELS, GPT, GPTConfig
-from nanozhchat.recipe import (
-    BUDGET_DEPTHS,
-    MIN_BATCH,
-    Overrides,
-    Recipe,
-    advise_vocab_size,
-    count_params,
-    depth_for_budget,
-    explain,
-    fine_tuning,
-    flops_per_token,
-    model_sizes,
-    resolve,
-)
-from nanozhchat.recipe import GATE_CHANNELS as RECIPE_GATE_CHANNELS
+from nanozhchat import budget, gpt, recipe
+from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.recipe import Overrides, Recipe, explain, flops_per_token, model_sizes, resolve
 from nanozhchat.run import MODEL_FIELDS, for_world
 
 GOLDEN = {
@@ -55,7 +41,7 @@ GOLDEN = {
 
 
 def advised(depth, **options):
-    return resolve(depth, vocab_size=advise_vocab_size(depth), **options)
+    return resolve(depth, vocab_size=recipe.advise_vocab_size(depth), **options)
 
 
 @pytest.mark.parametrize("depth", GOLDEN)
@@ -65,35 +51,34 @@ def test_the_dial_gives_the_golden_numbers(depth):
         assert got[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
-def test_deeper_is_never_smaller_shorter_or_cheaper():
+def test_deeper_is_never_smaller_shorter_or_cheaper_and_every_recipe_is_consistent():
     recipes = [advised(d) for d in range(1, 33)]
     for name in ("n_embd", "vocab_size", "sequence_len", "num_params", "scaling_params", "flops_per_token",
                  "train_tokens", "total_batch_size", "train_flops"):  # fmt: skip
         values = [getattr(r, name) for r in recipes]
         assert values == sorted(values), name
+    for r in recipes:
+        assert r.n_head * r.head_dim == r.n_embd
+        assert r.train_tokens == r.num_steps * r.total_batch_size
+        assert r.train_flops == pytest.approx(r.train_tokens * r.flops_per_token)
+        assert r.total_batch_size & (r.total_batch_size - 1) == 0
+        assert r.total_batch_size >= recipe.MIN_BATCH
+        assert (r.padded_vocab_size % 64, (r.padded_vocab_size - r.vocab_size) // 64) == (0, 0)
 
 
 @pytest.mark.parametrize("depth", [2, 4, 12, 20])
-def test_the_total_batch_does_not_depend_on_the_number_of_ranks(depth):
+def test_ranks_and_memory_change_how_a_batch_is_cut_and_nothing_else(depth):
+    def whole(r):
+        assert r.device_batch_size * r.sequence_len * r.world_size * r.grad_accum_steps == r.total_batch_size
+        return replace(r, device_batch_size=1, grad_accum_steps=1, memory_bytes=0, world_size=1)
+
     one = advised(depth)
-    for world in (2, 4, 8):
-        many = advised(depth, world_size=world)
-        same = ("total_batch_size", "num_steps", "train_tokens", "matrix_lr", "embedding_lr", "weight_decay")
-        assert {n: getattr(many, n) for n in same} == {n: getattr(one, n) for n in same}
-        assert many.device_batch_size * many.sequence_len * world * many.grad_accum_steps == many.total_batch_size
-
-
-@pytest.mark.parametrize("depth", range(1, 25))
-def test_a_recipe_is_consistent_with_itself(depth):
-    r = advised(depth)
-    assert r.n_head * r.head_dim == r.n_embd
-    assert r.device_batch_size * r.sequence_len * r.world_size * r.grad_accum_steps == r.total_batch_size
-    assert r.train_tokens == r.num_steps * r.total_batch_size
-    assert r.train_flops == pytest.approx(r.train_tokens * r.flops_per_token)
-    assert r.total_batch_size & (r.total_batch_size - 1) == 0
-    assert r.total_batch_size >= MIN_BATCH
-    assert r.padded_vocab_size % 64 == 0
-    assert 0 <= r.padded_vocab_size - r.vocab_size < 64
+    changed = [advised(depth, world_size=world) for world in (2, 4, 8)] + [for_world(one, world) for world in (1, 2, 8)]
+    changed += [advised(depth, micro_batch_tokens=n) for n in (512, 65536)]
+    assert {whole(r) for r in changed} == {whole(one)}
+    assert len({r.device_batch_size for r in changed}) > 1
+    with pytest.raises(ValueError, match=r"\d+ rows, which 3 ranks cannot share evenly"):
+        for_world(one, 3)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 6, 7, 12, 20])
@@ -109,28 +94,20 @@ def test_the_closed_form_counts_the_parameters_of_the_real_model(depth, vocab_si
 
 
 def test_constants_written_in_two_files_agree():
-    assert RECIPE_GATE_CHANNELS == GATE_CHANNELS
+    assert recipe.GATE_CHANNELS == gpt.GATE_CHANNELS
     probe = model_sizes(budget.PROBE.n_layer, budget.PROBE.vocab_size)
-    assert {k: probe[k] for k in ("n_embd", "n_head", "sequence_len", "n_layer")} == {
-        k: getattr(budget.PROBE, k) for k in ("n_embd", "n_head", "sequence_len", "n_layer")
-    }
+    assert all(probe[k] == getattr(budget.PROBE, k) for k in ("n_embd", "n_head", "sequence_len", "n_layer"))
     assert flops_per_token(probe) == budget.PROBE_FLOPS_PER_TOKEN
 
 
-def test_flops_per_token_agree_with_a_count_by_hand():
+def test_flops_per_token_agree_with_a_count_by_hand_over_the_windows_that_the_model_has():
     sizes = model_sizes(3, 4096, Overrides(max_seq_len=2048, window_pattern="SSL"))
-    c = 192
-    matmul = 3 * (4 * c * c + 2 * c * 4 * c) + 4096 * c  # queries, keys, values, output; up and down; head
-    attention = sum(2 * c * window for window in (512, 512, 2048))  # scores, and their sum of values
-    assert flops_per_token(sizes) == 3 * 2 * (matmul + attention)  # backward costs twice forward, 2 a multiply-add
-
-
-def test_flops_count_the_windows_that_the_model_has():
-    sizes = model_sizes(7, 4096, Overrides(max_seq_len=64, window_pattern="SL"))
     config = GPTConfig(**{name: sizes[name] for name in MODEL_FIELDS})
-    windows = sum(config.window(layer) for layer in range(7))
-    params = count_params(sizes)
-    assert flops_per_token(sizes) == 6 * (params["matrices"] + params["head"]) + 12 * sizes["n_embd"] * windows
+    c, windows = 192, [config.window(layer) for layer in range(3)]
+    assert windows == [512, 512, 2048]
+    matmul = 3 * (4 * c * c + 2 * c * 4 * c) + 4096 * c  # queries, keys, values, output; up and down; head
+    attention = sum(2 * c * window for window in windows)  # scores, and their sum of values
+    assert flops_per_token(sizes) == 3 * 2 * (matmul + attention)  # backward costs twice forward, 2 a multiply-add
 
 
 @pytest.mark.parametrize(
@@ -167,19 +144,14 @@ def test_two_horizons_conflict(one, other):
             resolve(4, vocab_size=4096, budget_s=60.0, overrides=Overrides(**{name: 5}))
 
 
-@pytest.mark.parametrize(
-    "name", ["max_seq_len", "device_batch_size", "total_batch_size", "num_steps", "target_flops", "target_ratio"]
-)
-def test_an_override_that_is_not_positive_and_finite_is_refused_by_name_and_value(name):
-    for value in (0, -1, *([math.nan, math.inf] if name.startswith("target") else [])):
-        with pytest.raises(ValueError, match=f"{name}={value} must be positive"):
-            Overrides(**{name: value})
-
-
-@pytest.mark.parametrize(("name", "value"), [("depth", 0), ("vocab_size", 0), ("world_size", 0), ("world_size", -2)])
-def test_impossible_sizes_are_refused_by_name_and_value(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value} must be "):
-        resolve(**{"depth": 4, "vocab_size": 4096, name: value})
+def test_what_is_not_positive_and_finite_is_refused_by_name_and_value():
+    for name in ("max_seq_len", "device_batch_size", "total_batch_size", "num_steps", "target_flops", "target_ratio"):
+        for value in (0, -1, *([math.nan, math.inf] if name.startswith("target") else [])):
+            with pytest.raises(ValueError, match=f"{name}={value} must be positive"):
+                Overrides(**{name: value})
+    for name, value in (("depth", 0), ("vocab_size", 0), ("world_size", 0), ("world_size", -2)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be "):
+            resolve(**{"depth": 4, "vocab_size": 4096, name: value})
 
 
 @pytest.mark.parametrize(
@@ -198,56 +170,30 @@ def test_a_batch_that_does_not_divide_is_refused_with_flags_that_work(over, worl
 
 
 def test_a_longer_budget_never_chooses_a_shallower_model():
-    depths = [depth_for_budget(seconds, 1e11) for seconds in (1, 60, 600, 3600, 86400, 1e7, 1e9)]
-    assert depths == sorted(depths)
-    assert depths[0] == BUDGET_DEPTHS[0]
-    assert depths[-1] > depths[0]
+    depths = [recipe.depth_for_budget(seconds, 1e11) for seconds in (1, 60, 600, 3600, 86400, 1e7, 1e9)]
+    assert (depths, depths[0], depths[-1] > depths[0]) == (sorted(depths), recipe.BUDGET_DEPTHS[0], True)
 
 
-def test_a_recipe_survives_json_and_unknown_or_missing_fields_are_refused_by_name():
+def test_a_recipe_survives_json_is_explained_whole_and_other_fields_are_refused_by_name():
     r = advised(12, overrides=Overrides(num_steps=10), world_size=8)
     values = json.loads(json.dumps(r.to_dict()))
     assert Recipe.from_dict(values) == r
-    with pytest.raises(ValueError, match="bogus"):
-        Recipe.from_dict({**values, "bogus": 1})
-    del values["n_layer"]
-    with pytest.raises(ValueError, match="n_layer"):
-        Recipe.from_dict(values)
-
-
-def test_every_field_of_a_recipe_is_explained_with_a_formula():
-    r = advised(4)
-    assert {name for name, _, _ in explain(r)} == set(r.to_dict()) - {"depth", "overridden"}
-    assert all(formula for _, _, formula in explain(r))
+    assert {name for name, _, formula in explain(r) if formula} == {*values} - {"depth", "overridden"}
+    for wrong, named in (
+        ({**values, "bogus": 1}, "bogus"),
+        ({k: v for k, v in values.items() if k != "n_layer"}, "n_layer"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            Recipe.from_dict(wrong)
 
 
 def test_fine_tuning_keeps_the_shape_and_lowers_every_learning_rate():
     base = advised(4)
-    r = fine_tuning(base, total_batch_size=8192, num_steps=10, budget_s=None, lr_frac=0.5)
+    r = recipe.fine_tuning(base, total_batch_size=8192, num_steps=10, budget_s=None, lr_frac=0.5)
     assert all(getattr(r, name) == getattr(base, name) for name in MODEL_FIELDS)
     for name in ("embedding_lr", "head_lr", "scalar_lr", "matrix_lr"):
         assert getattr(r, name) == getattr(base, name) / 2
     assert (r.num_steps, r.train_tokens) == (10, 81920)
-
-
-def test_another_number_of_ranks_shares_the_same_total_batch():
-    r = advised(4)
-    for world in (1, 2, 4, 8, 16):
-        shared = for_world(r, world)
-        assert shared.total_batch_size == r.total_batch_size
-        product = shared.device_batch_size * shared.sequence_len * world * shared.grad_accum_steps
-        assert product == r.total_batch_size
-    with pytest.raises(ValueError, match="64 rows, which 3 ranks cannot share evenly"):
-        for_world(r, 3)
-
-
-def test_device_batch_follows_memory_without_changing_the_result():
-    small, large = (resolve(4, vocab_size=4096, micro_batch_tokens=n) for n in (512, 65536))
-    assert (small.device_batch_size, large.device_batch_size) == (1, 64)
-    for r in (small, large):
-        assert replace(r, device_batch_size=1, grad_accum_steps=1, memory_bytes=0) == replace(
-            small, device_batch_size=1, grad_accum_steps=1, memory_bytes=0
-        )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +201,7 @@ def test_device_batch_follows_memory_without_changing_the_result():
     [(4, 11e6, 1e6, 9_900_000), (4, 1e9, 1e6, 12_000_000), (4, 4e6, 1e6, 0), (9, 1e9, 1e6, 0), (4, 0, 1e6, 0)],
 )
 def test_short_runs_count_n_grams_in_text_they_do_not_read(depth, corpus, tokens, counted):
-    recipe = resolve(depth, vocab_size=4096, budget_tokens=tokens, corpus_tokens=int(corpus))
-    assert recipe.ngram_tokens == pytest.approx(counted, rel=0.01)
-    gate = recipe.n_embd + 5 if counted else 0
-    assert recipe.num_params == resolve(depth, vocab_size=4096, budget_tokens=tokens).num_params + gate
+    r = resolve(depth, vocab_size=4096, budget_tokens=tokens, corpus_tokens=int(corpus))
+    assert r.ngram_tokens == pytest.approx(counted, rel=0.01)
+    gate = r.n_embd + 5 if counted else 0
+    assert r.num_params == resolve(depth, vocab_size=4096, budget_tokens=tokens).num_params + gate

@@ -1,5 +1,7 @@
 """Rollouts: who gets which advantage, tools, exact resume, ranks that agree, and that it learns."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -16,17 +18,14 @@ from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook, roll_out
 from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import fit
 from tasks import registry
-from tests.conftest import make_model, make_recipe, pack
-
-CPU = Compute(torch.device("cpu"))
+from tests.conftest import CPU, make_model, make_recipe, pack
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.train(["只有字节"], 263)
+def tokenizer(bytes_tokenizer):
+    return bytes_tokenizer
 
 
 class Brevity:
@@ -62,8 +61,8 @@ def rl_recipe(tokenizer, **changes):
     return for_world(recipe, 1, device_batch_size=4)
 
 
-def train(tokenizer, *, tag="d2", before=lambda step: None, steps=6, device_batch_size=4):
-    recipe = for_world(rl_recipe(tokenizer, num_steps=steps, warmup_frac=0.0), 1, device_batch_size=device_batch_size)
+def train(tokenizer, *, tag, before=lambda step: None, steps):
+    recipe = rl_recipe(tokenizer, num_steps=steps, warmup_frac=0.0)
     with open_run("rl", tag, {"data_hash": "x"}, CPU, flags=RunFlags()) as run:
         recipe = run.recipe(lambda: recipe)
         model = random_model(tokenizer)
@@ -145,25 +144,16 @@ def test_an_epoch_asks_every_problem_once(tokenizer):
     assert sorted(asked) == list(range(6))
 
 
-def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(tokenizer, monkeypatch):
+def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(tokenizer):
     model, whole = train(tokenizer, tag="whole", steps=30)
-
-    def stop(step):
-        if step == 4:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(StoppedError):
-        train(tokenizer, tag="cut", before=stop, steps=30)
+        train(tokenizer, tag="cut", before=lambda n: n == 4 and os.kill(os.getpid(), signal.SIGTERM), steps=30)
     again, rows = train(tokenizer, tag="cut", steps=30)
     keys = ("step", "train/loss", "grad_norm", "train/reward", "tokens")
     assert [[r.get(k) for k in keys] for r in rows] == [[r.get(k) for k in keys] for r in whole]
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
     first, last = whole[0], whole[-1]
-    assert last["val/pass@1"] > first["val/pass@1"] + 0.3
-    assert last["val/pass@2"] >= last["val/pass@1"]
+    assert last["val/pass@2"] >= last["val/pass@1"] > first["val/pass@1"] + 0.3
     assert {"val/greedy", "train/reward", "train/unfinished_frac"} <= last.keys()
 
 
@@ -195,13 +185,10 @@ def test_a_call_is_answered_as_plain_text_that_is_not_learnt(tokenizer, call, re
     engine = Scripted(tokenizer, [called, tokenizer.encode("是85")])
     (rollout,) = roll_out(engine, [([1, 2, 3], 0, 0)], SamplingParams(max_tokens=200))
     assert (rollout.text, rollout.finished, rollout.calls) == ("是85", True, 1)
-    given = [i for i, own in zip(rollout.ids[3:], rollout.chosen[3:], strict=True) if not own]
-    assert (given[0], given[-2:]) == (
-        tokenizer.special("<|tool_result|>"),
-        [tokenizer.end_id, tokenizer.special("<|assistant|>")],
-    )
-    assert tokenizer.decode(given[1:-2]).startswith(result)
-    assert not {i for i in given[1:-2]} & set(map(tokenizer.special, ("<|end|>", "<|user|>")))
+    opens, *said, ends, turn = (i for i, own in zip(rollout.ids[3:], rollout.chosen[3:], strict=True) if not own)
+    controls = [tokenizer.special(name) for name in ("<|tool_result|>", "<|end|>", "<|assistant|>", "<|user|>")]
+    assert [opens, ends, turn] == controls[:3]
+    assert (tokenizer.decode(said).startswith(result), {*said} & {*controls}) == (True, set())
     assert rollout.ids[: len(engine.prompts[1])] == engine.prompts[1]
 
 

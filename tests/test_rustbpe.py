@@ -5,23 +5,21 @@ import inspect
 import random
 import threading
 import time
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rustbpe
 from rustbpe import BPE, BPE_PATTERN, CHAR_PATTERN
+from tests.conftest import ROOT
 from tests.reference import bpe as reference
 
-CHINESE = [
-    "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。",
-    "寒来暑往，秋收冬藏。闰余成岁，律吕调阳。",
-    "他说：“我们明天去学校，好吗？”她说：“好！”",
-]
+CHINESE = ["天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。", "寒来暑往，秋收冬藏。闰余成岁，律吕调阳。",
+           "他说：“我们明天去学校，好吗？”她说：“好！”"]  # fmt: skip
 MIXED = [
     "GPT-4 在2026年的价格是 $3.50，don't worry!\n\n",
     "  缩进    return x\r\n\tif a == b:\n",
@@ -41,20 +39,14 @@ def bpe():
 
 
 @pytest.mark.parametrize("pattern", ["bpe", "char"])
-@pytest.mark.parametrize(
-    "docs", [CHINESE, MIXED, HOSTILE, CHINESE + MIXED + HOSTILE], ids=["zh", "mixed", "hostile", "all"]
-)
+@settings(max_examples=30, deadline=None)
+@given(docs=st.lists(st.text(alphabet="ab的一，\n", max_size=40), max_size=6).filter(any))
+@example(docs=CHINESE)
+@example(docs=MIXED)
+@example(docs=CHINESE + MIXED + HOSTILE)
 def test_training_equals_the_reference(docs, pattern):
-    full = BPE_PATTERN if pattern == "bpe" else CHAR_PATTERN
-    want = reference.train(docs, 320, full)
+    want = reference.train(docs, 300, BPE_PATTERN if pattern == "bpe" else CHAR_PATTERN)
     assert BPE.train(docs, 256 + len(want), pattern).merges() == want
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(alphabet="ab的一，\n", max_size=40), max_size=6).filter(any))
-def test_training_equals_the_reference_on_small_alphabets(docs):
-    want = reference.train(docs, 300, BPE_PATTERN)
-    assert BPE.train(docs, 256 + len(want)).merges() == want
 
 
 @settings(max_examples=100, deadline=None)
@@ -147,31 +139,28 @@ def test_a_vocabulary_larger_than_the_text_says_what_the_text_can_give():
     assert BPE.train(["aaaa"], 258).vocab_size == 258
 
 
-@pytest.mark.parametrize(
-    ("docs", "size", "pattern", "message"),
-    [([], 300, "bpe", "no text"), (["", ""], 300, "bpe", "no text"),
-     *((["abc"], size, "bpe", f"vocab_size={size}") for size in (0, 255, 2**31 + 1, 2**40)),
-     (["abc", b"abc"], 300, "bpe", "document 1 is bytes, expected a str"),
-     (["abc"], 300, "(", "neither a known name")],
-)  # fmt: skip
-def test_what_cannot_be_trained_on_is_an_error_that_says_why(docs, size, pattern, message):
-    with pytest.raises(ValueError, match=message):
-        BPE.train(docs, size, pattern)
+def test_what_cannot_be_trained_on_or_decoded_is_an_error_that_says_why(bpe):
+    for docs, size, pattern, message in (
+        ([], 300, "bpe", "no text"), (["", ""], 300, "bpe", "no text"), (["abc"], 300, "(", "neither a known name"),
+        *((["abc"], size, "bpe", f"vocab_size={size}") for size in (0, 255, 2**31 + 1, 2**40)),
+        (["abc", b"abc"], 300, "bpe", "document 1 is bytes, expected a str"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            BPE.train(docs, size, pattern)
+    for i in (-1, 400, 2**40):
+        with pytest.raises(ValueError, match=f"id {i} is not|{i}"):
+            bpe.decode_bytes([i])
+    ranks = [bytes([byte]) for byte in range(256)]
+    for damaged, message in ((ranks[:-1], "byte 0xff"), ([*ranks, b""], "no bytes"), ([*ranks, b"a"], "same bytes")):
+        with pytest.raises(ValueError, match=message):
+            BPE.from_ranks(damaged)
 
 
 def test_what_the_documents_or_the_callback_raise_comes_through():
-    def broken():
-        yield "abc"
-        raise RuntimeError("disk gone")
-
-    with pytest.raises(RuntimeError, match="disk gone"):
-        BPE.train(broken(), 300)
-
-    def stop(stage, done, total):
-        raise KeyboardInterrupt
-
+    with pytest.raises(ZeroDivisionError):
+        BPE.train((doc if doc else 1 / 0 for doc in ("abc", "")), 300)
     with pytest.raises(KeyboardInterrupt):
-        BPE.train(["abcabc"], 257, progress=stop)
+        BPE.train(["abcabc"], 257, progress=Mock(side_effect=KeyboardInterrupt))
 
 
 def test_other_threads_run_while_a_batch_is_encoded(bpe):
@@ -184,21 +173,6 @@ def test_other_threads_run_while_a_batch_is_encoded(bpe):
     assert turns > 3
 
 
-@pytest.mark.parametrize("ids", [[-1], [400], [2**40]])
-def test_unknown_ids_are_errors(bpe, ids):
-    with pytest.raises(ValueError, match=f"id {ids[0]} is not|{ids[0]}"):
-        bpe.decode_bytes(ids)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [(lambda r: r[:-1], "byte 0xff"), (lambda r: [*r, b""], "no bytes"), (lambda r: [*r, b"a"], "same bytes")],
-)
-def test_damaged_ranks_are_errors(change, message):
-    with pytest.raises(ValueError, match=message):
-        BPE.from_ranks(change([bytes([byte]) for byte in range(256)]))
-
-
 def test_ranks_rebuild_the_same_tokenizer(bpe):
     again = BPE.from_ranks(bpe.ranks(), bpe.pattern)
     assert (again.merges(), again.pattern, again.ranks()) == (bpe.merges(), bpe.pattern, bpe.ranks())
@@ -206,18 +180,16 @@ def test_ranks_rebuild_the_same_tokenizer(bpe):
 
 
 def test_the_stub_file_names_what_the_module_has_with_the_same_arguments():
-    tree = ast.parse((Path(__file__).parents[1] / "rustbpe" / "rustbpe.pyi").read_text(encoding="utf-8"))
-    names = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    tree = ast.parse((ROOT / "rustbpe" / "rustbpe.pyi").read_text(encoding="utf-8"))
     [cls] = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert names | {cls.name} | set(functions) == {
-        name for name in vars(rustbpe) if not name.startswith("_") and name != "rustbpe"
+    named = {
+        getattr(n, "name", None) or n.target.id for n in tree.body if isinstance(n, (ast.AnnAssign, ast.FunctionDef))
     }
+    assert named | {cls.name} == {name for name in vars(rustbpe) if not name.startswith("_") and name != "rustbpe"}
     methods = {node.name: node for node in cls.body if isinstance(node, ast.FunctionDef)}
     assert set(methods) == {name for name in vars(BPE) if not name.startswith("_")}
     for name, node in methods.items():
-        built = getattr(BPE, name)
-        if callable(built):
+        if callable(built := getattr(BPE, name)):
             parameters = [p for p in inspect.signature(built).parameters.values() if p.name != "self"]
             assert [p.name for p in parameters] == [a.arg for a in node.args.args if a.arg != "self"], name
             defaults = [p.default for p in parameters if p.default is not inspect.Parameter.empty]

@@ -60,46 +60,36 @@ def folder(tokenizer, tmp_path_factory):
 def varied_lines(n, seed):
     """Lines of Chinese, other scripts, emoji, controls, combining marks and line ends, in any order."""
     rng = random.Random(seed)
-    lines = []
-    for _ in range(n):
-        parts = []
-        for _ in range(rng.randrange(24)):
-            first, last = rng.choice(BLOCKS)
-            parts.append(
-                rng.choice(PIECES) if rng.random() < 0.6 else chr(rng.randint(first, last)) * rng.choice([1, 1, 2, 5])
-            )
-        lines.append("".join(parts))
-    return lines
+
+    def piece():
+        first, last = rng.choice(BLOCKS)
+        return rng.choice(PIECES) if rng.random() < 0.6 else chr(rng.randint(first, last)) * rng.choice([1, 1, 2, 5])
+
+    return ["".join(piece() for _ in range(rng.randrange(24))) for _ in range(n)]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_ids_equal_those_of_tiktoken_and_hugging_face_on_ten_thousand_lines(
-    kind, tokenizer, char_tokenizer, text, tmp_path
-):
+def test_ids_equal_those_of_tiktoken_and_hugging_face(kind, tokenizer, char_tokenizer, text, tmp_path):
     ours = tokenizer if kind == "bpe" else char_tokenizer
     ours.save(tmp_path)
-    lines = [line.replace("<|end|>", "<|End|>") for line in varied_lines(10_000, seed=2)] + text[:50]
+    lines = [line.replace("<|end|>", "<|End|>") for line in varied_lines(5000, seed=2)] + text[:50]
     ids = ours.encode_batch(lines)
     encoding, hugging_face = ours.to_tiktoken(), HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
     assert ids == [encoding.encode_ordinary(line) for line in lines]
     assert ids == [found.ids for found in hugging_face.encode_batch(lines)]
     for line, found in zip(lines[:500], ids[:500], strict=True):
         assert ours.decode(found) == encoding.decode(found) == hugging_face.decode(found) == line
-
-
-def test_special_tokens_have_the_same_ids_elsewhere(tokenizer, folder):
-    hugging_face, encoding = HuggingFace.from_file(str(folder / "tokenizer.json")), tokenizer.to_tiktoken()
-    assert hugging_face.get_vocab_size() == encoding.n_vocab == tokenizer.vocab_size == 2000
-    for i, name in enumerate(SPECIAL_TOKENS):
-        want = tokenizer.vocab_size - len(SPECIAL_TOKENS) + i
-        assert tokenizer.special(name) == hugging_face.token_to_id(name) == encoding.encode_single_token(name) == want
+    assert hugging_face.get_vocab_size() == encoding.n_vocab == ours.vocab_size
+    for i, name in enumerate(SPECIAL_TOKENS, start=ours.vocab_size - len(SPECIAL_TOKENS)):
+        assert ours.special(name) == hugging_face.token_to_id(name) == encoding.encode_single_token(name) == i
+    if kind == "char":  # a token never crosses a character
+        assert all(sum(b & 0xC0 != 0x80 for b in token) <= 1 for token in encoding.token_byte_values())
 
 
 def test_the_saved_tokenizer_loads_in_transformers(tokenizer, folder):
     transformers = pytest.importorskip("transformers")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    for line in varied_lines(300, seed=3):
-        line = line.replace("<|end|>", "")
+    for line in (line.replace("<|end|>", "") for line in varied_lines(300, seed=3)):
         assert fast.encode(line, add_special_tokens=False) == tokenizer.encode(line)
 
 
@@ -126,19 +116,6 @@ def test_every_damage_to_the_files_is_found(tokenizer, tmp_path, name, damage):
         Tokenizer.load(tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.binary(max_size=100))
-def test_any_bytes_survive_the_round_trip(tokenizer, data):
-    ids = tokenizer.encode_bytes(data)
-    assert tokenizer.decode_bytes(ids) == data
-    assert tokenizer.decode(ids) == data.decode(errors="replace")
-
-
-def test_a_character_token_never_crosses_a_character(char_tokenizer):
-    for token in char_tokenizer.to_tiktoken().token_byte_values():
-        assert sum(byte & 0xC0 != 0x80 for byte in token) <= 1
-
-
 @pytest.mark.parametrize("name", SPECIAL_TOKENS)
 def test_control_strings_in_text_stay_text(tokenizer, name):
     hostile = f"{name}你好{name}"
@@ -151,22 +128,14 @@ def test_control_strings_in_text_stay_text(tokenizer, name):
     assert [i for i in attack if i in controls] == [i for i in plain if i in controls]
 
 
-@pytest.mark.parametrize("i", [-1, 2000])
-def test_an_id_outside_the_vocabulary_is_an_error(tokenizer, i):
-    with pytest.raises(ValueError, match=f"id {i} is not in this vocabulary"):
-        tokenizer.decode([i])
-
-
 def test_token_bytes_counts_utf8_bytes_and_no_special_tokens(tokenizer, text):
-    lengths = tokenizer.token_bytes()
-    assert lengths.dtype == np.int32
-    assert lengths.shape == (tokenizer.vocab_size,)
-    assert lengths[: -len(SPECIAL_TOKENS)].min() == 1
-    assert not lengths[-len(SPECIAL_TOKENS) :].any()
+    lengths, n = tokenizer.token_bytes(), len(SPECIAL_TOKENS)
+    assert (lengths.dtype, lengths.shape) == (np.int32, (tokenizer.vocab_size,))
+    assert (lengths[:-n].min(), lengths[-n:].any()) == (1, False)
     assert lengths[tokenizer.encode(text[0])].sum() == len(text[0].encode())
 
 
-def test_a_rendered_conversation_follows_the_template(tokenizer):
+def test_a_rendered_conversation_follows_the_template_and_a_prompt_is_its_beginning(tokenizer):
     ids, mask = tokenizer.render(CHAT)
     want = "<|bos|><|system|>你是小助手。<|end|><|user|>你好！<|end|><|assistant|>你好，有什么事？<|end|>"
     want += "<|user|>今天星期几？<|end|><|assistant|>我不知道。<|end|>"
@@ -174,6 +143,12 @@ def test_a_rendered_conversation_follows_the_template(tokenizer):
     assert tokenizer.decode(ids) == "".join(m["content"] for m in CHAT)
     learnt = [i for i, m in zip(ids, mask, strict=True) if m]
     assert tokenizer.decode(learnt, show_special=True) == "你好，有什么事？<|end|>我不知道。<|end|>"
+    prompt = tokenizer.render_prompt(CHAT[:-1])
+    assert (ids[: len(prompt)], prompt[-1]) == (prompt, tokenizer.special("<|assistant|>"))
+    assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+    assert tokenizer.render_prompt(make_conversation(CHAT[:-1])) == prompt
+    with pytest.raises(ValueError, match="must end with the user's"):
+        tokenizer.render_prompt(CHAT)
 
 
 def test_calls_of_tools_are_learnt_and_what_tools_answer_is_not(tokenizer):
@@ -188,37 +163,19 @@ def test_calls_of_tools_are_learnt_and_what_tools_answer_is_not(tokenizer):
     assert tokenizer.render_prompt(called[:3]) == ids[: len(tokenizer.render_prompt(called[:3]))]
 
 
-def test_a_prompt_is_the_conversation_up_to_the_answer(tokenizer):
-    prompt = tokenizer.render_prompt(CHAT[:-1])
-    ids, mask = tokenizer.render(CHAT)
-    assert ids[: len(prompt)] == prompt
-    assert prompt[-1] == tokenizer.special("<|assistant|>")
-    assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
-    assert tokenizer.render_prompt(make_conversation(CHAT[:-1])) == prompt
-    with pytest.raises(ValueError, match="must end with the user's"):
-        tokenizer.render_prompt(CHAT)
-
-
 @settings(max_examples=150, deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=9), system=st.booleans(), limit=st.integers(1, 200))
 def test_long_conversations_lose_whole_turns_first_and_never_raise(tokenizer, lengths, system, limit):
     turns = [Message("assistant" if i % 2 else "user", "字" * n) for i, n in enumerate(lengths)]
-    messages = [Message("system", "规则")] * system + turns
-    ids, mask = tokenizer.render(messages, max_tokens=limit)
+    first = [Message("system", "规则")] * system
+    ids, mask = tokenizer.render([*first, *turns], max_tokens=limit)
     assert len(ids) == len(mask) <= limit
-    kept = next(
-        (turns[drop:] for drop in range(0, len(turns), 2) if fits(tokenizer, messages[:system] + turns[drop:], limit)),
-        None,
-    )
-    if kept is None:
-        last_pair = turns[(len(turns) - 1) // 2 * 2 :] if len(turns) > 2 else turns
-        assert ids == tokenizer.render(messages[:system] + last_pair)[0][:limit]
+    shorter = [tokenizer.render([*first, *turns[drop:]]) for drop in range(0, len(turns), 2)]
+    if fitting := [rendered for rendered in shorter if len(rendered[0]) <= limit]:
+        assert (ids, mask) == fitting[0]
     else:
-        assert (ids, mask) == tokenizer.render([*messages[:system], *kept])
-
-
-def fits(tokenizer, messages, limit):
-    return len(tokenizer.render(messages)[0]) <= limit
+        last_pair = turns[(len(turns) - 1) // 2 * 2 :] if len(turns) > 2 else turns
+        assert ids == tokenizer.render([*first, *last_pair])[0][:limit]
 
 
 def test_a_long_prompt_keeps_the_question_and_the_system_message(tokenizer):
@@ -232,8 +189,10 @@ def test_a_long_prompt_keeps_the_question_and_the_system_message(tokenizer):
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)), seed=st.integers(0, 9))
-def test_streamed_pieces_put_together_are_the_decoded_text(tokenizer, data, seed):
-    ids = tokenizer.encode_bytes(data) if seed % 2 else list(data)
+def test_any_bytes_survive_the_round_trip_and_streamed_pieces_are_the_decoded_text(tokenizer, data, seed):
+    ids = tokenizer.encode_bytes(data)
+    assert (tokenizer.decode_bytes(ids), tokenizer.decode(ids)) == (data, data.decode(errors="replace"))
+    ids = ids if seed % 2 else list(data)
     random.Random(seed).shuffle(ids) if seed > 6 else None
     decoder = StreamDecoder(tokenizer)
     pieces = [decoder.push(i) for i in ids]
@@ -252,16 +211,13 @@ def test_a_stream_shows_only_complete_characters(tokenizer):
     assert [decoder.push(0xF0), decoder.flush(), decoder.push(ord("b"))] == ["", "\ufffd", "b"]
 
 
-@pytest.mark.parametrize(
-    ("size", "kind", "message"),
-    [(262, "bpe", "--vocab-size=263"), (300, "word", "kinds are bpe, char"),
-     (1000, "bpe", "at most 265 tokens; pass --vocab-size=265")],
-)  # fmt: skip
-def test_impossible_settings_are_errors_that_say_what_to_pass(size, kind, message):
-    with pytest.raises(ValueError, match=message):
-        Tokenizer.train(["aaaa"], size, kind)
-
-
-def test_training_twice_gives_the_same_tokenizer(text, tokenizer):
-    docs = [*text, *varied_lines(500, seed=1)]
-    assert Tokenizer.train(docs, 2000, threads=1).hash == tokenizer.hash
+def test_impossible_settings_and_ids_are_errors_that_say_what_to_pass(tokenizer):
+    for size, kind, message in (
+        (262, "bpe", "--vocab-size=263"), (300, "word", "kinds are bpe, char"),
+        (1000, "bpe", "at most 265 tokens; pass --vocab-size=265"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.train(["aaaa"], size, kind)
+    for i in (-1, 2000):
+        with pytest.raises(ValueError, match=f"id {i} is not in this vocabulary"):
+            tokenizer.decode([i])

@@ -1,6 +1,5 @@
 """Fine-tuning from end to end on a tiny model: epochs, adapters, preferences, and data that means no good."""
 
-import json
 import math
 import shutil
 
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from nanozhchat import chat, checkpoint, files, paths
-from nanozhchat.compute import Compute
 from nanozhchat.conversation import SPECIAL_TOKENS
 from nanozhchat.conversation_files import conversations, load_conversations, preferences
 from nanozhchat.dataloader import preference_loader, prepare_conversations, prepare_preferences
@@ -22,9 +20,8 @@ from nanozhchat.recipe import Overrides, resolve
 from nanozhchat.run import RunFlags, gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 from scripts import chat_sft, gen_identity
-from tests.conftest import make_config, make_model, write_jsonl
+from tests.conftest import CPU, make_config, make_model, write_jsonl
 
-CPU = Compute(torch.device("cpu"))
 DIGITS = "零一二三四五六七八九"
 T = 64
 
@@ -58,18 +55,13 @@ def sft(path, *flags):
 
 
 def following(tmp_path, n=200):
-    rows = [
-        {"prompt": f"{'嗯' * (i // 10)}{DIGITS[i % 10]}后面的数字是", "completion": DIGITS[(i + 1) % 10]}
-        for i in range(n)
-    ]
-    return write_jsonl(tmp_path / "next.jsonl", rows)
+    said = ((f"{'嗯' * (i // 10)}{DIGITS[i % 10]}后面的数字是", DIGITS[(i + 1) % 10]) for i in range(n))
+    return write_jsonl(tmp_path / "next.jsonl", [{"prompt": ask, "completion": answer} for ask, answer in said])
 
 
 def preferred(tmp_path, n=60):
-    rows = [
-        {"prompt": f"{'嗯' * (i // 10)}{DIGITS[i % 10]}", "chosen": "好的", "rejected": "不是" * (1 + i % 3)}
-        for i in range(n)
-    ]
+    rows = [{"prompt": f"{'嗯' * (i // 10)}{DIGITS[i % 10]}", "chosen": "好的", "rejected": "不是" * (1 + i % 3)}
+            for i in range(n)]  # fmt: skip
     return write_jsonl(tmp_path / "pairs.jsonl", rows)
 
 
@@ -96,10 +88,8 @@ def test_adapters_are_saved_as_plain_weights_and_training_goes_on_from_them_exac
     before, after = start["model.safetensors"], whole["model.safetensors"]
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    matrices = [
-        f"h.0.{n}.weight" for n in ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
-    assert {"h.0.attn.c_proj.weight", "h.0.mlp.c_proj.weight"} <= changed <= set(matrices)
+    names = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert {"h.0.attn.c_proj.weight", "h.0.mlp.c_proj.weight"} <= changed <= {f"h.0.{n}.weight" for n in names}
     assert all(torch.linalg.matrix_rank(after[n] - before[n], rtol=1e-3) <= 4 for n in changed)
     shutil.rmtree(folder / "step_00000006")
     sft(path, *flags)
@@ -110,16 +100,13 @@ def test_adapters_are_saved_as_plain_weights_and_training_goes_on_from_them_exac
     assert isinstance(chat.load("tiny", source="sft")("三后面的数字是", max_tokens=2, temperature=0), str)
 
 
-def test_a_model_with_new_adapters_is_the_model_and_merged_ones_say_the_same(tokenizer):
-    plain = make_model(make_config(), perturb=True)
-    model = make_model(make_config(), perturb=True)
-    adapters = adapt(model, 3, seed=0)
-    ids = torch.arange(20)[None]
+def test_a_model_with_new_adapters_is_the_model_and_merged_ones_say_the_same():
+    plain, model, merged = (make_model(make_config(), perturb=True) for _ in range(3))
+    adapters, ids = adapt(model, 3, seed=0), torch.arange(20)[None]
     assert torch.equal(model.hidden(ids), plain.hidden(ids))
     assert {name.split(".")[-1] for name in adapters} == {"up", "down"}
     for name, p in adapters.items():
         torch.nn.init.normal_(p, std=0.1) if name.endswith("up") else None
-    merged = make_model(make_config())
     merged.load_state_dict(model.state_dict())
     torch.testing.assert_close(merged.hidden(ids), model.hidden(ids), atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="--lora-rank=99 must be between 1 and the model's width, 32"):
@@ -175,18 +162,13 @@ HOSTILE = [
 
 def test_hostile_data_neither_stops_training_nor_teaches_what_the_assistant_did_not_say(base, tokenizer, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", HOSTILE + [{"prompt": f"甲{i}", "completion": "好"} for i in range(150)])
-    said = {
-        m.content for s in ("train", "val") for c in conversations([str(path)], s) for m in c if m.role == "assistant"
-    }
-    assert "" not in said - {""}
+    talks = [c for s in ("train", "val") for c in conversations([str(path)], s)]
+    said = {m.content for c in talks for m in c if m.role == "assistant"}
     rendered = prepare_conversations(load_conversations([str(path)], "train", max_conversations=999), tokenizer, T)
-    controls, allowed = (
-        {*map(tokenizer.special, SPECIAL_TOKENS)},
-        {*map(tokenizer.special, ("<|end|>", "<|tool_call|>"))},
-    )
+    refused = {tokenizer.special(n) for n in SPECIAL_TOKENS if n not in ("<|end|>", "<|tool_call|>")}
     for ids, mask in rendered:
         learnt = [int(i) for i, m in zip(ids, mask, strict=True) if m]
-        assert not set(learnt) & (controls - allowed)
+        assert not set(learnt) & refused
         pieces = tokenizer.decode(learnt, show_special=True).replace("<|tool_call|>1+1", "").split("<|end|>")
         for piece in filter(None, pieces):
             assert any(piece.rstrip("\ufffd") in text for text in said)
@@ -200,7 +182,7 @@ def test_hostile_data_neither_stops_training_nor_teaches_what_the_assistant_did_
 def test_identity_data_crosses_many_phrasings_and_teaches_the_name(base, tmp_path):
     path = tmp_path / "identity.jsonl"
     gen_identity.main(["--name=小竹", "--maker=李雷", "--count=1500", f"--out={path}"])
-    made = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
+    made = [row["messages"] for row in files.read_jsonl(path)]
     asked = {m["content"] for talk in made for m in talk if m["role"] == "user"}
     assert (len(made), len(asked) > 1500) == (1500, True)
     assert sum("小竹" in "".join(m["content"] for m in talk) for talk in made) > 0.9 * len(made)

@@ -17,45 +17,25 @@ def train(docs: Iterable[str], vocab_size: int, pattern: str) -> list[tuple[int,
     chunks = [list(chunk.encode()) for doc in docs for chunk in regex.findall(pattern, doc)]
     merges: list[tuple[int, int]] = []
     for token in range(256, vocab_size):
-        counts = Counter(pair for chunk in chunks for pair in zip(chunk, chunk[1:], strict=False))
+        counts = Counter(pair for chunk in chunks for pair in zip(chunk, chunk[1:]))
         if not counts:
             break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        chunks = [merge(chunk, best, token) for chunk in chunks]
-        merges.append(best)
+        merges.append(best := min(counts, key=lambda pair: (-counts[pair], pair)))
+        for n, chunk in enumerate(chunks):
+            chunks[n] = []
+            for i in chunk:  # replace the pair wherever it stands, from the left
+                chunks[n].append(i)
+                if tuple(chunks[n][-2:]) == best:
+                    chunks[n][-2:] = [token]
     return merges
-
-
-def merge(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
-    """Replace the pair wherever it stands, from the left."""
-    out: list[int] = []
-    for i in ids:
-        out.append(i)
-        if tuple(out[-2:]) == pair:
-            out[-2:] = [token]
-    return out
-
-
-def ranks_of(merges: list[tuple[int, int]]) -> list[bytes]:
-    """Return the byte string of every token; the index is the id."""
-    ranks = [bytes([byte]) for byte in range(256)]
-    for left, right in merges:
-        ranks.append(ranks[left] + ranks[right])
-    return ranks
 
 
 def encode(text: str, ranks: list[bytes], pattern: str) -> list[int]:
     """Merge, in each chunk, the neighbours that make the lowest-ranked token, leftmost first, until none do."""
-    rank_of = {token: rank for rank, token in enumerate(ranks)}
-    ids = []
+    rank_of, ids = {token: rank for rank, token in enumerate(ranks)}, []
     for chunk in regex.findall(pattern, text):
         parts = [bytes([byte]) for byte in chunk.encode()]
-        while True:
-            found = [
-                (rank_of[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in rank_of
-            ]
-            if not found:
-                break
+        while found := [(rank_of[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in rank_of]:
             _, i = min(found)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
         ids += [rank_of[part] for part in parts]

@@ -8,12 +8,6 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 
 
-def polar_factor(g: Matrix) -> Matrix:
-    """The nearest matrix with all singular values one."""
-    u, _, vt = np.linalg.svd(g, full_matrices=False)
-    return u @ vt
-
-
 def polynomial_polar(g: Matrix, coefficients: tuple[tuple[float, float, float], ...], safety: float) -> Matrix:
     """Apply odd polynomials a s + b s^3 + c s^5 to the singular values, after scaling them to at most 1 / safety."""
     u, s, vt = np.linalg.svd(g, full_matrices=False)
