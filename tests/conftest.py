@@ -150,3 +150,9 @@ def flip(path):
 def cut(path, n):
     """Take the last n bytes off a file."""
     path.write_bytes(path.read_bytes()[:-n])
+
+
+def refused(message, call, *args, error=ValueError, **options):
+    """Call, and get an error that says this."""
+    with pytest.raises(error, match=message):
+        call(*args, **options)

@@ -57,12 +57,16 @@ def looping_engine(tokenizer):
     return Engine(model, tokenizer, kind="native")
 
 
+def step(batch, texts):
+    for request, delta in batch.step():
+        texts[request] = texts.get(request, "") + delta.text
+
+
 def drain(batch):
     """Step until all is done; returns the text of each request."""
     texts = {}
     while batch.n_running or batch.n_waiting:
-        for request, delta in batch.step():
-            texts[request] = texts.get(request, "") + delta.text
+        step(batch, texts)
     return texts
 
 
@@ -74,14 +78,12 @@ def alone(engine, ids, params, index=0):
 
 
 def test_requests_that_come_and_go_at_random_answer_as_if_alone(engine):
-    dice = random.Random(1)
-    batch, texts, asked = batch_of(engine, 4), {}, []
+    dice, batch, texts, asked = random.Random(1), batch_of(engine, 4), {}, []
     while len(asked) < 16 or batch.n_running:
         if len(asked) < 16 and dice.random() < 0.4:
             ids, params = prompt(dice.randint(1, 60), dice.randint(0, 5)), dice.choice([GREEDY, SAMPLED])
             asked.append((batch.add(ids, params), ids, params))
-        for request, delta in batch.step():
-            texts[request] = texts.get(request, "") + delta.text
+        step(batch, texts)
     for request, ids, params in asked:
         assert (request.ids, texts[request]) == alone(engine, ids, params)
     assert max(map(len, batch.decoder.fed)) == 4
@@ -101,25 +103,19 @@ def test_a_long_prompt_is_read_in_pieces_while_others_go_on_answering(engine, mo
     assert batch.decoder.fed[1] == [1, 4, 4]
 
 
-def test_a_later_turn_and_a_shared_beginning_are_not_computed_again(engine):
-    batch = batch_of(engine, 2)
-    turn = batch.add(prompt(40), SAMPLED)
-    drain(batch)
-    for follow_up in ([*turn.prompt, *turn.ids, 1, 2, 3], [*turn.prompt[:30], 9, 9]):
-        batch.decoder.fed.clear()
-        again = batch.add(follow_up, GREEDY)
-        drain(batch)
-        assert batch.decoder.n_fed - len(again.ids) <= 4
-        assert again.ids == alone(engine, follow_up, GREEDY)[0]
-
-
-def test_several_answers_to_one_prompt_read_it_once_and_differ(engine):
+def test_a_later_turn_a_shared_beginning_and_a_prompt_asked_twice_are_computed_once(engine):
     batch = batch_of(engine, 4)
     requests = [batch.add(prompt(40), SAMPLED, index=i) for i in range(4)]
     drain(batch)
     assert batch.decoder.n_fed <= 40 + 3 + sum(len(r.ids) for r in requests)
     assert [r.ids for r in requests] == [alone(engine, prompt(40), SAMPLED, i)[0] for i in range(4)]
     assert len({tuple(r.ids) for r in requests}) == 4
+    for follow_up in ([*requests[0].prompt, *requests[0].ids, 1, 2, 3], [*requests[0].prompt[:30], 9, 9]):
+        batch.decoder.fed.clear()
+        again = batch.add(follow_up, GREEDY)
+        drain(batch)
+        assert batch.decoder.n_fed - len(again.ids) <= 4
+        assert again.ids == alone(engine, follow_up, GREEDY)[0]
 
 
 def test_logits_that_are_not_finite_end_that_request_only_and_leave_nothing_behind(engine):
@@ -162,13 +158,3 @@ def test_drafts_change_the_number_of_steps_and_nothing_else(bytes_tokenizer, par
         assert answers[0] == answers[1]
         saved.append(steps[1] - steps[0])
     assert max(saved) > 20
-
-
-def test_logprobs_come_with_the_text_of_their_tokens(engine):
-    batch = batch_of(engine, 1)
-    request = batch.add(prompt(9), SamplingParams(temperature=0.0, max_tokens=12, logprobs=1))
-    choices = []
-    while batch.n_running or batch.n_waiting:
-        choices += [c for _, delta in batch.step() for c in delta.choices]
-    assert [c.token for c in choices] == request.ids == [c.top[0][0] for c in choices]
-    assert all(c.logprob == c.top[0][1] < 0 for c in choices)

@@ -10,34 +10,27 @@ import torch
 
 from nanozhchat.batching import Decoder
 from nanozhchat.chat import Chat
-from nanozhchat.compute import Compute
 from nanozhchat.engine import Engine
 from nanozhchat.errors import DamagedError, DiskError
 from nanozhchat.task_eval import Likelihood, core, fit, run_task, run_text, summarize, wilson
-from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.zh_text import LETTERS
 from scripts import base_eval, chat_eval
 from tasks import registry
 from tasks.base import Benchmark
-from tests.conftest import ROOT, make_config, make_model, pack
+from tests.conftest import CPU, ROOT, make_config, make_model, pack, refused
 from tests.fakes import real_chat
 
-CPU = Compute(torch.device("cpu"))
 SHARED = next((p for up in ROOT.parents if (p := up / "shared/data/eval").is_dir()), ROOT / "absent")
 HERE = [n for n in registry.SPECS if n in {*registry.GROUPS["zh"], "gsm8k", "humaneval"} - {"ceval"}]  # in SHARED
 ABCD = "题,甲,乙,丙,丁,"
-WSC = {
-    "target": {"span2_index": 6, "span1_index": 0, "span1_text": "小马", "span2_text": "他"},
-    "text": "小马跑来了，他笑了。",
-}
+WSC = {"target": {"span2_index": 6, "span1_index": 0, "span1_text": "小马", "span2_text": "他"},
+       "text": "小马跑来了，他笑了。"}  # fmt: skip
 QUIZ = {"question": {"stem": "Q", "choices": [{"text": t, "label": x} for t, x in [("one", "A"), ("two", "B")]]}}
 CODE = {"prompt": "def inc(x):\n", "entry_point": "inc", "canonical_solution": "    return x + 1\n",
         "test": "def check(f):\n    assert f(1) == 2\n"}  # fmt: skip
 SPAN = {"context": "小明住在北京。", "qas": [{"question": "住哪？", "answers": [{"text": "北京", "answer_start": 4}]}]}
-EXAM = [
-    {"question": f"{i}．（ ）\nA．甲 B．乙 C．丙", "answer": a}
-    for i, a in enumerate((["B"], ["A", "D"], ["BC"], ["G"]))
-]
+RIGHT = (["B"], ["A", "D"], ["BC"], ["G"])
+EXAM = [{"question": f"{i}．（ ）\nA．甲 B．乙 C．丙", "answer": a} for i, a in enumerate(RIGHT)]
 FILES = {  # name -> {file: content}, and right answers in order
     "ceval": ({"ceval/val/law_val.csv": f"id,question,A,B,C,D,answer\n0,{ABCD}C\n1,{ABCD}\n",
                "ceval/dev/law_dev.csv": "id,question,A,B,C,D,answer,explanation\n0,例,一,二,三,四,D,因\n"}, ["丙"]),
@@ -83,11 +76,6 @@ def write(folder, name):
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
         pack(folder / file, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1))
     return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.train(["只有字节"], 263)
 
 
 class Knowing(Decoder):
@@ -142,21 +130,21 @@ def assert_knows_all(task, tokenizer):
 
 
 @pytest.mark.parametrize("name", list(registry.SPECS))
-def test_published_layouts_are_read_and_who_knows_the_answers_gets_them_all(name, tmp_path, tokenizer):
+def test_published_layouts_are_read_and_who_knows_the_answers_gets_them_all(name, tmp_path, bytes_tokenizer):
     task = make(name, write(tmp_path, name))
     assert [task.expected(i) for i in range(len(task))] == FILES[name][1]
-    assert_knows_all(task, tokenizer)
+    assert_knows_all(task, bytes_tokenizer)
     assert task.text(0, 4).endswith(task.text(0, 0))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="sample files are not there")
 @pytest.mark.parametrize("name", HERE)
-def test_samples_of_the_published_files(name, tokenizer):
+def test_samples_of_the_published_files(name, bytes_tokenizer):
     task = make(name, SHARED, n=60 if name != "humaneval" else 8)
     assert len(task) >= 8
-    assert_knows_all(task, tokenizer)
+    assert_knows_all(task, bytes_tokenizer)
     model = make_model(make_config(vocab_size=263, sequence_len=512, n_layer=2)).eval()  # as before the first step
-    chat = Chat(Engine(model, tokenizer, kind="native"), tokenizer, name="random", source="base", step=0)
+    chat = Chat(Engine(model, bytes_tokenizer, kind="native"), bytes_tokenizer, name="random", source="base", step=0)
     task = task if task.options(0) else make(name, SHARED, n=6)
     total = summarize(run_text(chat, task, CPU), task.chance)
     commonest = max(Counter(map(task.expected, range(len(task)))).values()) / len(task)  # what "8" for every sum scores
@@ -164,8 +152,8 @@ def test_samples_of_the_published_files(name, tokenizer):
     assert task.chance <= total.high
 
 
-def test_likelihoods_are_those_of_the_model_whatever_was_asked_before(tokenizer):
-    chat = real_chat(tokenizer, sequence_len=64)
+def test_likelihoods_are_those_of_the_model_whatever_was_asked_before():
+    chat = real_chat(sequence_len=64)
     likelihood = Likelihood(chat.engine)
     for text in ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 9], [1, 2, 3], [8] * 40):
         options = [[5], [6, 7, 8], [6, 7], [9] * 20]
@@ -178,25 +166,26 @@ def test_likelihoods_are_those_of_the_model_whatever_was_asked_before(tokenizer)
             assert greedy == (logits.argmax(-1).tolist() == option)
 
 
-def test_what_does_not_fit_loses_examples_then_its_beginning_and_is_counted(tmp_path, tokenizer):
+def test_what_does_not_fit_loses_examples_then_its_beginning_and_is_counted(tmp_path):
     write(tmp_path, "c3")
     task = make("c3", tmp_path)
-    chat = real_chat(tokenizer, sequence_len=40)
+    chat = real_chat(sequence_len=40)
+    tokenizer = chat.tokenizer
     ids, cut = fit(chat, task, 0, 36)
     assert (len(ids), ids[0], cut) == (36, tokenizer.bos_id, True)
     assert tokenizer.decode(ids[1:], show_special=True).endswith("谁？\n答案：")
     assert summarize(run_text(chat, task, CPU), task.chance).cut == 1
     assert run_task(chat, task, CPU)[0].cut
     task = make("cmmlu", write(tmp_path, "cmmlu"))
-    assert [fit(real_chat(tokenizer), task, 0, room)[1] for room in (200, 60)] == [False, False]
-    assert len(fit(real_chat(tokenizer), task, 0, 60)[0]) < len(fit(real_chat(tokenizer), task, 0, 200)[0])
+    assert [fit(real_chat(), task, 0, room)[1] for room in (200, 60)] == [False, False]
+    assert len(fit(real_chat(), task, 0, 60)[0]) < len(fit(real_chat(), task, 0, 200)[0])
 
 
-def test_partial_credit_counts_and_core_is_the_mean_of_centred_scores(tmp_path):
+def test_partial_credit_counts_and_core_is_the_mean_of_centred_scores(tmp_path, bytes_tokenizer):
     task = make("cmrc2018", write(tmp_path, "cmrc2018"))
     assert [task.check(0, text) for text in ("北京", "在北京", "上海")] == [1.0, pytest.approx(0.8), 0.0]
     assert task.prompt(0)[0].content.startswith("小明住在北京。\n问题：住哪？")
-    half = summarize(run_task(Knowing(task, Tokenizer.train(["x"], 263)), task, CPU), 0.5)
+    half = summarize(run_task(Knowing(task, bytes_tokenizer), task, CPU), 0.5)
     assert (half.score, half.centred, half.exact) == (1.0, 1.0, 1.0)
     assert (half.low, half.high) == wilson(1, 1)
     assert core([half, half.__class__(**{**vars(half), "centred": 0.0})]) == 0.5
@@ -227,28 +216,22 @@ def test_the_hub_gives_the_same_questions(name, tmp_path, monkeypatch):
 
 
 def test_what_is_missing_or_damaged_is_said_in_one_line(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"ceval: no ceval/val/\*\.csv in .*github.com/hkust-nlp/ceval"):
-        make("ceval", tmp_path)
-    with pytest.raises(ValueError, match="gaokao is not on the hub; get the files from https://github.com/OpenLMLab"):
-        make("gaokao", None)
-    with pytest.raises(ValueError, match="unknown task 'gpqa'; there are: builtin"):
-        registry.resolve("gpqa")
-    with pytest.raises(ValueError, match="--task-data=/nowhere is not a folder"):
-        registry.benchmarks("c3", folder="/nowhere")
+    refused(r"ceval: no ceval/val/\*\.csv in .*github.com/hkust-nlp/ceval", make, "ceval", tmp_path)
+    refused("gaokao is not on the hub; get the files from https://github.com/OpenLMLab", make, "gaokao", None)
+    refused("unknown task 'gpqa'; there are: builtin", registry.resolve, "gpqa")
+    refused("--task-data=/nowhere is not a folder", registry.benchmarks, "c3", folder="/nowhere")
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: 1 / 0)
-    with pytest.raises(DiskError, match="c3: cannot read clue/clue .*ZeroDivisionError.*--task-data FOLDER"):
-        make("c3", None)
+    refused("c3: cannot read clue/clue .*ZeroDivisionError.*--task-data FOLDER", make, "c3", None, error=DiskError)
     pack(tmp_path / "ceval/val/law_val.csv", "id,question,A,B,C,D,answer\n0,题,甲\n")
     pack(tmp_path / "fewclue/chid/dev_few_all.json", '{"content": "a#idiom#"}\n{"content": 1}\n')
     for name, problem in (("ceval", "law_val.csv is damaged"), ("chid", "not in the published layout .*answer")):
-        with pytest.raises(DamagedError, match=problem):
-            make(name, tmp_path)
+        refused(problem, make, name, tmp_path, error=DamagedError)
 
 
-def test_both_scripts_score_benchmarks_of_a_folder(tmp_path, tokenizer, monkeypatch, capsys):
+def test_both_scripts_score_benchmarks_of_a_folder(tmp_path, monkeypatch, capsys):
     for name in registry.CORE_ZH:
         write(tmp_path, name)
-    monkeypatch.setattr("nanozhchat.chat.load", lambda *a, **k: real_chat(tokenizer, sequence_len=512))
+    monkeypatch.setattr("nanozhchat.chat.load", lambda *a, **k: real_chat(sequence_len=512))
     flags = [f"--task-data={tmp_path}", f"--json={tmp_path / 'figures.json'}"]
     base_eval.main(["--eval=core", "--max-items=1", *flags])
     figures = json.loads((tmp_path / "figures.json").read_text())["core"]
@@ -266,5 +249,4 @@ def test_both_scripts_score_benchmarks_of_a_folder(tmp_path, tokenizer, monkeypa
     write(tmp_path, "humaneval")
     monkeypatch.setattr("nanozhchat.sandbox.probe", lambda: (1, ["read files"]))
     for script, asked in ((base_eval, ["--eval=core", "--core-tasks=humaneval"]), (chat_eval, ["--tasks=humaneval"])):
-        with pytest.raises(ValueError, match="sandbox is at level 1.*--unsafe-sandbox"):
-            script.main([*asked, *flags])
+        refused("sandbox is at level 1.*--unsafe-sandbox", script.main, [*asked, *flags])

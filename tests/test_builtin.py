@@ -14,6 +14,7 @@ from nanozhchat.builtin.world import Rng
 from nanozhchat.conversation import make_conversation
 from tasks.builtin import BuiltinTask
 from tasks.registry import GROUPS, resolve
+from tests.conftest import refused
 
 SAMPLE = 400
 FLOOR_MB_PER_S = 1.0  # far below what is measured, so that a busy machine does not fail the test
@@ -48,29 +49,28 @@ def test_no_content_or_question_is_both_trained_and_held_out(skill):
     assert not held & asked
 
 
-def test_held_out_names_never_appear_in_training_documents():
-    han = re.compile(r"(?<=^)[\u4e00-\u9fff]{2,4}(?=：)", re.MULTILINE)
-    speakers = set(han.findall("\n".join(islice(documents(3, parts=["dialogues"]), 2000))))
-    assert len(speakers) > 1000
-    assert not speakers & set(world.names(True))
-
-
 @pytest.mark.parametrize("pool", [world.names, world.places, world.foreign, words.strings])
-def test_pools_are_large_and_their_halves_disjoint(pool):
+def test_pools_are_large_and_no_held_out_name_is_in_the_training_halves_or_documents(pool):
     trained, held = set(pool(False)), set(pool(True))
-    assert len(trained) > 9000
-    assert len(held) > 900
-    assert not trained & held
+    assert (len(trained) > 9000, len(held) > 900, trained & held) == (True, True, set())
+    text = "\n".join(islice(documents(3, parts=["dialogues"]), 500))
+    speakers = set(re.findall(r"^([\u4e00-\u9fff]{2,4})：", text, re.MULTILINE))
+    assert (len(speakers) > 300, speakers & set(world.names(True))) == (True, set())
 
 
-def test_every_fact_is_trained_in_most_of_its_phrasings():
-    rng = Rng(0)
-    seen = {}
-    for _ in range(150_000):
-        fact, phrasing = layouts.DRAWS["facts"](rng, False).key.split("|")
-        seen.setdefault(fact, set()).add(phrasing)
-    assert len(seen) == sum(len(r.rows) for r in relations())
-    assert min(len(phrasings) for phrasings in seen.values()) >= 6
+def test_tables_hold_no_duplicates_and_measure_words_agree_with_their_nouns():
+    for relation in relations():
+        assert len(relation.rows) == len({(s, u) for s, _, u in relation.rows}), relation.name
+        assert len(relation.asks) == len(set(relation.asks)) >= 8, relation.name
+        assert all("{s}" in template for template in relation.asks + relation.answers)
+    assert len({idiom for idiom, _ in words.idioms()}) == len({meaning for _, meaning in words.idioms()}) >= 90
+    assert len(plots()) == len({(p.aim, p.block) for p in plots()}) >= 50
+    table = {**world.measures()}
+    assert len(table) > 300
+    text = "\n".join(islice(documents(6, parts=["reading", "descriptions"]), 2000))
+    for measure, noun in re.findall(r"[一那](.)(?:.色的)?([\u4e00-\u9fff]{1,4})(?=[，。])", text):
+        if noun in table and measure != "个":
+            assert measure in table[noun] + world.other_measures().get(noun, ""), (measure, noun)
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -108,8 +108,7 @@ def test_tasks_cover_every_skill_know_their_own_answers_and_what_there_is_not_is
         (lambda: questions("poem", 1), unknown), (lambda: resolve("builtin:poem"), unknown),
         (lambda: documents(split="test"), "train, val"), (lambda: questions("antonyms", 20_000), "ran out"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            call()
+        refused(message, call)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,14 +128,6 @@ def test_conversations_alternate_and_a_quarter_have_several_turns():
     assert any(chat[0].role == "system" for chat in chats)
 
 
-def test_measure_words_agree_with_their_nouns_in_training_text():
-    table = {**world.measures()}
-    for text in islice(documents(6, parts=["reading", "descriptions"]), 2000):
-        for measure, noun in re.findall(r"[一那](.)(?:.色的)?([\u4e00-\u9fff]{1,4})(?=[，。])", text):
-            if noun in table and measure != "个":
-                assert measure in table[noun] + world.other_measures().get(noun, ""), text
-
-
 def test_worked_sums_and_differences_are_right():
     for a in range(1, 100):
         for b in range(1, 101 - a):
@@ -146,16 +137,3 @@ def test_worked_sums_and_differences_are_right():
     for steps in (add_steps(47, 38), sub_steps(82, 37), add_steps(95, 5), sub_steps(90, 89)):
         for a, b, c in re.findall(r"(?<!加)(?<!\d)(\d+)加(\d+)[得等于]+(\d+)", steps):
             assert int(a) + int(b) == int(c)
-
-
-def test_tables_hold_no_duplicates():
-    for relation in relations():
-        keys = [(s, u) for s, _, u in relation.rows]
-        assert len(keys) == len(set(keys)), relation.name
-        assert len(relation.asks) == len(set(relation.asks)) >= 8, relation.name
-        assert all("{s}" in template for template in relation.asks + relation.answers)
-    assert len({idiom for idiom, _ in words.idioms()}) == len({meaning for _, meaning in words.idioms()}) >= 90
-    assert len(plots()) == len({(p.aim, p.block) for p in plots()}) >= 50
-    counted = " ".join(line for line in world.sections("things")["measure"]).split()
-    assert len(world.measures()) > 300
-    assert len(counted) > 300

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from nanozhchat import checkpoint, files
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
-from tests.conftest import CPU, ROOT, cut, flip, make_config, make_model
+from tests.conftest import CPU, ROOT, cut, flip, make_config, make_model, refused
 from tests.test_files import Faulty
 
 # Tensor files, written and synced; state, manifest and latest with five operations each; rename and sync.
@@ -95,8 +95,7 @@ def test_order_is_by_step_not_by_time_other_folders_are_ignored_and_a_step_can_b
     step_dir(tmp_path, 500).mkdir()
     assert checkpoint.list_steps(tmp_path) == [20, 100, 300]
     assert [checkpoint.find(tmp_path, *step).step for step in ((), (20,))] == [300, 20]
-    with pytest.raises(ValueError, match="has no checkpoint of step 15; there are: 20, 100, 300"):
-        checkpoint.find(tmp_path, 15)
+    refused("has no checkpoint of step 15; there are: 20, 100, 300", checkpoint.find, tmp_path, 15)
 
 
 class Writes(Faulty):
@@ -168,8 +167,7 @@ def test_saving_a_step_again_keeps_a_whole_checkpoint_and_replaces_a_damaged_one
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = make_model()
     model.h[1].mlp.c_fc.weight.data[0, 0] = torch.nan
-    with pytest.raises(DivergedError, match="not finite"):
-        write(tmp_path, 3, model)
+    refused("not finite", write, tmp_path, 3, model, error=DivergedError)
     assert checkpoint.list_steps(tmp_path) == []
 
 
@@ -181,8 +179,7 @@ def test_too_little_space_is_a_warning_and_a_library_that_cannot_write_a_disk_er
     assert checkpoint.list_steps(tmp_path) == []
     full = Mock(side_effect=SafetensorError("I/O error: No space left on device"))
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(DiskError, match="No space left"):
-        write(tmp_path, 1)
+    refused("No space left", write, tmp_path, 1, error=DiskError)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from nanozhchat.conversation import Message, call_text, make_conversation
+from tests.conftest import refused
 
 SYSTEM = {"role": "system", "content": "你是助手"}
 USER = {"role": "user", "content": "<|end|>你好\n "}
@@ -27,8 +28,7 @@ def test_a_call_of_a_tool_is_followed_by_its_results_in_one_turn_and_more_words(
     asked, called, result, answer = make_conversation([USER, CALL, RESULT, RESULT, ANSWER])
     assert called == Message("assistant", "", '3+5\n{"name": "weather", "arguments": {"city": "北京"}}')
     assert (asked.tool_call, result, answer.content) == ("", Message("tool", "8\n8"), "您好")
-    with pytest.raises(ValueError, match="tool call 0 is not a function"):
-        call_text([{"function": {"name": "calculator", "arguments": "3+5"}}])
+    refused("tool call 0 is not a function", call_text, [{"function": {"name": "calculator", "arguments": "3+5"}}])
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,4 @@ def test_a_call_of_a_tool_is_followed_by_its_results_in_one_turn_and_more_words(
      ([USER, CALL, ANSWER], "turn 3 is 'assistant', expected 'tool'"), ([CALL | {"role": "user"}], "calls a tool")],
 )  # fmt: skip
 def test_malformed_conversations_are_refused_with_the_reason(turns, message):
-    with pytest.raises(ValueError, match=message):
-        make_conversation(turns)
+    refused(message, make_conversation, turns)

@@ -7,7 +7,7 @@ import pytest
 from nanozhchat.conversation import Message
 from nanozhchat.conversation_files import conversations, load_conversations, preferences
 from nanozhchat.records import ReadStats
-from tests.conftest import pack, write_jsonl
+from tests.conftest import pack, refused, write_jsonl
 
 SYSTEM, ASK, ANSWER = "你是助手。", "三加五等于几？", "八。"
 EXCHANGE = (Message("user", ASK), Message("assistant", ANSWER))
@@ -27,53 +27,46 @@ def numbered(n):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        {"messages": turns(ASK, ANSWER)},
-        {"conversations": turns(ASK, ANSWER)},
-        {"conversations": turns(ASK, ANSWER, keys=("from", "value"), roles=("human", "gpt"))},
-        {"prompt": ASK, "completion": ANSWER},
-        {"instruction": ASK, "input": "", "output": ANSWER},
-        {"instruction": ASK, "output": ANSWER},
-        {"instruction": "三加五等于", "input": "", "output": ANSWER, "x": 1} | {"instruction": ASK},
-        {"kind": "计算", "input": ASK, "target": ANSWER},
-        {"instruction_zh": ASK, "input_zh": None, "output_zh": ANSWER},
-        {"conversation": [{"human": ASK, "assistant": ANSWER}]},
-        {"prompt": turns(ASK), "completion": turns("", ANSWER)[1:]},
-        {"question": ASK, "answer": ANSWER},
-    ],
-)
+    [{"messages": turns(ASK, ANSWER)}, {"conversations": turns(ASK, ANSWER)},
+     {"conversations": turns(ASK, ANSWER, keys=("from", "value"), roles=("human", "gpt"))},
+     {"prompt": ASK, "completion": ANSWER}, {"instruction": ASK, "input": "", "output": ANSWER, "x": 1},
+     {"instruction": ASK, "output": ANSWER}, {"kind": "计算", "input": ASK, "target": ANSWER},
+     {"instruction_zh": ASK, "input_zh": None, "output_zh": ANSWER}, {"question": ASK, "answer": ANSWER},
+     {"conversation": [{"human": ASK, "assistant": ANSWER}]},
+     {"prompt": turns(ASK), "completion": turns("", ANSWER)[1:]}],
+)  # fmt: skip
 def test_every_layout_gives_the_same_conversation(tmp_path, row):
     assert both(write_jsonl(tmp_path / "a.jsonl", [row])) == [EXCHANGE]
 
 
-def test_the_input_of_an_instruction_follows_it_on_a_new_line(tmp_path):
+def test_an_input_follows_its_instruction_on_a_new_line_and_earlier_turns_are_kept(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "翻译成英文", "input": "猫", "output": "cat"}])
     assert both(path)[0][0].content == "翻译成英文\n猫"
-
-
-def test_system_prompts_and_earlier_turns_are_kept(tmp_path):
     row = {"system": SYSTEM, "history": [["你好", "你好！"]], "instruction": ASK, "input": "", "output": ANSWER}
     [found] = both(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert [m.role for m in found] == ["system", "user", "assistant", "user", "assistant"]
     assert found[-2:] == EXCHANGE
 
 
-def test_a_file_may_mix_layouts_and_what_has_none_of_them_is_counted(tmp_path):
+def test_files_of_a_folder_and_rows_of_a_file_may_mix_layouts_and_what_has_none_is_counted(tmp_path):
     shared = {"conversations": turns("在吗", "在。", keys=("from", "value"), roles=("human", "gpt"))}
     rows = [{"messages": turns(ASK, ANSWER)}, {"prompt": "再见", "completion": "再见。"}, shared, {"title": "无"}]
-    rows.append({"instruction": "走", "output": "好"})
+    write_jsonl(tmp_path / "a.jsonl", [*rows, {"instruction": "走", "output": "好"}])
     stats = ReadStats()
-    assert len(both(write_jsonl(tmp_path / "a.jsonl", rows), stats=stats)) == 4
+    assert len(both(tmp_path / "a.jsonl", stats=stats)) == 4
     assert stats.skipped == {"of no known layout": 2}  # once for each split
+    write_jsonl(tmp_path / "b.jsonl.gz", [{"prompt": "再见啦", "completion": "再见。"}])
+    pack(tmp_path / "c.json", json.dumps([{"instruction": "来", "output": "好"}]))
+    assert len(both(tmp_path)) == 6
+
+
+CALLS = [{"function": {"name": "calculator", "arguments": '{"expression": "3+5"}'}}]
 
 
 @pytest.mark.parametrize(
     "called",
-    [
-        {"role": "assistant", "content": "", "tool_calls": '[{"function": {"name": "calculator", "arguments": '
-                                                           '{"expression": "3+5"}}}]'},
-        {"from": "function_call", "value": '{"name": "calculator", "arguments": {"expression": "3+5"}}'},
-    ],
+    [{"role": "assistant", "content": "", "tool_calls": json.dumps(CALLS)},
+     {"from": "function_call", "value": '{"name": "calculator", "arguments": {"expression": "3+5"}}'}],
 )  # fmt: skip
 def test_calls_of_tools_are_read(tmp_path, called):
     row = {"conversations": [*turns(ASK), called, {"from": "observation", "value": "8"}, turns("", ANSWER)[1]]}
@@ -83,58 +76,38 @@ def test_calls_of_tools_are_read(tmp_path, called):
 
 @pytest.mark.parametrize(
     "row",
-    [
-        {"prompt": ASK, "chosen": ANSWER, "rejected": "九。"},
-        {"messages": turns(ASK), "chosen": turns("", ANSWER)[1:], "rejected": turns("", "九。")[1:]},
-        {"chosen": turns(ASK, ANSWER), "rejected": turns(ASK, "九。")},
-        {"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": ANSWER},
-         "rejected": {"from": "gpt", "value": "九。"}},
-        {"instruction": ASK, "input": "", "chosen": ANSWER, "rejected": "九。"},
-    ],
+    [{"prompt": ASK, "chosen": ANSWER, "rejected": "九。"},
+     {"messages": turns(ASK), "chosen": turns("", ANSWER)[1:], "rejected": turns("", "九。")[1:]},
+     {"chosen": turns(ASK, ANSWER), "rejected": turns(ASK, "九。")},
+     {"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": ANSWER},
+      "rejected": {"from": "gpt", "value": "九。"}},
+     {"instruction": ASK, "input": "", "chosen": ANSWER, "rejected": "九。"}],
 )  # fmt: skip
 def test_every_layout_of_preferences_gives_the_same_pair_and_what_is_none_is_counted(tmp_path, row):
     stats = ReadStats()
     path = write_jsonl(tmp_path / "a.jsonl", [row, {**row, "rejected": row["chosen"]}])
-    assert list(preferences([str(path)], "train", stats=stats)) == [
-        (EXCHANGE, (EXCHANGE[0], Message("assistant", "九。")))
-    ]
+    pair = (EXCHANGE, (EXCHANGE[0], Message("assistant", "九。")))
+    assert list(preferences([str(path)], "train", stats=stats)) == [pair]
     assert stats.skipped == {"no proper conversation": 1}
     with pytest.raises(ValueError, match="expected chosen . rejected"):
-        list(preferences([str(write_jsonl(tmp_path / "b.jsonl", [{"prompt": ASK, "completion": ANSWER}]))], "train"))
+        list(preferences([str(write_jsonl(path, [{"prompt": ASK, "completion": ANSWER}]))], "train"))
 
 
-def test_each_file_of_a_folder_may_have_its_own_layout(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}])
-    write_jsonl(tmp_path / "b.jsonl.gz", [{"prompt": "再见", "completion": "再见。"}])
-    pack(tmp_path / "c.json", json.dumps([{"instruction": "走", "output": "好"}]))
-    assert len(both(tmp_path)) == 3
-
-
-def test_what_has_no_known_layout_is_an_error_that_says_what_was_found(tmp_path):
+def test_what_has_no_known_layout_or_no_conversation_is_an_error_that_says_what_was_found(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl:1 has keys answer, q; expected messages"):
         both(write_jsonl(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}]))
-    with pytest.raises(ValueError, match=r"a\.txt:1 is plain text"):
-        both(pack(tmp_path / "a.txt", "从前有座山。"))
-    with pytest.raises(ValueError, match="unknown skill 'nonsense' of the built-in data; there are: "):
-        both("builtin:nonsense")
+    refused(r"a\.txt:1 is plain text", lambda: both(pack(tmp_path / "a.txt", "从前有座山。")))
+    refused("unknown skill 'nonsense' of the built-in data; there are: ", both, "builtin:nonsense")
+    with pytest.raises(ValueError, match="no conversation for the val split"):
+        load_conversations([str(write_jsonl(tmp_path / "a.jsonl", numbered(1)))], "val", max_conversations=10)
 
 
 @pytest.mark.parametrize(
     "messages",
-    [
-        [],
-        turns(ASK),  # no answer
-        turns(ASK, " "),  # an empty one
-        turns(ASK, ANSWER, roles=("assistant", "user")),
-        turns(ASK, ANSWER, roles=("user", "tool")),
-        [{"role": "user", "content": ASK}, {"role": "user", "content": ASK}],
-        [{"role": "user", "content": ASK}, {"role": "assistant", "content": None}],
-        [{"role": "user"}, {"role": "assistant", "content": ANSWER}],
-        turns(ASK, "\ud800"),
-        ["你好", "你好！"],
-        None,
-    ],
-)
+    [[], turns(ASK), turns(ASK, " "), turns(ASK, ANSWER, roles=("assistant", "user")), ["你好", "你好！"], None,
+     turns(ASK, ANSWER, roles=("user", "tool")), turns(ASK, ASK, roles=("user", "user")), turns(ASK, None),
+     [{"role": "user"}, {"role": "assistant", "content": ANSWER}], turns(ASK, "\ud800")],
+)  # fmt: skip
 def test_what_is_no_proper_conversation_is_skipped_and_counted(tmp_path, messages):
     stats = ReadStats()
     path = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}, {"messages": messages}])
@@ -149,31 +122,16 @@ def test_the_splits_share_nothing_lose_nothing_and_do_not_depend_on_order_or_lay
     b = write_jsonl(tmp_path / "b.jsonl", rows)
     train, val = (set(conversations([str(a)], split)) for split in ("train", "val"))
     assert val == set(conversations([str(b)], "val"))
-    assert not train & val
-    assert len(train | val) == 1000
+    assert (train & val, len(train | val)) == (set(), 1000)
     assert 5 <= len(val) <= 40  # 2 % of 1,000, give or take four deviations
-
-
-def test_two_conversations_give_one_to_each_split(tmp_path):
-    for i in range(20):
-        rows = [{"prompt": f"甲{i}", "completion": "好"}, {"prompt": f"乙{i}", "completion": "好"}]
-        path = write_jsonl(tmp_path / "a.jsonl", rows)
+    for i in range(0, 20, 2):  # of two, each split has one
+        path = write_jsonl(tmp_path / "c.jsonl", rows[i : i + 2])
         assert [len(list(conversations([str(path)], split))) for split in ("train", "val")] == [1, 1]
 
 
-def test_a_split_without_conversations_is_a_clear_error(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(1))
-    with pytest.raises(ValueError, match="no conversation for the val split"):
-        load_conversations([str(path)], "val", max_conversations=10)
-
-
-def test_the_limit_is_kept_and_builtin_conversations_differ_between_the_splits():
+def test_the_limit_is_kept_builtin_splits_share_nothing_and_files_are_mixed_with_them_by_weight(tmp_path):
     train, val = (load_conversations(["builtin"], s, max_conversations=200) for s in ("train", "val"))
-    assert len(train) == len(val) == 200
-    assert not set(train) & set(val)
-
-
-def test_files_and_builtin_are_mixed_by_weight(tmp_path):
+    assert (len(train), len(val), set(train) & set(val)) == (200, 200, set())
     path = write_jsonl(tmp_path / "a.jsonl", numbered(400))
     found = load_conversations([f"{path}@1", "builtin@1"], "train", max_conversations=10_000)
     ours = [c for c in found if c[0].content.startswith("问题")]

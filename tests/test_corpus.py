@@ -11,7 +11,7 @@ import pytest
 from nanozhchat import corpus, files, sources
 from nanozhchat.errors import DamagedError, DiskError
 from scripts import data_fetch
-from tests.conftest import cut, end_ranks, flip, pack, start_ranks, write_jsonl
+from tests.conftest import cut, end_ranks, flip, pack, refused, start_ranks, write_jsonl
 from tests.test_files import Faulty
 
 TEXTS = [f"第{i}篇文档,讲的是第{i * i}件事。" for i in range(400)]
@@ -87,10 +87,8 @@ def test_a_build_that_fails_at_any_write_leaves_no_corpus_and_the_next_one_succe
     build(source, max_bytes=9000)  # what stands there is another corpus
     with monkeypatch.context() as patch:
         patch.setattr(files, "backend", FailingDisk(k, OSError(28, "No space left on device")))
-        with pytest.raises(DiskError, match="GiB free"):
-            build(source)
-    with pytest.raises(ValueError, match="no corpus 'c'"):
-        corpus.load("c")
+        refused("GiB free", build, source, error=DiskError)
+    refused("no corpus 'c'", corpus.load, "c")
     assert build(source).hash == whole.hash
     assert not list(corpus.load("c").directory.glob(".*.tmp"))
 
@@ -98,21 +96,17 @@ def test_a_build_that_fails_at_any_write_leaves_no_corpus_and_the_next_one_succe
 def test_a_damaged_input_leaves_no_corpus_behind_and_a_wrong_field_the_one_that_stands_there(source, tmp_path):
     with open(source, "a", encoding="utf-8") as handle:
         handle.write('{"text": "torn')
-    with pytest.raises(DamagedError, match=r"in\.jsonl:401"):
-        build(source)
-    with pytest.raises(ValueError, match="no corpus"):
-        corpus.load("c")
+    refused(r"in\.jsonl:401", build, source, error=DamagedError)
+    refused("no corpus", corpus.load, "c")
     first = build(source, skip_bad=True)
     assert first.manifest["skipped"] == {"broken line": 1}
-    with pytest.raises(ValueError, match="--text-field"):
-        build(write_jsonl(tmp_path / "other.jsonl", [{"story": "x"}]))
+    refused("--text-field", lambda: build(write_jsonl(tmp_path / "other.jsonl", [{"story": "x"}])))
     assert corpus.load("c").hash == first.hash
 
 
 @pytest.mark.parametrize(("texts", "said"), [([], "0 documents"), (["一"], "1 document;"), (["一", "一"], "same")])
 def test_too_few_documents_are_a_clear_error_and_two_are_enough(tmp_path, texts, said):
-    with pytest.raises(ValueError, match=said):
-        build(write_jsonl(tmp_path / "in.jsonl", texts))
+    refused(said, lambda: build(write_jsonl(tmp_path / "in.jsonl", texts)))
     found = everything(build(write_jsonl(tmp_path / "in.jsonl", ["一", "二"])))
     assert sorted(map(len, found.values())) == [1, 1]
 
@@ -145,8 +139,7 @@ def test_verify_finds_a_flipped_bit_or_a_missing_shard_and_reading_a_torn_one_is
         assert (caught.value.exit_code, found["file"], problem in found["problem"]) == (5, str(shard), True)
     built = build(source)
     cut(shard, 30)
-    with pytest.raises(DamagedError, match=r"train-00000\.parquet"):
-        list(built.documents("train"))
+    refused(r"train-00000\.parquet", lambda: list(built.documents("train")), error=DamagedError)
 
 
 @pytest.mark.parametrize(("kind", "every"), [("plain", 150), ("of several kinds, weighted, cleaned, partly bad", 120)])
@@ -191,5 +184,4 @@ def test_two_workers_and_one_command_that_joins_them_make_the_corpus_of_one_work
     two = build(*shares, name="two", clean=("exact",))
     assert {k: sorted(v) for k, v in everything(two).items()} == {k: sorted(v) for k, v in everything(one).items()}
     assert sorted(sum(everything(two).values(), [])) == sorted(TEXTS)
-    with pytest.raises(ValueError, match="only 5 files"):
-        build(tmp_path / "in", name="x", part=(1, 6))
+    refused("only 5 files", lambda: build(tmp_path / "in", name="x", part=(1, 6)))

@@ -25,54 +25,30 @@ def problem(n=37, c=16, v=50, scale=3.0):
     return x, weight, targets
 
 
-@pytest.fixture(params=[10**6, 50 * 8, 50, 1], ids=["one_chunk", "eight_rows", "one_row", "less_than_a_row"])
-def _chunked(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", request.param)
+@pytest.mark.parametrize("elements", [10**6, 50 * 8, 50, 1], ids=["one_chunk", "eight_rows", "one_row", "less"])
+def test_loss_and_gradients_are_those_of_the_plain_cross_entropy(elements, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 1)
-
-
-@pytest.mark.usefixtures("_chunked")
-def test_loss_and_gradients_are_those_of_the_plain_cross_entropy():
     x, weight, targets = problem()
-    loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
-    want = plain(x, weight, targets)
+    loss, want = linear_cross_entropy(x, weight, targets, SOFTCAP), plain(x, weight, targets)
     torch.testing.assert_close(loss.double(), want, atol=1e-4, rtol=1e-6)
     got = torch.autograd.grad(loss * 0.7, (x, weight))  # a factor as gradient scaling would apply
     for a, b in zip(got, torch.autograd.grad(want * 0.7, (x, weight)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert torch.equal(got[0].abs().amax(1) > 0, targets >= 0)
+    each = linear_cross_entropy(x, weight, targets, SOFTCAP, per_token=True)
+    assert not each.requires_grad
+    torch.testing.assert_close(each.double(), plain(x, weight, targets, "none").detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("_chunked")
-def test_per_token_losses_are_the_plain_ones_in_order():
-    x, weight, targets = problem()
-    got = linear_cross_entropy(x, weight, targets, SOFTCAP, per_token=True)
-    assert got.shape == (37,)
-    assert not got.requires_grad
-    torch.testing.assert_close(got.double(), plain(x, weight, targets, "none"), atol=1e-5, rtol=1e-5)
-
-
-def test_targets_that_are_not_scored_get_no_loss_and_no_gradient():
-    x, weight, targets = problem()
-    kept = targets >= 0
-    loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
-    loss.backward()
-    assert torch.equal(x.grad.abs().amax(1) > 0, kept)
-    with torch.no_grad():
-        torch.testing.assert_close(loss, linear_cross_entropy(x[kept], weight, targets[kept], SOFTCAP))
-
-
-def test_nothing_scored_gives_zero_loss_and_zero_gradients_not_nan():
+def test_nothing_scored_gives_zeros_and_huge_activations_finite_loss_and_gradients():
     x, weight, targets = problem()
     loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1), SOFTCAP)
     loss.backward()
     assert [float(t.detach().abs().max()) for t in (loss, x.grad, weight.grad)] == [0.0] * 3
-
-
-def test_huge_activations_give_finite_loss_and_gradients():
     x, weight, targets = problem(scale=1e4)
     loss = linear_cross_entropy(x, weight, targets, SOFTCAP)
     loss.backward()
-    assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()
     torch.testing.assert_close(loss.detach().double(), plain(x, weight, targets).detach(), atol=1e-3, rtol=1e-6)
 

@@ -16,7 +16,7 @@ from nanozhchat.dataloader import document_loader, eval_batches, prepare_convers
 from nanozhchat.packing import shuffled
 from nanozhchat.prepare import prepare
 from nanozhchat.tokenizer import Tokenizer
-from tests.conftest import CPU, write_jsonl
+from tests.conftest import CPU, refused, write_jsonl
 
 BOS = 0
 
@@ -151,8 +151,7 @@ def test_resuming_from_any_batch_continues_exactly(lengths, data, done, buffer, 
 def test_a_state_of_other_data_or_settings_is_refused_with_the_difference(change):
     given = {"docs": Docs([9] * 50), "T": 16, "seed": 1, "buffer_docs": 8}
     state = next(loader(**given)).state
-    with pytest.raises(ValueError, match=r"was \d+ and is \d+"):
-        loader(**{**given, **change}).seek(state, 2)
+    refused(r"was \d+ and is \d+", loader(**{**given, **change}).seek, state, 2)
 
 
 def test_the_epoch_counts_finished_passes():
@@ -246,8 +245,7 @@ def test_conversations_that_cannot_teach_are_left_out_and_counted_and_nothing_to
         *((lambda bad=bad: chat_loader([([1, 2], [0, 1]), bad]), "conversation 1 ") for bad in (
             ([1, 2], [0, 0]), ([1], [1]), (list(range(18)), [0] + [1] * 17), ([1, 2, 3], [0, 1]))),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            call()
+        refused(message, call)
 
 
 def test_two_sources_by_weight_reach_the_trainer_in_that_ratio_of_tokens_and_resuming_keeps_it(tmp_path):

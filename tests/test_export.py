@@ -12,7 +12,7 @@ from nanozhchat.engine import Engine
 from nanozhchat.export import arcee_tensors, export, fill_from_folder, load_folder
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
-from tests.conftest import make_config, make_model
+from tests.conftest import make_config, make_model, refused
 
 PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L", "n_embd": 64}
 
@@ -117,16 +117,13 @@ def test_a_gguf_file_holds_every_tensor_and_the_vocabulary_and_only_of_plain_mod
     assert reader.fields["general.architecture"].contents() == "arcee"
     assert reader.fields["tokenizer.ggml.tokens"].contents()[-1] == "<|tool_result|>"
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == tokenizer.vocab_size
-    with pytest.raises(ValueError, match="--arch=plain"):
-        export("gguf", some_model(tokenizer), tokenizer, tmp_path / "other")
+    refused("--arch=plain", lambda: export("gguf", some_model(tokenizer), tokenizer, tmp_path / "other"))
 
 
 def test_a_folder_that_holds_something_is_left_alone(tokenizer, tmp_path):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(ValueError, match="is not empty"):
-        export("hf", some_model(tokenizer), tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="not a folder written by scripts.export"):
-        load_folder(tmp_path)
+    refused("is not empty", lambda: export("hf", some_model(tokenizer), tokenizer, tmp_path))
+    refused("not a folder written by scripts.export", load_folder, tmp_path)
 
 
 def test_training_starts_from_a_folder_of_the_same_shape_and_tokenizer_only(tokenizer, tmp_path):

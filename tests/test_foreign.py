@@ -10,11 +10,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from nanozhchat import foreign, paths
-from nanozhchat.compute import Compute
 from nanozhchat.prepare import prepare, vocabulary_use
 from nanozhchat.tokenizer import Tokenizer
 from scripts import tok_train
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import CPU, ROOT, pack, refused, write_jsonl
 
 TEXT = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 SAMPLES = [*TEXT.splitlines(), "Hello  world's\n\n\n 12345 ①②", "😺\t\x00 <|endoftext|> naïve", "", "   "]
@@ -44,10 +43,8 @@ def write_one(path, layout):
     hub.pre_tokenizer, hub.decoder = pre, decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>"] if place == "first" else []
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    hub.train_from_iterator(TEXT.splitlines(), trainer)
+    options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    hub.train_from_iterator(TEXT.splitlines(), trainers.BpeTrainer(vocab_size=900, **options))
     hub.add_special_tokens(["<|endoftext|>", "<|im_start|>"])
     hub.save(str(path))
     return hub
@@ -78,25 +75,19 @@ def test_a_tokenizer_json_gives_the_tokens_that_its_library_gives_and_comes_back
     assert again.special("<|bos|>") == again.vocab_size - 7 not in again.encode("<|bos|>")
 
 
-def test_ranks_of_tiktoken_need_a_pattern_that_is_known(tmp_path, monkeypatch):
+def test_ranks_of_tiktoken_need_a_pattern_that_is_known_and_what_is_no_byte_level_bpe_is_refused(tmp_path, monkeypatch):
     write_one(tmp_path / "tokenizer.json", "gpt2")
     wanted = Tokenizer.from_file(tmp_path / "tokenizer.json")
     lines = [f"{base64.b64encode(token).decode()} {i}" for i, token in enumerate(wanted._ranks)]
-    (tmp_path / "gpt2.tiktoken").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"has \d+ ranks; the split pattern"):
-        Tokenizer.from_file(tmp_path / "gpt2.tiktoken")
+    path = pack(tmp_path / "gpt2.tiktoken", "\n".join(lines) + "\n")
+    refused(r"has \d+ ranks; the split pattern", Tokenizer.from_file, path)
     monkeypatch.setitem(foreign.PATTERNS, len(lines), foreign.GPT2_PATTERN)
-    assert Tokenizer.from_file(tmp_path / "gpt2.tiktoken").hash == wanted.hash
-
-
-@pytest.mark.parametrize(
-    "content", ["{}", "不是", json.dumps({"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {}})]
-)
-def test_what_is_no_byte_level_bpe_is_refused_in_one_line(tmp_path, content):
-    for name in ("tokenizer.json", "a.tiktoken"):
-        (tmp_path / name).write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="is no byte-level BPE|is neither a tokenizer.json nor"):
-            Tokenizer.from_file(tmp_path / name)
+    assert Tokenizer.from_file(path).hash == wanted.hash
+    unigram = json.dumps({"model": {"type": "Unigram", "vocab": []}, "pre_tokenizer": {}})
+    for content in ("{}", "不是", unigram):
+        for name in ("tokenizer.json", "a.tiktoken"):
+            with pytest.raises(ValueError, match="is no byte-level BPE|is neither a tokenizer.json nor"):
+                Tokenizer.from_file(pack(tmp_path / name, content))
 
 
 def test_it_is_taken_over_by_name_and_a_vocabulary_too_large_for_the_data_is_called_so(tmp_path, capsys):
@@ -105,9 +96,8 @@ def test_it_is_taken_over_by_name_and_a_vocabulary_too_large_for_the_data_is_cal
     tok_train.main(["--data", data, f"--from={tmp_path / 'tokenizer.json'}", "--name=q"])
     assert "bytes per token" in capsys.readouterr().out
     tokenizer = Tokenizer.load(paths.tokenizer_dir("q"))
-    store = prepare([data], tokenizer, Compute("cpu"))
+    store = prepare([data], tokenizer, CPU)
     used, tokens = vocabulary_use(store), store.n_tokens("train")
     assert 20 < used < 100
     assert f"{tokens} tokens of text for {tokenizer.vocab_size} entries, of which {used} " in capsys.readouterr().err
-    with pytest.raises(ValueError, match="needs a --name"):
-        tok_train.main(["--data", data, f"--from={tmp_path / 'tokenizer.json'}"])
+    refused("needs a --name", lambda: tok_train.main(["--data", data, f"--from={tmp_path / 'tokenizer.json'}"]))

@@ -3,17 +3,13 @@
 import json
 
 import pytest
-import torch
 
-from nanozhchat.compute import Compute
 from nanozhchat.task_eval import run_text, summarize
-from nanozhchat.tokenizer import Tokenizer
 from tasks import registry
 from tasks.base import Benchmark
-from tests.conftest import pack
+from tests.conftest import CPU, pack
 from tests.fakes import real_chat
 
-CPU = Compute(torch.device("cpu"))
 LETTERS = ["A", "B", "C", "D"]
 METRICS = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
 
@@ -53,7 +49,7 @@ def test_the_harness_agrees(make, metric, tmp_path, monkeypatch):
     from dev.harness import HarnessLM
 
     config = make(tmp_path) | {"task": f"ours_{make.__name__}", "metric_list": METRICS}
-    model = real_chat(Tokenizer.train(["只有字节"], 263), sequence_len=768, n_layer=2)
+    model = real_chat(sequence_len=768, n_layer=2)
     found = evaluator.simple_evaluate(
         HarnessLM(model), tasks=[config], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0
     )["results"][config["task"]]
@@ -69,7 +65,7 @@ def test_rolling_and_generation_follow_the_protocol():
 
     from dev.harness import HarnessLM
 
-    model = real_chat(Tokenizer.train(["只有字节"], 263), sequence_len=32)
+    model = real_chat(sequence_len=32)
     lm = HarnessLM(model)
     ask = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in ("短", "很长" * 20)]
     short, long = lm.loglikelihood_rolling(ask)

@@ -2,9 +2,8 @@
 
 import sys
 
-import pytest
-
 from nanozhchat.log import Metrics
+from tests.conftest import refused
 
 
 def test_tensorboard_gets_the_numbers_and_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -16,5 +15,4 @@ def test_tensorboard_gets_the_numbers_and_a_missing_package_is_named(tmp_path, m
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tensors("train/loss")
     assert [(e.step, e.tensor_proto.float_val[0]) for e in found] == [(1, 3.0)]
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
-    with pytest.raises(ValueError, match=r"--tensorboard needs a package; run `uv sync --extra tracking`"):
-        Metrics(tmp_path, tensorboard=True)
+    refused(r"--tensorboard needs a package; run `uv sync --extra tracking`", Metrics, tmp_path, tensorboard=True)

@@ -1,6 +1,7 @@
 """N-gram counts: probabilities by the book, equal one by one and in rows, and inside the model."""
 
 from collections import Counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,11 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from nanozhchat import checkpoint, ngram_counts
-from nanozhchat.compute import Compute
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.tokenizer import Tokenizer
-from tests.conftest import make_config, make_model
+from tests.conftest import CPU, make_config, make_model, refused
 
 V = 12
 
@@ -64,17 +63,10 @@ def test_probabilities_are_those_of_kneser_ney_and_rows_sum_to_one(least, monkey
 
 
 def test_only_documents_that_the_run_comes_to_last_are_counted():
-    class Store:
-        def n_docs(self, split):
-            return 50
-
-        def doc(self, split, index):
-            return np.full(10, index)
-
-    found = ngram_counts.unread(Store(), 100, 7, bos_id=99)
+    store = Mock(n_docs=lambda split: 50, doc=lambda split, index: np.full(10, index))
+    found = ngram_counts.unread(store, 100, 7, bos_id=99)
     order = ngram_counts.shuffled(50, 7, 0, np.arange(50))
-    assert found[::11].tolist() == [99] * 10
-    assert found[1::11].tolist() == order[::-1][:10].tolist()
+    assert (found[::11].tolist(), found[1::11].tolist()) == ([99] * 10, order[::-1][:10].tolist())
 
 
 def model_with_counts(**changes):
@@ -84,73 +76,55 @@ def model_with_counts(**changes):
     return model
 
 
-def test_the_loss_is_that_of_the_mixture_and_logits_are_its_log_probabilities():
-    model = model_with_counts()
-    idx = torch.tensor(text()[:64] * 8).view(2, 32)
-    targets = idx.roll(-1, 1)
-    targets[:, 5] = -1
-    logits = model.logits(model.hidden(idx), model.ngrams.contexts(idx))
-    torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(2, 32), atol=1e-5, rtol=0)
-    want = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(model(idx, targets), want, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(model(idx, targets, per_token=True).sum(), want.detach(), rtol=1e-5, atol=1e-3)
-    with pytest.raises(ValueError, match="depend on the last tokens"):
-        model.logits(model.hidden(idx))
-
-
 @pytest.mark.parametrize("trust", [0.0, 0.7])
-def test_the_gate_learns_from_the_mixture_and_the_network_from_target_and_counts(trust):
+def test_loss_and_gate_are_those_of_the_mixture_and_the_network_learns_from_target_and_counts(trust):
     model = model_with_counts()
     model.ngram_trust = trust
     idx = torch.tensor(text()[:64] * 8).view(2, 32)
     targets = idx.roll(-1, 1)
-    model(idx, targets).backward()
+    loss = model(idx, targets)
+    loss.backward()
     network, gate = model.lm_head.weight.grad.clone(), model.ngram_bias.grad.clone()
     model.zero_grad()
     context = model.ngrams.contexts(idx)
-    F.cross_entropy(
-        model.logits(model.hidden(idx), context).flatten(0, 1), targets.flatten(), reduction="sum"
-    ).backward()
+    logits = model.logits(model.hidden(idx), context)
+    torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(2, 32), atol=1e-5, rtol=0)
+    want = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    want.backward()
     torch.testing.assert_close(gate, model.ngram_bias.grad, rtol=1e-4, atol=1e-4)
+    for got in (loss, model(idx, targets, per_token=True).sum()):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-3)
     model.zero_grad()
     taught = trust * model.ngrams.rows(context.flatten(0, 1)) + (1 - trust) * F.one_hot(targets.flatten(), 96)
     alone = model.config.softcap * torch.tanh(model.lm_head(model.hidden(idx))[..., :96] / model.config.softcap)
     F.cross_entropy(alone.flatten(0, 1), taught, reduction="sum").backward()
     torch.testing.assert_close(network[:96], model.lm_head.weight.grad[:96], rtol=1e-4, atol=1e-4)
+    refused("depend on the last tokens", lambda: model.logits(model.hidden(idx)))
 
 
 def test_a_saved_model_comes_back_with_its_counts_or_without(tmp_path):
-    model = model_with_counts()
-    options = {"optimizer_state": {}, "state": {}, "identity": {}, "compute": Compute(torch.device("cpu"))}
-    checkpoint.begin(tmp_path, step=1, model=model, **options).commit()
+    model, idx = model_with_counts(), torch.tensor(text()[:64] * 8).view(2, 32)
+    checkpoint.begin(tmp_path, step=1, model=model, optimizer_state={}, state={}, identity={}, compute=CPU).commit()
     saved = checkpoint.find(tmp_path)
-    idx = torch.tensor(text()[:64] * 8).view(2, 32)
-    whole, alone = (
-        saved.load_model(torch.device("cpu"), torch.float32, ngrams=with_counts) for with_counts in (True, False)
-    )
+    whole, alone = (saved.load_model(CPU.device, torch.float32, ngrams=with_counts) for with_counts in (True, False))
     with torch.no_grad():
         assert torch.equal(whole(idx, idx), model(idx, idx))
         assert torch.equal(alone.hidden(idx), model.hidden(idx))
     assert (whole.config.ngrams, alone.config.ngrams) == (model.config.ngrams, ())
 
 
-def test_decoding_with_the_cache_uses_the_counts_of_the_last_tokens():
-    tokenizer = Tokenizer.train(["只有字节"], 263)
+def test_decoding_with_the_cache_uses_the_counts_of_the_last_tokens(bytes_tokenizer):
     counts = ngram_counts.count(np.concatenate([text() + 60] * 3), 263)
     model = make_model(make_config(vocab_size=263, ngrams=counts.sizes), perturb=True).eval()
     model.ngrams.load_state_dict(counts.state_dict())
-    with torch.no_grad():
-        model.ngram_bias.fill_(-1)
+    model.ngram_bias.data.fill_(-1)
     prompts = [(text()[:n] + 60).tolist() for n in (1, 2, 9)]
-    want = []
-    with torch.inference_mode():
-        for ids in prompts:
-            held = list(ids)
-            for _ in range(8):
-                logits = model.logits(model.hidden(torch.tensor([held])), model.ngrams.contexts(torch.tensor([held])))
-                held.append(int(logits[0, -1].argmax()))
-            want.append(held[len(ids) :])
-    assert Engine(model, tokenizer).batch(prompts, SamplingParams(temperature=0, max_tokens=8)) == want
+    whole = [list(ids) for ids in prompts]
+    for held in whole * 8:
+        with torch.inference_mode():
+            ids = torch.tensor([held])
+            held.append(int(model.logits(model.hidden(ids), model.ngrams.contexts(ids))[0, -1].argmax()))
+    made = Engine(model, bytes_tokenizer).batch(prompts, SamplingParams(temperature=0, max_tokens=8))
+    assert [ids + answer for ids, answer in zip(prompts, made)] == whole
     for kind in ("native", "native-int8"):
-        with pytest.raises(ValueError, match="does not know n-gram counts"):
-            Engine(model, tokenizer, kind=kind)
+        refused("does not know n-gram counts", Engine, model, bytes_tokenizer, kind=kind)

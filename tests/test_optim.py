@@ -65,20 +65,6 @@ def test_muon_agrees_with_its_readable_twin(shape):
         np.testing.assert_allclose(params[n].detach().numpy(), want[n], atol=2e-4)
 
 
-def test_decay_pulls_only_the_weights_that_the_update_shrinks():
-    def moved(weight_decay):
-        p = nn.Parameter(random(8, 8))
-        group = ParamGroup(kind="muon", params={"a": p}, lr=0.1, weight_decay=weight_decay)
-        p.grad = random(8, 8, seed=1)
-        take_step(Optimizer([group, adamw_group()], CPU))
-        return p.detach()
-
-    start, free, decayed = random(8, 8), moved(0.0), moved(0.5)
-    shrinking = (start - free) * start > 0
-    assert 0 < int(shrinking.sum()) < 64
-    torch.testing.assert_close(decayed, free - 0.1 * 0.5 * start * shrinking, atol=1e-6, rtol=1e-5)
-
-
 def test_the_adamw_part_is_pytorchs_adamw():
     mine = [nn.Parameter(random(*s, seed=i)) for i, s in enumerate([(40, 8), (3,), (1,), (128, 64)])]
     theirs = [nn.Parameter(p.detach().clone()) for p in mine]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanozhchat import paths
+from tests.conftest import refused
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,7 @@ def test_every_kind_of_result_has_its_documented_place_which_asking_does_not_cre
     assert paths.run_dir("sft", "d4") == base_dir / "sft" / "d4"
     assert paths.report_dir("d4") == base_dir / "report" / "d4"
     assert not base_dir.exists()
-    with pytest.raises(ValueError, match="'pre' is unknown; stages are base, sft, rl"):
-        paths.run_dir("pre", "d4")
+    refused("'pre' is unknown; stages are base, sft, rl", paths.run_dir, "pre", "d4")
     assert all(paths.check_tag(tag) == tag for tag in ("d4", "A", "9", "d4_x-1.2", "a" * 64))
 
 
@@ -35,5 +35,4 @@ def test_every_kind_of_result_has_its_documented_place_which_asking_does_not_cre
 )
 def test_names_that_could_leave_the_base_directory_are_refused_by_every_place(tag):
     for place in (paths.corpus_dir, paths.tokenizer_dir, paths.report_dir, lambda t: paths.run_dir("base", t)):
-        with pytest.raises(ValueError, match="is not valid"):
-            place(tag)
+        refused("is not valid", place, tag)

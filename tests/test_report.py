@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import image
 
 from nanozhchat import charts, paths, recipe
 from nanozhchat.report import Model, duration, write_report
 from nanozhchat.tokenizer import Tokenizer
 from scripts import report as script
+from tests.conftest import refused, write_jsonl
 
 HOSTILE = "甲|乙\n<script>alert(1)</script> `x` [链](https://a.b) ![图](x:y) <img src=x onerror=1> &lt; **粗**"
 
 
-def write(path: Path, *rows: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def write(path: Path, *rows: Any) -> Path:
+    return write_jsonl(path, rows)
 
 
 def make_run(base: Path, tag: str = "d4", stage: str = "base") -> Path:
@@ -31,14 +29,8 @@ def make_run(base: Path, tag: str = "d4", stage: str = "base") -> Path:
     rows = [{"step": i, "time_s": 7.5 * i, "tokens": i * 8192, "val/bpb": 3 / (1 + i)} for i in range(0, 61, 10)]
     for step, row in zip(range(10, 61, 10), rows[1:]):
         row |= {"bytes": step * 24576, "train/loss": 7.654 / step, "train/bpb": 3.2 / step, "lr": 0.01, "mfu": 0.61}
-        row |= {
-            "tok_per_sec": 9100 + step,
-            "val/loss": 7.1 / step,
-            "val/ppl": 9.0,
-            "mem_bytes": 2**30,
-            "flops": step * 1e9,
-            "train/reward": 0.5,
-        }
+        row |= {"tok_per_sec": 9100 + step, "val/loss": 7.1 / step, "val/ppl": 9.0, "mem_bytes": 2**30}
+        row |= {"flops": step * 1e9, "train/reward": 0.5}
     write(folder / "metrics.jsonl", *rows)
     write(folder / "recipe.json", recipe.resolve(4, vocab_size=4096).to_dict())
     began = {"event": "start", "world_size": 1, "device": "NVIDIA H100 80GB HBM3"}
@@ -93,15 +85,19 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
     assert "| reading | 86.0% | 81.0% – 91.0% | 5.0% | 100 |" in read(full)[0]
 
 
-def test_charts_show_something_and_stand_in_the_markdown_with_a_description(full: Path) -> None:
-    from matplotlib import image
-
+def test_charts_show_something_without_boxes_and_stand_in_the_markdown_with_a_description(
+    full: Path, recwarn: Any
+) -> None:
     drawn = ("bpb", "loss-tokens", "loss-time", "speed", "lr", "memory", "reward")
     curves = {f"{s}-{c}.png" for s in ("base", "sft") for c in drawn} | {"base-mfu.png", "base-bpb-flops.png"}
     assert {*re.findall(r"!\[[^]]+\]\(([^)]+)\)", read(full)[0])} == curves | {"skills.png"}
     for path in full.glob("*.png"):
         pixels = image.imread(path)[:, :, :3].reshape(-1, 3)
         assert (pixels.min(axis=1) < 0.9).mean() > 0.003, f"{path.name} is blank"
+    assert charts.smooth([3.0] * 500) == pytest.approx([3.0] * 500)
+    charts.draw_scores([{"name": "算术", "score": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}])
+    charts.draw_scaling("损失，对算力", {"预算": ([1.0, 10.0], [2.0, 1.0], [], [])})
+    assert not [w for w in recwarn if "missing from" in str(w.message)]
 
 
 def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full: Path) -> None:
@@ -121,12 +117,16 @@ def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full: 
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "a cell broke out of its table"
 
 
-def test_a_base_run_alone_is_reported_with_the_next_commands(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_named_with_the_next_commands(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanozhchat.report.draw_curve", lambda *_: b"")
+    refused(r"bash runs/runcpu\.sh", paths.latest_tag, "metrics.jsonl", error=FileNotFoundError)
     (make_run(base_dir, tag="solo") / "base_eval.json").write_text('{"bpb": 1.')  # torn
     text, _ = read(write_report("solo"))
     for command in ("chat_sft --model-tag=solo", "base_eval --model-tag=solo", "chat_eval --tasks builtin"):
         assert f"python -m scripts.{command}" in text
+    with pytest.raises(FileNotFoundError, match=r"^[^\n]*'nope'[^\n]*tags there: solo[^\n]*scripts\.base_train[^\n]*$"):
+        Model("nope")
+    refused("model tag '../x' is not valid", write_report, "../x")
 
 
 def test_metrics_alone_are_enough_and_the_script_takes_the_latest(base_dir: Path, capsys: Any) -> None:
@@ -137,26 +137,3 @@ def test_metrics_alone_are_enough_and_the_script_takes_the_latest(base_dir: Path
     assert str(folder / "report.html") in capsys.readouterr().out
     assert "has not run to its end (step 2)" in read(folder)[0]
     assert not re.search(r"\bnan\b", read(folder)[0])
-
-
-def test_an_unknown_tag_is_named_with_the_next_command(base_dir: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"bash runs/runcpu\.sh"):
-        paths.latest_tag("metrics.jsonl")
-    make_run(base_dir)
-    with pytest.raises(FileNotFoundError, match=r"^[^\n]*'nope'[^\n]*tags there: d4[^\n]*scripts\.base_train[^\n]*$"):
-        Model("nope")
-    with pytest.raises(ValueError, match="model tag '../x' is not valid"):
-        write_report("../x")
-
-
-def test_charts_are_smooth_and_chinese_never_becomes_boxes(recwarn: Any) -> None:
-    assert charts.smooth([3.0] * 500) == pytest.approx([3.0] * 500)
-    assert charts.smooth([8.0, *[2.0] * 99])[0] == 8.0
-    charts.draw_scores([{"name": "算术", "score": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}])
-    charts.draw_scaling("损失，对算力", {"预算": ([1.0, 10.0], [2.0, 1.0], [], [])})
-    assert not [w for w in recwarn if "missing from" in str(w.message)]
-
-
-def test_importing_the_report_brings_in_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, nanozhchat.report; print({'torch', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -15,7 +15,7 @@ import pytest
 
 from nanozhchat import recipe, scaling
 from scripts import fit_scaling
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused
 
 CHAINS = sorted(p.name for p in (ROOT / "runs").glob("*.sh") if p.name not in ("lib.sh", "setup.sh", "test.sh"))
 
@@ -94,8 +94,7 @@ def make_sweep(base: Path, noise: float) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.002])
 def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_dir, capsys, monkeypatch) -> None:
     monkeypatch.setattr(scaling, "DRAWS", 200)
-    with pytest.raises(FileNotFoundError, match=r"no finished run laws-\* .*runs/scaling_laws\.sh"):
-        fit_scaling.main([])
+    refused(r"no finished run laws-\* .*runs/scaling_laws\.sh", fit_scaling.main, [], error=FileNotFoundError)
     make_sweep(base_dir, noise)
     fit_scaling.main([])
     found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import rustbpe
 from rustbpe import BPE, BPE_PATTERN, CHAR_PATTERN
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused
 from tests.reference import bpe as reference
 
 CHINESE = ["天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。", "寒来暑往，秋收冬藏。闰余成岁，律吕调阳。",
@@ -81,8 +81,7 @@ def test_a_gpt4_style_pattern_works_as_it_does_in_python():
 
 def test_a_pattern_that_gives_up_raises_instead_of_losing_text():
     tokenizer = BPE.from_ranks([bytes([byte]) for byte in range(256)], r"(x+x+)+(?=\1z)y")
-    with pytest.raises(ValueError, match="split pattern failed"):
-        tokenizer.encode("x" * 64 + "yz")
+    refused("split pattern failed", lambda: tokenizer.encode("x" * 64 + "yz"))
 
 
 def test_the_number_of_threads_does_not_change_the_merges():
@@ -107,8 +106,7 @@ def test_batches_equal_single_texts(bpe):
     ends = np.cumsum([0, *(len(doc.encode()) for doc in docs)]).astype("<i8")
     assert bpe.encode_joined("".join(docs).encode(), ends.tobytes()) == bpe.encode_batch_flat(docs)
     for wrong in ([0, 1], [0, 4], [3, 0], [-1, 3]):
-        with pytest.raises(ValueError, match="offsets do not fit"):
-            bpe.encode_joined("好".encode(), np.array(wrong, "<i8").tobytes())
+        refused("offsets do not fit", bpe.encode_joined, "好".encode(), np.array(wrong, "<i8").tobytes())
 
 
 @settings(max_examples=300, deadline=None)
@@ -145,20 +143,16 @@ def test_what_cannot_be_trained_on_or_decoded_is_an_error_that_says_why(bpe):
         *((["abc"], size, "bpe", f"vocab_size={size}") for size in (0, 255, 2**31 + 1, 2**40)),
         (["abc", b"abc"], 300, "bpe", "document 1 is bytes, expected a str"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            BPE.train(docs, size, pattern)
+        refused(message, BPE.train, docs, size, pattern)
     for i in (-1, 400, 2**40):
-        with pytest.raises(ValueError, match=f"id {i} is not|{i}"):
-            bpe.decode_bytes([i])
+        refused(f"id {i} is not|{i}", bpe.decode_bytes, [i])
     ranks = [bytes([byte]) for byte in range(256)]
     for damaged, message in ((ranks[:-1], "byte 0xff"), ([*ranks, b""], "no bytes"), ([*ranks, b"a"], "same bytes")):
-        with pytest.raises(ValueError, match=message):
-            BPE.from_ranks(damaged)
+        refused(message, BPE.from_ranks, damaged)
 
 
 def test_what_the_documents_or_the_callback_raise_comes_through():
-    with pytest.raises(ZeroDivisionError):
-        BPE.train((doc if doc else 1 / 0 for doc in ("abc", "")), 300)
+    refused(None, lambda: BPE.train((doc if doc else 1 / 0 for doc in ("abc", "")), 300), error=ZeroDivisionError)
     with pytest.raises(KeyboardInterrupt):
         BPE.train(["abcabc"], 257, progress=Mock(side_effect=KeyboardInterrupt))
 

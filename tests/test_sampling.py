@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from nanozhchat.sampling import Sampler, SamplingParams, completes_ngram, draw, filtered_probabilities, penalize
+from tests.conftest import refused
 
 LOGITS = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -8.0], np.float32)
 DRAWS = 100_000
 
 
 def softmax(logits):
-    top = max(logits)
-    weights = [math.exp(x - top) for x in logits]
+    weights = [math.exp(x - max(logits)) for x in logits]
     return [w / sum(weights) for w in weights]
 
 
@@ -28,11 +28,6 @@ def sampler(seen=(), index=0, **changes):
 
 def params(**changes):
     return SamplingParams(**{"temperature": 1.0, "top_p": 1.0, "seed": 7, **changes})
-
-
-def uniforms(n):
-    """The numbers that a sampler of `params` draws with."""
-    return np.random.Generator(np.random.PCG64([7, 0])).random(n)
 
 
 P = softmax(LOGITS)  # about .38 .23 .14 .085 .05 .03 .02 .00
@@ -54,59 +49,40 @@ CASES = [
 
 @pytest.mark.parametrize(("given", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_probabilities_are_those_worked_out_by_hand_and_draws_follow_them(given, expected):
-    p = filtered_probabilities(LOGITS, given)
+    p, uniforms = filtered_probabilities(LOGITS, given), np.random.Generator(np.random.PCG64([7, 0])).random(DRAWS)
     assert p.tolist() == pytest.approx(expected, abs=1e-6)
-    counts = np.bincount(draw(p, uniforms(DRAWS)), minlength=8)
-    for want, count in zip(expected, counts.tolist(), strict=True):
+    drawn, mine = draw(p, uniforms), Sampler(given, [])
+    assert [mine.choose(LOGITS).token for _ in range(200)] == drawn[:200].tolist()  # one after the other
+    for want, count in zip(expected, np.bincount(drawn, minlength=8).tolist(), strict=True):
         assert abs(count - want * DRAWS) <= 4.5 * math.sqrt(DRAWS * want * (1 - want)), (want, count)
 
 
-def test_a_sampler_draws_from_those_probabilities_one_after_the_other():
-    given = params(temperature=2.0, top_p=0.9)
-    p, mine = filtered_probabilities(LOGITS, given), Sampler(given, [])
-    assert [mine.choose(LOGITS).token for _ in range(200)] == draw(p, uniforms(200)).tolist()
-
-
-def test_top_p_over_a_large_vocabulary_keeps_what_sorting_it_all_would_keep():
+def test_top_p_over_a_large_vocabulary_keeps_what_sorting_it_all_would_keep_and_top_k_no_more_than_k_of_a_tie():
     random = np.random.default_rng(0)
     for scale, top_p in ((0.1, 0.9), (1.0, 0.5), (3.0, 0.9), (8.0, 0.99)):
         logits = (scale * random.standard_normal(1000)).astype(np.float32)
         p = np.sort(softmax(logits.tolist()))[::-1]
         want = int(np.searchsorted(np.cumsum(p), top_p)) + 1
         assert abs(int((filtered_probabilities(logits, params(top_p=top_p)) > 0).sum()) - want) <= 1
-
-
-def test_top_k_keeps_no_more_than_k_tokens_when_logits_tie():
-    got = filtered_probabilities(np.array([1.0, 1.0, 1.0, 0.0], np.float32), params(top_k=2))
-    assert int((got > 0).sum()) == 2
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9, 1e-3])
-def test_a_temperature_of_nearly_zero_takes_the_likeliest(temperature):
-    assert sampler(temperature=temperature).choose(LOGITS).token == 0
-
-
-def test_the_penalty_shrinks_positive_and_grows_negative_logits_once_per_token():
-    logits = np.array([2.0, 0.0, -1.0, 3.0], np.float32)
-    assert penalize(logits, [0, 2, 2, 0], 2.0).tolist() == [1.0, 0.0, -2.0, 3.0]
-    assert logits.tolist() == [2.0, 0.0, -1.0, 3.0]
+    tied = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+    assert (filtered_probabilities(tied, params(top_k=2)) > 0).sum() == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "seen", "expected"),
-    [
-        ({}, [0, 1, 0], [0, 0, 0, 0, 0]),
-        ({"repetition_penalty": 2.0}, [0], [1, 0, 0, 0, 0]),  # 2 / 2 < 1.5, then 1 > .75
-        ({"presence_penalty": 0.6}, [0], [0, 1, 0, 0, 0]),  # the prompt does not count: 2, 1.5, then 1.4 > .9
-        ({"frequency_penalty": 0.3}, [], [0, 0, 1, 0, 1]),  # 2 and 1.5 take turns as each falls by .3 a time
-        ({"no_repeat_ngram": 2}, [0, 0], [1, 0, 2, 0, 3]),
-        ({"logit_bias": {4: 5.0, 99: 1.0}}, [], [4, 4, 4, 4, 4]),
-        ({"logit_bias": {0: -100.0}}, [], [1, 1, 1, 1, 1]),
-    ],
-)
+    [({}, [0, 1, 0], [0, 0, 0, 0, 0]), *(({"temperature": t}, [], [0, 0]) for t in (1e-300, 1e-9, 1e-3)),
+     ({"repetition_penalty": 2.0}, [0], [1, 0, 0, 0, 0]),  # 2 / 2 < 1.5, then 1 > .75
+     ({"presence_penalty": 0.6}, [0], [0, 1, 0, 0, 0]),  # the prompt does not count: 2, 1.5, then 1.4 > .9
+     ({"frequency_penalty": 0.3}, [], [0, 0, 1, 0, 1]),  # 2 and 1.5 take turns as each falls by .3 a time
+     ({"no_repeat_ngram": 2}, [0, 0], [1, 0, 2, 0, 3]), ({"logit_bias": {4: 5.0, 99: 1.0}}, [], [4, 4, 4, 4, 4]),
+     ({"logit_bias": {0: -100.0}}, [], [1, 1, 1, 1, 1])],
+)  # fmt: skip
 def test_penalties_bans_and_biases_change_the_greedy_choice_as_worked_out_by_hand(changes, seen, expected):
-    mine = sampler(seen, temperature=0.0, **changes)
+    mine = sampler(seen, **{"temperature": 0.0, **changes})
     assert [mine.choose(LOGITS).token for _ in expected] == expected
+    logits = np.array([2.0, 0.0, -1.0, 3.0], np.float32)
+    assert penalize(logits, [0, 2, 2, 0], 2.0).tolist() == [1.0, 0.0, -2.0, 3.0]  # once per token
+    assert logits.tolist() == [2.0, 0.0, -1.0, 3.0]
 
 
 def test_a_run_of_tokens_is_banned_only_where_it_would_be_completed():
@@ -141,19 +117,13 @@ def test_logits_that_are_not_finite_raise_instead_of_choosing(bad, temperature):
         sampler(temperature=temperature).choose(np.array([1.0, bad, 0.0], np.float32))
 
 
-@pytest.mark.parametrize("bias", [{-1: 0.0}, {1: 101.0}, {1: math.nan}])
-def test_a_bias_out_of_range_is_refused(bias):
-    with pytest.raises(ValueError, match="logit_bias"):
-        SamplingParams(logit_bias=bias)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("top_k", -1), ("top_k", 1001),
      ("top_p", 0), ("top_p", 1.01), ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0),
-     ("repetition_penalty", math.inf), ("max_tokens", 0),
-     ("presence_penalty", -2.1), ("frequency_penalty", 2.1), ("no_repeat_ngram", -1), ("logprobs", 21)],
+     ("repetition_penalty", math.inf), ("max_tokens", 0), ("presence_penalty", -2.1), ("frequency_penalty", 2.1),
+     ("no_repeat_ngram", -1), ("logprobs", 21), ("logit_bias", {-1: 0.0}), ("logit_bias", {1: 101.0}),
+     ("logit_bias", {1: math.nan})],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
-    with pytest.raises(ValueError, match=rf"{name}={value}"):
-        SamplingParams(**{name: value})
+    refused("logit_bias" if name == "logit_bias" else rf"{name}={value}", SamplingParams, **{name: value})

@@ -18,7 +18,7 @@ from nanozhchat.server import serve
 from nanozhchat.server.app import Settings, create_app
 from nanozhchat.server.library import Library, Listed, list_checkpoints
 from nanozhchat.server.scheduler import Limits
-from tests.conftest import pack
+from tests.conftest import pack, refused
 from tests.fakes import STORY, Delta, FakeBatch, FakeChat, FakeEngine, LiveServer, real_chat, until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -329,8 +329,7 @@ def test_leaving_a_stream_frees_the_slot_within_a_second(repeat, delay_s):
 
 
 def test_leaving_a_whole_answer_or_the_line_frees_the_place_within_a_second(slow):
-    with pytest.raises(httpx.ReadTimeout):
-        slow.http.post(CHAT, json=ask(max_tokens=900), timeout=0.3)
+    refused(None, lambda: slow.http.post(CHAT, json=ask(max_tokens=900), timeout=0.3), error=httpx.ReadTimeout)
     assert until(lambda: slow.chat.engine.active == 0, 1)
     with streaming(slow):
         assert until(lambda: slow.scheduler.running == 1, 1)
@@ -548,6 +547,5 @@ def test_binding_beyond_loopback_needs_a_key(monkeypatch, host):
     from scripts import chat_web
 
     monkeypatch.delenv("NANOZHCHAT_API_KEY", raising=False)
-    with pytest.raises(ValueError, match="API key"):
-        chat_web.main([f"--host={host}", "--port=0"])
+    refused("API key", chat_web.main, [f"--host={host}", "--port=0"])
     assert len(chat_web.resolve_key(chat_web.ChatWebArgs(host=host, generate_key=True)) or "") >= 24

@@ -1,25 +1,19 @@
 """Scoring tasks: who knows the answers gets them all, and intervals are honest."""
 
 import pytest
-import torch
 
-from nanozhchat.compute import Compute
 from nanozhchat.conversation import Message
 from nanozhchat.task_eval import run_task, summarize, wilson
-
-CPU = Compute(torch.device("cpu"))
+from tests.conftest import CPU
 
 
 class Sums:
-    """n additions."""
+    """Five additions."""
 
     name, chance = "sums", 0.1
 
-    def __init__(self, n):
-        self.n = n
-
     def __len__(self):
-        return self.n
+        return 5
 
     def prompt(self, index):
         return (Message("user", f"{index}+1"),)
@@ -49,7 +43,7 @@ class KnowingChat:
 
 @pytest.mark.parametrize(("wrong", "score"), [([], 1.0), ([1, 4], 0.6)])
 def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
-    answers = run_task(KnowingChat(wrong), Sums(5), CPU)
+    answers = run_task(KnowingChat(wrong), Sums(), CPU)
     assert vars(answers[0]) == {"question": "0+1", "expected": "1", "given": " 1\n", "correct": True,
                                 "credit": 1.0, "cut": False}  # fmt: skip
     assert [a.correct for a in answers] == [i not in wrong for i in range(5)]

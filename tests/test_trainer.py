@@ -24,7 +24,7 @@ from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Recipe
 from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
 from nanozhchat.trainer import Hook, fit
-from tests.conftest import CPU, make_model, make_recipe, run_ranks
+from tests.conftest import CPU, make_model, make_recipe, refused, run_ranks
 
 TOKEN_BYTES = torch.arange(100) % 4
 
@@ -132,8 +132,7 @@ def raise_at(place, error=Killed):
 
 @pytest.mark.parametrize("kill_at", [0, 10, 14, 24, 78])
 def test_a_killed_run_continues_with_the_same_losses_and_weights_bit_for_bit(undisturbed, kill_at):
-    with pytest.raises(Killed):
-        train(before=raise_at(kill_at))
+    refused(None, lambda: train(before=raise_at(kill_at)), error=Killed)
     state, model, folder = train()
     assert_undisturbed(undisturbed, model, folder)
     assert all(getattr(state, name) == getattr(undisturbed[0], name) for name in ("tokens", "bytes", "loader"))
@@ -150,8 +149,7 @@ def test_a_run_killed_while_saving_continues_from_the_checkpoint_before(undistur
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files.backend, "replace", die, raising=False)
-        with pytest.raises(Killed):
-            train()
+        refused(None, lambda: train(), error=Killed)
     _, model, folder = train()
     assert_undisturbed(undisturbed, model, folder)
     assert not list(folder.glob("*.tmp*"))
@@ -207,8 +205,7 @@ def test_two_ranks_train_as_one_and_a_run_may_move_between_them(undisturbed, bas
     run_ranks("tests.test_trainer", str(base_dir), nproc=2)
     two, weights = json.loads((base_dir / "losses.json").read_text()), load_file(base_dir / "weights.safetensors")
     assert_close(undisturbed, two, weights)
-    with pytest.raises(ValueError, match=r"saved by 2 rank\(s\), now there are 1; use as many, or --change-ranks"):
-        train("moved")
+    refused(r"saved by 2 rank\(s\), now there are 1; use as many, or --change-ranks", train, "moved")
     _, model, folder = train("moved", change_ranks=True)  # the run that two ranks left in the middle is finished by one
     assert events(folder) == ["start", "save", "stop", "resume", *["save"] * 6, "done"]
     assert_close(undisturbed, losses(folder), dict(model.named_parameters()))
@@ -312,8 +309,7 @@ def test_a_full_disk_during_training_is_survived_and_at_the_end_an_error(undistu
     assert_undisturbed(undisturbed, model, folder)
     assert "save_failed" in events(folder)
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "io:write#4=ENOSPC")
-    with pytest.raises(DiskError, match="No space left"):
-        train("other", save_every=0)
+    refused("No space left", train, "other", save_every=0, error=DiskError)
 
 
 def test_half_precision_scales_the_loss_and_adapts_the_scale(monkeypatch):

@@ -20,7 +20,7 @@ from nanozhchat.recipe import Overrides, resolve
 from nanozhchat.run import RunFlags, gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 from scripts import chat_sft, gen_identity
-from tests.conftest import CPU, make_config, make_model, write_jsonl
+from tests.conftest import CPU, make_config, make_model, refused, write_jsonl
 
 DIGITS = "零一二三四五六七八九"
 T = 64
@@ -109,8 +109,7 @@ def test_a_model_with_new_adapters_is_the_model_and_merged_ones_say_the_same():
         torch.nn.init.normal_(p, std=0.1) if name.endswith("up") else None
     merged.load_state_dict(model.state_dict())
     torch.testing.assert_close(merged.hidden(ids), model.hidden(ids), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="--lora-rank=99 must be between 1 and the model's width, 32"):
-        adapt(plain, 99, 0)
+    refused("--lora-rank=99 must be between 1 and the model's width, 32", adapt, plain, 99, 0)
 
 
 def test_preferences_start_at_log_2_and_are_learnt(base, tmp_path):
