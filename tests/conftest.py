@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -114,18 +113,6 @@ def end_ranks(pids, seconds=100.0):
     return list(codes.values())
 
 
-def run_ranks(module, *args, nproc, restarts=0):
-    """Run `python -m module args` on several ranks under torchrun."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-    launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*launcher, "-m", module, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def write_jsonl(path, rows):
     """Write rows, or texts as rows with a `text`, one a line, packed as the name says; returns the path."""
     rows = [{"text": row} if isinstance(row, str) else row for row in rows]
@@ -153,6 +140,7 @@ def cut(path, n):
 
 
 def refused(message, call, *args, error=ValueError, **options):
-    """Call, and get an error that says this."""
-    with pytest.raises(error, match=message):
+    """Call, and return the error that says this."""
+    with pytest.raises(error, match=message) as caught:
         call(*args, **options)
+    return caught.value

@@ -81,9 +81,8 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_it_is_used(tmp_path
 def test_when_all_are_damaged_it_is_an_error_with_exit_code_5_and_a_remedy(tmp_path, name):
     for step in (1, 2):
         flip(write(tmp_path, step) / name)
-    with pytest.raises(DamagedError, match="no usable checkpoint in .*--no-resume") as error:
-        checkpoint.find(tmp_path)
-    assert error.value.exit_code == 5
+    error = refused("no usable checkpoint in .*--no-resume", checkpoint.find, tmp_path, error=DamagedError)
+    assert error.exit_code == 5
 
 
 def test_order_is_by_step_not_by_time_other_folders_are_ignored_and_a_step_can_be_chosen(tmp_path):
@@ -121,9 +120,7 @@ def test_a_failure_at_any_write_is_a_disk_error_and_leaves_no_half_checkpoint(tm
     write(tmp_path, 1)
     with pytest.MonkeyPatch.context() as patch:
         Writes(patch, fail_at=k)
-        with pytest.raises(DiskError, match="No space left.*GiB free") as error:
-            write(tmp_path, 2)
-    assert error.value.exit_code == 6
+        assert refused("No space left.*GiB free", write, tmp_path, 2, error=DiskError).exit_code == 6
     if step_dir(tmp_path, 2).exists():  # failed after the commit
         assert checkpoint.problems(step_dir(tmp_path, 2)) == []
     assert checkpoint.find(tmp_path).step in (1, 2)
@@ -241,8 +238,8 @@ class Bomb:
 @pytest.mark.parametrize("save", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
 def test_a_pickle_in_place_of_tensors_is_refused_unread(tmp_path, save):
     save({"wte.weight": Bomb()}, tmp_path / "model.safetensors")
-    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
-        checkpoint.read_tensors(tmp_path / "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    refused(r"model\.safetensors is damaged", checkpoint.read_tensors, path, error=DamagedError)
 
 
 def test_nothing_in_the_project_reads_pickles():

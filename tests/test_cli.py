@@ -31,9 +31,7 @@ def parse(*argv):
 
 
 def stopped(*argv):
-    with pytest.raises(SystemExit) as stop:
-        parse(*argv)
-    return stop.value.code
+    return refused(None, parse, *argv, error=SystemExit).code
 
 
 def config_file(tmp_path, text):
@@ -93,9 +91,7 @@ def test_a_config_file_may_be_empty_and_write_numbers_in_any_common_notation(tmp
     }.items() for value in values), ("- a list\n", "flag: value"), ("depth: [1\n", "config")],
 )  # fmt: skip
 def test_a_bad_config_file_is_an_error_that_names_the_key(tmp_path, text, named):
-    with pytest.raises(ValueError, match="--config=") as error:
-        parse(config_file(tmp_path, text))
-    assert named in str(error.value)
+    assert named in str(refused("--config=", parse, config_file(tmp_path, text)))
     refused("absent.yaml", parse, "--config=absent.yaml")
 
 
@@ -109,11 +105,8 @@ def test_a_written_config_reads_back_as_the_same_arguments(tmp_path):
 
 
 def fail_with(error, monkeypatch, *flags):
-    main = Mock(side_effect=error)
     monkeypatch.setattr(sys, "argv", ["prog", *flags])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main)
-    return stop.value.code
+    return refused(None, cli.run, Mock(side_effect=error), error=SystemExit).code
 
 
 @pytest.mark.parametrize(

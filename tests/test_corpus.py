@@ -133,10 +133,9 @@ def test_verify_finds_a_flipped_bit_or_a_missing_shard_and_reading_a_torn_one_is
     assert json.loads(capsys.readouterr().out)["ok"] is True
     for harm, problem in ((flip, "sha256"), (os.unlink, "missing")):
         harm(shard)
-        with pytest.raises(DamagedError) as caught:
-            data_fetch.main(["--verify", "--name", "c"])
+        error = refused(None, data_fetch.main, ["--verify", "--name", "c"], error=DamagedError)
         found = json.loads(capsys.readouterr().out)["problems"][0]
-        assert (caught.value.exit_code, found["file"], problem in found["problem"]) == (5, str(shard), True)
+        assert (error.exit_code, found["file"], problem in found["problem"]) == (5, str(shard), True)
     built = build(source)
     cut(shard, 30)
     refused(r"train-00000\.parquet", lambda: list(built.documents("train")), error=DamagedError)

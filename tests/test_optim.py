@@ -1,8 +1,5 @@
 """The optimizer: right updates, and the same ones for any number of ranks."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,7 @@ from torch import nn
 from nanozhchat import compute as compute_module
 from nanozhchat.optim import POLAR_EXPRESS, POLAR_SAFETY, SHARD_MIN_ELEMENTS, Optimizer, ParamGroup, orthogonalize
 from nanozhchat.optim import param_groups as make_groups
-from tests.conftest import CPU, make_config, make_model, make_recipe, run_ranks
+from tests.conftest import CPU, end_ranks, make_config, make_model, make_recipe, start_ranks
 from tests.reference import muon as reference
 
 STEPS = 4
@@ -154,12 +151,17 @@ def work(folder, compute):
             save_file({**weights(model), "norms": torch.tensor(norms)}, folder / f"{given}{compute.world_size}.weights")
 
 
+def work_as_rank(folder):
+    with compute_module.start("cpu", "float32") as started:
+        work(folder, started)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Run the same steps on one rank, on two, and on one again, each continuing what it finds."""
     folder = tmp_path_factory.mktemp("optim")
     work(folder, CPU)
-    run_ranks("tests.test_optim", str(folder), nproc=2)
+    assert end_ranks(start_ranks(lambda rank: work_as_rank(folder), 2)) == [0, 0]
     work(folder, CPU)
     return folder
 
@@ -180,9 +182,3 @@ def test_two_ranks_share_the_state_instead_of_repeating_it(results):
     rows = {k for share in shares for k in share if k.startswith("adamw/wte.weight/exp_avg/")}
     assert rows == {"adamw/wte.weight/exp_avg/0", "adamw/wte.weight/exp_avg/64"}
     assert SHARD_MIN_ELEMENTS <= 128 * 64
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with compute_module.start("cpu", "float32") as started:
-        work(Path(sys.argv[1]), started)

@@ -157,9 +157,9 @@ def test_what_is_not_positive_and_finite_is_refused_by_name_and_value():
      ({"max_seq_len": 384}, 1), ({"device_batch_size": 3}, 1), ({"device_batch_size": 3, "total_batch_size": 8192}, 2)],
 )  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused_with_flags_that_work(over, world):
-    with pytest.raises(ValueError, match=r"total_batch_size=\d+ is not a multiple of \d+ = ") as error:
-        resolve(4, vocab_size=4096, world_size=world, overrides=Overrides(**over))
-    remedies = re.findall(r"--([a-z-]+)=(\d+)", str(error.value))
+    options, message = {"vocab_size": 4096, "world_size": world}, r"total_batch_size=\d+ is not a multiple of \d+ = "
+    error = refused(message, resolve, 4, **options, overrides=Overrides(**over))
+    remedies = re.findall(r"--([a-z-]+)=(\d+)", str(error))
     assert remedies
     for flag, value in remedies:
         fixed = Overrides(**{**over, flag.replace("-", "_"): int(value)})

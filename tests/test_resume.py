@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from nanozhchat import checkpoint, cli, compute, files, paths
 from scripts import base_train, chat_sft
-from tests.conftest import end_ranks, run_ranks, start_ranks, write_jsonl
+from tests.conftest import ROOT, end_ranks, start_ranks, write_jsonl
 
 COMMON = ["--model-tag=m", "--device-type=cpu", "--dtype=float32", "--save-every=3", "--eval-every=6", "--num-steps=14"]
 BASE = ["--depth=1", "--vocab-size=300", "--max-seq-len=128", "--total-batch-size=512", "--device-batch-size=1",
@@ -91,7 +93,10 @@ def test_a_run_killed_at_six_steps_ends_with_the_same_weights_state_and_losses_b
 def test_torchrun_starts_killed_ranks_again_and_they_end_as_if_undisturbed(start, home, monkeypatch):
     calm = undisturbed(start, "base", 2)
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "kill@step=8,rank=1,restart=0")
-    run_ranks("scripts.base_train", "--", *BASE, f"--data={home / 'data.jsonl'}", nproc=2, restarts=1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    command = [*launcher, "--monitor-interval=0.1", "-m", "scripts.base_train", "--", *BASE]
+    subprocess.run([*command, f"--data={home / 'data.jsonl'}"], cwd=ROOT, check=True, timeout=120)
     disturbed = result("base")
     assert disturbed[2].count("resume") == 1
     assert_same(disturbed, calm)

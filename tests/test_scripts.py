@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from nanozhchat import cli
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "__init__")
 
@@ -18,9 +18,7 @@ SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem != "_
 def run(name, *argv, monkeypatch):
     """Run a script as `python -m scripts.<name>` would; returns its exit code."""
     monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *argv])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(importlib.import_module(f"scripts.{name}").main)
-    return stop.value.code
+    return refused(None, cli.run, importlib.import_module(f"scripts.{name}").main, error=SystemExit).code
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,21 +1,17 @@
 """The training loop: resuming changes nothing, ranks change nothing, bad batches do no harm, clocks are kept."""
 
-import contextlib
 import json
 import math
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
+from nanozhchat import checkpoint, files, trainer, watch
 from nanozhchat import compute as compute_module
-from nanozhchat import files, trainer, watch
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Batch
 from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
@@ -24,7 +20,7 @@ from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Recipe
 from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
 from nanozhchat.trainer import Hook, fit
-from tests.conftest import CPU, make_model, make_recipe, refused, run_ranks
+from tests.conftest import CPU, end_ranks, make_model, make_recipe, refused, start_ranks
 
 TOKEN_BYTES = torch.arange(100) % 4
 
@@ -53,10 +49,10 @@ class Loader:
     def __next__(self):
         self.before(self.position)
         first = self.position + self.compute.rank * self.rows
-        inputs, targets = zip(*(row(first + i) for i in range(self.rows)), strict=True)
-        self.position += self.compute.world_size * self.rows
         documents = tuple(range(first, first + self.rows))
-        return Batch(torch.stack(inputs), torch.stack(targets), 0, self.state_dict(), documents)
+        inputs, targets = (torch.stack(part) for part in zip(*map(row, documents), strict=True))
+        self.position += self.compute.world_size * self.rows
+        return Batch(inputs, targets, 0, self.state_dict(), documents)
 
     def state_dict(self):
         return {"rows": self.position}
@@ -188,27 +184,35 @@ def test_the_loss_is_the_mean_over_all_scored_tokens_of_the_step(undisturbed):
     assert first["train/bpb"] == pytest.approx(mean * len(scored) / math.log(2) / n_bytes, rel=1e-5)
 
 
-def assert_close(undisturbed, rows, named_weights):
-    assert [step for step, _, _ in rows] == list(range(1, 21))
-    for got, want in zip(rows, undisturbed[2], strict=True):
+def assert_close(undisturbed, folder):
+    assert [step for step, _, _ in losses(folder)] == list(range(1, 21))
+    for got, want in zip(losses(folder), undisturbed[2], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
+    named = checkpoint.read_tensors(folder / "step_00000020" / "model.safetensors")
     for name, p in undisturbed[1].named_parameters():  # AdamW makes much of the last digit of a tiny gradient
-        assert (named_weights[name] - p).norm() <= 3e-3 * p.norm(), name
+        assert (named[name] - p).norm() <= 3e-3 * p.norm(), name
 
 
 def test_how_a_batch_is_cut_into_micro_batches_changes_nothing(undisturbed):
-    _, model, folder = train(recipe=make_recipe(device_batch_size=4, grad_accum_steps=1))
-    assert_close(undisturbed, losses(folder), dict(model.named_parameters()))
+    assert_close(undisturbed, train(recipe=make_recipe(device_batch_size=4, grad_accum_steps=1))[2])
 
 
 def test_two_ranks_train_as_one_and_a_run_may_move_between_them(undisturbed, base_dir):
-    run_ranks("tests.test_trainer", str(base_dir), nproc=2)
-    two, weights = json.loads((base_dir / "losses.json").read_text()), load_file(base_dir / "weights.safetensors")
-    assert_close(undisturbed, two, weights)
+    def work(rank):
+        def interrupt(row):
+            if row == 16 and rank == 1:  # a signal to one rank stops both at the same step
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with compute_module.start("cpu", "float32") as compute:
+            train("two", compute=compute)
+            refused(None, train, "moved", compute=compute, before=interrupt, save_every=0, error=StoppedError)
+
+    assert end_ranks(start_ranks(work, 2)) == [0, 0]
+    assert_close(undisturbed, base_dir / "base" / "two")
     refused(r"saved by 2 rank\(s\), now there are 1; use as many, or --change-ranks", train, "moved")
-    _, model, folder = train("moved", change_ranks=True)  # the run that two ranks left in the middle is finished by one
+    _, _, folder = train("moved", change_ranks=True)  # the run that two ranks left in the middle is finished by one
     assert events(folder) == ["start", "save", "stop", "resume", *["save"] * 6, "done"]
-    assert_close(undisturbed, losses(folder), dict(model.named_parameters()))
+    assert_close(undisturbed, folder)
 
 
 def poisoned(bad_steps):
@@ -274,9 +278,7 @@ def test_a_loss_that_leaps_and_stays_goes_back_to_before_the_leap(monkeypatch):
 
 def test_when_going_back_does_not_help_the_run_ends_as_diverged_with_its_last_good_checkpoint(monkeypatch):
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "nan@step>8")
-    with pytest.raises(DivergedError, match="after 3 rollbacks; lower the learning rate") as error:
-        train(save_every=4)
-    assert error.value.exit_code == 3
+    assert refused("3 rollbacks; lower the learning rate", train, save_every=4, error=DivergedError).exit_code == 3
     monkeypatch.delenv("NANOZHCHAT_FAULTS")
     assert train()[0].finished  # with good data, the same run goes on
 
@@ -288,8 +290,8 @@ def test_scattered_bad_steps_do_not_stop_the_run():
 
 def test_out_of_memory_halves_the_device_batch_and_keeps_batch_and_loss(undisturbed, monkeypatch):
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "oom@device_batch>1")
-    state, model, folder = train(recipe=make_recipe(device_batch_size=4, grad_accum_steps=1))
-    assert_close(undisturbed, losses(folder), dict(model.named_parameters()))
+    state, _, folder = train(recipe=make_recipe(device_batch_size=4, grad_accum_steps=1))
+    assert_close(undisturbed, folder)
     assert losses(folder)[0] == pytest.approx(undisturbed[2][0], rel=1e-6)
     assert events(folder)[:3] == ["start", "out_of_memory", "out_of_memory"]
     assert (state.tokens, state.loader) == (20 * 64, {"rows": 80})
@@ -298,9 +300,7 @@ def test_out_of_memory_halves_the_device_batch_and_keeps_batch_and_loss(undistur
 
 def test_out_of_memory_with_a_single_row_is_an_error_with_advice(monkeypatch):
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "oom@device_batch>0")
-    with pytest.raises(OutOfMemoryError, match="not even one row of 16 tokens fits.*--grad-checkpoint") as error:
-        train()
-    assert error.value.exit_code == 4
+    assert refused("one row of 16 tokens fits.*--grad-checkpoint", train, error=OutOfMemoryError).exit_code == 4
 
 
 def test_a_full_disk_during_training_is_survived_and_at_the_end_an_error(undisturbed, monkeypatch):
@@ -323,9 +323,8 @@ def test_half_precision_scales_the_loss_and_adapts_the_scale(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_and_the_run_continues_as_if_nothing_had_been(undisturbed, number):
     handler = signal.getsignal(number)
-    with pytest.raises(StoppedError, match=r"stopped at step \d+, everything is saved") as error:
-        train(before=lambda row: row == 28 and os.kill(os.getpid(), number), save_every=0)
-    assert error.value.exit_code == 143
+    options = {"before": lambda row: row == 28 and os.kill(os.getpid(), number), "save_every": 0}
+    assert refused(r"stopped at step \d+, everything is saved", train, **options, error=StoppedError).exit_code == 143
     assert signal.getsignal(number) is handler
     _, model, folder = train()
     assert_undisturbed(undisturbed, model, folder)
@@ -365,8 +364,8 @@ def test_a_budget_ends_on_time_with_the_learning_rate_fully_down(clock, setup_s,
 def test_a_budget_counts_the_time_before_an_interruption(clock):
     begun = clock.now
     options = {"recipe": make_recipe(budget_s=100.0), "hooks": [Hook(1000, clock.spend(8.0))], "save_every": 20}
-    with pytest.raises(Killed):
-        train(before=lambda row: clock.spend(0.5)(row) or raise_at(170)(row), started=clock.now, **options)
+    kill = raise_at(170)
+    refused(None, train, before=lambda row: clock.spend(0.5)(row) or kill(row), started=begun, **options, error=Killed)
     clock.now += 5000.0  # the machine was off for a while
     state, _, _ = train(before=clock.spend(0.5), started=clock.now, **options)
     assert (state.finished, 95.0 <= clock.now - begun - 5000.0 <= 105.0) == (True, True)
@@ -409,20 +408,3 @@ def test_metrics_have_the_stable_keys_in_every_row_and_grow_as_they_should():
     assert (rows[-1]["tokens"], rows[-1]["eta_s"]) == (recipe.train_tokens, 0.0)
     assert rows[-1]["flops"] == pytest.approx(recipe.flops_per_token * recipe.train_tokens)
     assert Recipe.from_dict(files.read_json(folder / "step_00000020" / "state.json")["recipe"]) == recipe
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    base = Path(sys.argv[1])
-    with compute_module.start("cpu", "float32") as started_compute:
-        _, trained, where = train(compute=started_compute)
-        if started_compute.is_main:
-            (base / "losses.json").write_text(json.dumps(losses(where)))
-            save_file({n: p.detach() for n, p in trained.named_parameters()}, base / "weights.safetensors")
-
-        def interrupt(row):
-            if row == 16 and started_compute.rank == 1:  # a signal to one rank stops both at the same step
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        with contextlib.suppress(StoppedError):
-            train("moved", compute=started_compute, before=interrupt, save_every=0)
