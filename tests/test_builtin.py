@@ -103,12 +103,12 @@ def test_tasks_cover_every_skill_know_their_own_answers_and_what_there_is_not_is
     task = BuiltinTask("unknown", 200)  # whose refusals have answerable twins
     assert 0.25 < sum(map(task.answerable, range(len(task)))) / len(task) < 0.75
     unknown = "unknown.*poem.*arithmetic"
-    for call, message in (
-        (lambda: documents(parts=["poem"]), unknown), (lambda: conversations(skills=["poem"]), unknown),
-        (lambda: questions("poem", 1), unknown), (lambda: resolve("builtin:poem"), unknown),
-        (lambda: documents(split="test"), "train, val"), (lambda: questions("antonyms", 20_000), "ran out"),
-    ):  # fmt: skip
-        refused(message, call)
+    refused(unknown, documents, parts=["poem"])
+    refused(unknown, conversations, skills=["poem"])
+    refused(unknown, questions, "poem", 1)
+    refused(unknown, resolve, "builtin:poem")
+    refused("train, val", documents, split="test")
+    refused("ran out", questions, "antonyms", 20_000)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

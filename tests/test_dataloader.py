@@ -239,13 +239,11 @@ def test_conversations_that_cannot_teach_are_left_out_and_counted_and_nothing_to
     rendered = prepare_conversations(PATHOLOGICAL, bytes_tokenizer, 30)
     assert (len(rendered), "1 of 5 conversations" in caplog.text) == (4, True)
     assert max(len(ids) for ids, _ in rendered) <= 31
-    for call, message in (
-        (lambda: loader(Docs([0, 0])), "no tokens"), (lambda: chat_loader([]), "no conversations"),
-        (lambda: prepare_conversations(PATHOLOGICAL[:1], bytes_tokenizer, 30), "none of 1 conversations"),
-        *((lambda bad=bad: chat_loader([([1, 2], [0, 1]), bad]), "conversation 1 ") for bad in (
-            ([1, 2], [0, 0]), ([1], [1]), (list(range(18)), [0] + [1] * 17), ([1, 2, 3], [0, 1]))),
-    ):  # fmt: skip
-        refused(message, call)
+    refused("no tokens", loader, Docs([0, 0]))
+    refused("no conversations", chat_loader, [])
+    refused("none of 1 conversations", prepare_conversations, PATHOLOGICAL[:1], bytes_tokenizer, 30)
+    for bad in (([1, 2], [0, 0]), ([1], [1]), (list(range(18)), [0] + [1] * 17), ([1, 2, 3], [0, 1])):
+        refused("conversation 1 ", chat_loader, [([1, 2], [0, 1]), bad])
 
 
 def test_two_sources_by_weight_reach_the_trainer_in_that_ratio_of_tokens_and_resuming_keeps_it(tmp_path):

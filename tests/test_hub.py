@@ -43,23 +43,19 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, status, body=b"", **headers):
+    def answer(self, status, body=b"", sent=None, **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Length": len(body), **headers}.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:sent])
+            self.wfile.flush()
 
     def do_POST(self):
-        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.answer(
-            200, [self.server.describe(p) for p in self.server.files if p in asked or p.split("/")[-1] in asked]
-        )
-
-    def do_HEAD(self):
-        self.do_GET()
+        hub, asked = self.server, self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.answer(200, [hub.describe(p) for p in hub.files if p in asked or p.split("/")[-1] in asked])
 
     def do_GET(self):
         hub, path = self.server, self.path.partition("?")[0]
@@ -75,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
 
+    do_HEAD = do_GET
+
     def file(self, name):
         hub, data = self.server, self.server.files[name]
         oid, start = hub.describe(name)["lfs"]["oid"], 0
@@ -86,24 +84,15 @@ class Handler(BaseHTTPRequestHandler):
         if begin := self.headers.get("Range"):
             start = int(begin.removeprefix("bytes=").rstrip("-"))
             facts["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        fault = hub.faults.pop(0) if hub.faults else ""
+        fault, rest = hub.faults.pop(0) if hub.faults else "", data[start:]
         hub.asked.append((name, start, fault))
         if fault == "429":
             self.answer(429, Retry_After=0)
-        elif fault == "wrong":
-            self.answer(206 if start else 200, bytes(len(data) - start), **facts)
-        elif fault in ("cut", "hang"):
-            self.send_response(206 if start else 200)
-            for key, value in {"Content-Length": len(data) - start, **facts}.items():
-                self.send_header(key.replace("_", "-"), str(value))
-            self.end_headers()
-            self.wfile.write(data[start : (start + len(data)) // 2])
-            self.wfile.flush()
-            if fault == "hang":
-                time.sleep(30)
-            self.close_connection = True
-        else:
-            self.answer(206 if start else 200, data[start:], **facts)
+            return
+        half = len(rest) // 2 if fault in ("cut", "hang") else None
+        self.close_connection |= half is not None
+        self.answer(206 if start else 200, bytes(len(rest)) if fault == "wrong" else rest, half, **facts)
+        time.sleep(30 if fault == "hang" else 0)
 
 
 def parquet(texts, pad):

@@ -15,29 +15,16 @@ from nanozhchat.recipe import Overrides, Recipe, explain, flops_per_token, model
 from nanozhchat.run import MODEL_FIELDS, for_world
 from tests.conftest import refused
 
+FIELDS = (
+    "n_embd", "n_head", "head_dim", "vocab_size", "sequence_len", "window_pattern", "value_embeddings", "num_params",
+    "scaling_params", "flops_per_token", "total_batch_size", "num_steps", "matrix_lr", "weight_decay",
+)  # fmt: skip
 GOLDEN = {
-    2: {
-        "n_embd": 128, "n_head": 2, "head_dim": 64, "vocab_size": 4096, "sequence_len": 512, "window_pattern": "L",
-        "value_embeddings": False, "num_params": 1_441_814, "scaling_params": 917_504, "flops_per_token": 7_077_888,
-        "total_batch_size": 4096, "num_steps": 2688, "matrix_lr": 0.0123114, "weight_decay": 0.426043,
-    },
-    4: {
-        "n_embd": 256, "n_head": 4, "head_dim": 64, "vocab_size": 4096, "sequence_len": 512, "window_pattern": "L",
-        "value_embeddings": False, "num_params": 5_242_906, "scaling_params": 4_194_304, "flops_per_token": 31_457_280,
-        "total_batch_size": 32768, "num_steps": 1536, "matrix_lr": 0.0151572, "weight_decay": 0.605596,
-    },
-    12: {
-        "n_embd": 768, "n_head": 6, "head_dim": 128, "vocab_size": 16384, "sequence_len": 2048,
-        "window_pattern": "SSSL", "value_embeddings": True, "num_params": 185_598_570, "scaling_params": 97_517_568,
-        "flops_per_token": 684_195_840, "total_batch_size": 524_288, "num_steps": 2232, "matrix_lr": 0.02,
-        "weight_decay": 0.315841,
-    },
-    20: {
-        "n_embd": 1280, "n_head": 10, "head_dim": 128, "vocab_size": 32768, "sequence_len": 2048,
-        "window_pattern": "SSSL", "value_embeddings": True, "num_params": 896_534_138, "scaling_params": 435_159_040,
-        "flops_per_token": 2_886_205_440, "total_batch_size": 1_048_576, "num_steps": 4980, "matrix_lr": 0.0282843,
-        "weight_decay": 0.100096,
-    },
+    2: (128, 2, 64, 4096, 512, "L", False, 1_441_814, 917_504, 7_077_888, 4096, 2688, 0.0123114, 0.426043),
+    4: (256, 4, 64, 4096, 512, "L", False, 5_242_906, 4_194_304, 31_457_280, 32768, 1536, 0.0151572, 0.605596),
+    12: (768, 6, 128, 16384, 2048, "SSSL", True, 185_598_570, 97_517_568, 684_195_840, 524_288, 2232, 0.02, 0.315841),
+    20: (1280, 10, 128, 32768, 2048, "SSSL", True, 896_534_138, 435_159_040, 2_886_205_440, 1_048_576, 4980, 0.0282843,
+         0.100096),
 }  # fmt: skip
 
 
@@ -48,7 +35,7 @@ def advised(depth, **options):
 @pytest.mark.parametrize("depth", GOLDEN)
 def test_the_dial_gives_the_golden_numbers(depth):
     got = advised(depth).to_dict()
-    for name, value in GOLDEN[depth].items():
+    for name, value in zip(FIELDS, GOLDEN[depth], strict=True):
         assert got[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
@@ -139,8 +126,8 @@ def test_the_horizon_can_be_set_in_flops_tokens_per_parameter_or_time():
 def test_two_horizons_conflict(one, other):
     refused("both set the length of the run; give only one", Overrides, **{one: 5, other: 5})
     for name in (one, other):
-        with pytest.raises(ValueError, match="--budget sets the length of the run; drop"):
-            resolve(4, vocab_size=4096, budget_s=60.0, overrides=Overrides(**{name: 5}))
+        options = {"vocab_size": 4096, "budget_s": 60.0, "overrides": Overrides(**{name: 5})}
+        refused("--budget sets the length of the run; drop", resolve, 4, **options)
 
 
 def test_what_is_not_positive_and_finite_is_refused_by_name_and_value():
@@ -176,11 +163,8 @@ def test_a_recipe_survives_json_is_explained_whole_and_other_fields_are_refused_
     values = json.loads(json.dumps(r.to_dict()))
     assert Recipe.from_dict(values) == r
     assert {name for name, _, formula in explain(r) if formula} == {*values} - {"depth", "overridden"}
-    for wrong, named in (
-        ({**values, "bogus": 1}, "bogus"),
-        ({k: v for k, v in values.items() if k != "n_layer"}, "n_layer"),
-    ):
-        refused(named, Recipe.from_dict, wrong)
+    refused("bogus", Recipe.from_dict, {**values, "bogus": 1})
+    refused("n_layer", Recipe.from_dict, {k: v for k, v in values.items() if k != "n_layer"})
 
 
 def test_fine_tuning_keeps_the_shape_and_lowers_every_learning_rate():

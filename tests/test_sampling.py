@@ -31,23 +31,20 @@ def params(**changes):
 
 
 P = softmax(LOGITS)  # about .38 .23 .14 .085 .05 .03 .02 .00
-CASES = [
-    ("plain", params(), P),
-    ("cold", params(temperature=0.5), softmax([x / 0.5 for x in LOGITS])),
-    ("hot", params(temperature=2.0), softmax([x / 2.0 for x in LOGITS])),
-    ("top_k", params(top_k=3), keep(P, {0, 1, 2})),
-    ("top_k_1", params(top_k=1), keep(P, {0})),
-    ("top_k_beyond", params(top_k=1000), P),
-    ("top_p", params(top_p=0.7), keep(P, {0, 1, 2})),  # .38 + .23 = .61 is not enough
-    ("top_p_tiny", params(top_p=1e-6), keep(P, {0})),
-    ("min_p", params(min_p=0.3), keep(P, {0, 1, 2})),  # 0.3 * .38 = .11
-    ("min_p_1", params(min_p=1.0), keep(P, {0})),
-    ("k_then_p", params(top_k=2, top_p=0.5), keep(P, {0})),  # among the two: .62 .38
-    ("temperature_first", params(temperature=2.0, top_p=0.4), keep(softmax([x / 2 for x in LOGITS]), {0, 1})),
-]
+CASES = {
+    "plain": (params(), P), "top_k_beyond": (params(top_k=1000), P), "top_k_1": (params(top_k=1), keep(P, {0})),
+    "cold": (params(temperature=0.5), softmax([x / 0.5 for x in LOGITS])),
+    "hot": (params(temperature=2.0), softmax([x / 2.0 for x in LOGITS])),
+    "top_k": (params(top_k=3), keep(P, {0, 1, 2})), "top_p_tiny": (params(top_p=1e-6), keep(P, {0})),
+    "top_p": (params(top_p=0.7), keep(P, {0, 1, 2})),  # .38 + .23 = .61 is not enough
+    "min_p": (params(min_p=0.3), keep(P, {0, 1, 2})),  # 0.3 * .38 = .11
+    "min_p_1": (params(min_p=1.0), keep(P, {0})),
+    "k_then_p": (params(top_k=2, top_p=0.5), keep(P, {0})),  # among the two: .62 .38
+    "temperature_first": (params(temperature=2.0, top_p=0.4), keep(softmax([x / 2 for x in LOGITS]), {0, 1})),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
 def test_probabilities_are_those_worked_out_by_hand_and_draws_follow_them(given, expected):
     p, uniforms = filtered_probabilities(LOGITS, given), np.random.Generator(np.random.PCG64([7, 0])).random(DRAWS)
     assert p.tolist() == pytest.approx(expected, abs=1e-6)

@@ -70,9 +70,6 @@ def error_of(response):
     return response.status_code, response.json()["error"]["code"]
 
 
-# --- what comes back
-
-
 def test_a_stream_is_the_whole_answer_with_role_first_one_finish_reason_and_done_last(live):
     whole, response = post(live).json(), post(live, stream=True)
     *chunks, done = events(response.text)
@@ -179,8 +176,6 @@ def test_metrics_count_requests_and_tokens(live):
     assert float(text.split('completion_tokens_total{model="d4"} ')[1].split("\n")[0]) >= len(STORY)
     assert 'nanozhchat_requests_total{status="200"}' in text
 
-
-# --- what is refused
 
 A = b'{"messages":[{"role":"user","content":"a"}],'
 USER, SYSTEM, ASSISTANT = ({"role": role, "content": "a"} for role in ("user", "system", "assistant"))
@@ -299,9 +294,6 @@ def test_every_response_carries_the_security_headers(live):
         assert "default-src 'none'" in given["content-security-policy"]
         assert "unsafe" not in given["content-security-policy"]
         assert (given["x-content-type-options"], given["referrer-policy"]) == ("nosniff", "no-referrer")
-
-
-# --- load, leaving, failing
 
 
 @pytest.fixture
@@ -448,9 +440,6 @@ def test_slow_body_gives_408_and_a_connection_that_never_completes_a_request_is_
                     pass
 
 
-# --- the real engine
-
-
 @pytest.fixture(scope="module")
 def real():
     """A random model with the real engine and tokenizer behind the server."""
@@ -479,9 +468,6 @@ def test_real_counts_seeds_and_context_hold(real):
     assert error_of(real.http.post(CHAT, json=turn("字" * 31)))[1] == "context_length_exceeded"
     control = real.http.post("/tokenize", json={"text": "<|end|>"}).json()
     assert control["count"] > 1  # a name of a control token is ordinary text
-
-
-# --- process life
 
 
 def stopped_while_streaming(monkeypatch, *, number, grace_s, max_tokens):

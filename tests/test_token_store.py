@@ -84,7 +84,7 @@ def test_ids_take_two_bytes_when_the_vocabulary_allows_and_none_may_lie_outside_
     store = tokenize(built, tokenizer)
     assert store.manifest["dtype"] == dtype
     assert store.doc("train", 0).tolist() == tokenizer.encode(next(built.documents("train")))
-    refused("vocab_size is 200", lambda: tokenize(built, ByteTokenizer(200)))
+    refused("vocab_size is 200", lambda: tokenize(built, ByteTokenizer(200, hash="b" * 64)))
 
 
 def test_only_the_same_corpus_and_tokenizer_are_reused(built, tmp_path):

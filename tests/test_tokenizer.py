@@ -15,13 +15,9 @@ from nanozhchat.errors import DamagedError
 from nanozhchat.tokenizer import StreamDecoder, Tokenizer
 from tests.conftest import refused
 
-CHAT = [
-    {"role": "system", "content": "你是小助手。"},
-    {"role": "user", "content": "你好！"},
-    {"role": "assistant", "content": "你好，有什么事？"},
-    {"role": "user", "content": "今天星期几？"},
-    {"role": "assistant", "content": "我不知道。"},
-]
+SAID = (("system", "你是小助手。"), ("user", "你好！"), ("assistant", "你好，有什么事？"), ("user", "今天星期几？"),
+        ("assistant", "我不知道。"))  # fmt: skip
+CHAT = [{"role": role, "content": content} for role, content in SAID]
 BLOCKS = [  # code points that every library has long known
     (0x00, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x391, 0x3A1), (0x410, 0x44F), (0x5D0, 0x5EA), (0x627, 0x64A),
     (0x905, 0x939), (0xE01, 0xE3A), (0x2000, 0x206F), (0x2150, 0x218B), (0x2460, 0x24FF), (0x3000, 0x303F),
@@ -212,10 +208,8 @@ def test_a_stream_shows_only_complete_characters(tokenizer):
 
 
 def test_impossible_settings_and_ids_are_errors_that_say_what_to_pass(tokenizer):
-    for size, kind, message in (
-        (262, "bpe", "--vocab-size=263"), (300, "word", "kinds are bpe, char"),
-        (1000, "bpe", "at most 265 tokens; pass --vocab-size=265"),
-    ):  # fmt: skip
-        refused(message, Tokenizer.train, ["aaaa"], size, kind)
+    refused("--vocab-size=263", Tokenizer.train, ["aaaa"], 262, "bpe")
+    refused("kinds are bpe, char", Tokenizer.train, ["aaaa"], 300, "word")
+    refused("at most 265 tokens; pass --vocab-size=265", Tokenizer.train, ["aaaa"], 1000, "bpe")
     for i in (-1, 2000):
         refused(f"id {i} is not in this vocabulary", tokenizer.decode, [i])

@@ -171,9 +171,6 @@ def sent(live):
     return [message.content for message in live.chat.prompts[-1]]
 
 
-# --- asking and answering
-
-
 def test_question_gets_its_answer_with_the_servers_speed_and_counts(page):
     meta = re.compile(r"[\d.]+ 词元/秒 · 首字 \d+ 毫秒 · 47 词元 · d4")
     page.answered().see({".bubble": "讲个故事", META: meta, "#context-text": "上下文 52/1024"})
@@ -252,9 +249,6 @@ def test_a_system_prompt_is_sent_first_and_exported(page, live):
     assert text.startswith("# 讲个故事\n\n## 系统提示\n\n用诗回答\n\n## 你\n\n讲个故事\n\n## 模型\n\n从前")
 
 
-# --- history
-
-
 def test_history_survives_a_reload_and_can_be_searched_renamed_and_deleted(page):
     page.answered("小猫").click("#new-chat").answered("小狗").reload().see({".bubble": "小狗", CHATS: 2})
     page.fill("#search", "小猫😺").see({CHATS: 2}).fill("#search", "狗").see({CHATS: 1})  # 😺: in both answers only
@@ -329,8 +323,6 @@ def test_a_thousand_chats_open_and_can_be_searched(page):
     page.reload().see({CHATS: 300}).fill("#search", "问题777").see({CHATS: 1})
 
 
-# --- typing
-
 KEY_DOWN = """(box, keys) => {
   const event = new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true, ...keys });
   if (keys.keyCode) Object.defineProperty(event, "keyCode", { value: keys.keyCode });
@@ -383,9 +375,6 @@ def test_slash_commands_work_by_keyboard_in_full_width_too_and_unknown_ones_are_
     body = page.ask("/model d4:base:900").request_of("从前", "接着写的话。")
     assert (body["temperature"], body["seed"], body["model"]) == (0, 42, "d4:base:900")
     page.ask("/clear").visible("#welcome").see({"#welcome-text": re.compile("只做过预训练")})
-
-
-# --- trouble
 
 
 @pytest.mark.parametrize(("status", "code"), [(500, "internal_error"), (429, "rate_limit_exceeded")])
@@ -474,8 +463,6 @@ def test_events_are_parsed_however_the_bytes_are_cut(page):
     assert [page.evaluate(PARSE, cuts) for cuts in (1, 2, 3, 7, 1000)] == [["小😺", "a\nb", "c"]] * 5
 
 
-# --- rendered text
-
 HOSTILE = (ROOT / "tests" / "hostile.txt").read_text().rstrip("\n").split("\n%%\n")
 UNSAFE = """() => [...document.querySelectorAll("#log *")].flatMap((e) => [
   ...(/^(script|img|iframe|style|form|object|video|base|meta|link)$/i.test(e.tagName) ? [e.outerHTML] : []),
@@ -507,9 +494,6 @@ def test_finished_blocks_are_rendered_while_the_rest_streams_and_are_not_made_ag
     page.ask().see({f"{ANSWER} >> h1": "题"}).status("streaming")
     page.locator(f"{ANSWER} >> h1").evaluate("e => { e.dataset.mine = 'yes'; }")
     page.status("done").see({f"{ANSWER} >> p": 2, f"{ANSWER} >> h1[data-mine=yes]": 1})
-
-
-# --- controls
 
 
 def test_settings_are_sent_clamped_to_the_servers_ranges_and_survive_a_reload(page):
@@ -544,9 +528,6 @@ def test_every_text_has_both_languages_and_every_used_key_exists():
     sources = "".join(path.read_text() for path in STATIC.iterdir() if path.suffix in (".js", ".html"))
     used = re.findall(r'data-(?:text|label|tip|hint)="(\w+)"', sources) + re.findall(r'\bt\("(\w+)"', sources)
     assert set(used) <= set(table)
-
-
-# --- devices and people
 
 
 def test_a_chosen_theme_is_there_before_any_module_runs(page):
@@ -631,9 +612,6 @@ def test_the_page_is_small_and_asks_no_other_server():
         html = files[name].decode()
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", html)
         assert not re.search(r"(?:src|href)=[\"'](?!/)", html)
-
-
-# --- watching a training
 
 
 def test_runs_page_shows_curves_and_samples_and_follows_the_training(page, live, base_dir):
