@@ -1,5 +1,6 @@
 """Fixtures for all tests: an own base directory, one thread, and models small enough to train in milliseconds."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -16,7 +17,9 @@ import zstandard
 
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Overrides, resolve
+from nanozhchat.run import RunFlags, gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 
 CPU = Compute(torch.device("cpu"))
@@ -72,6 +75,18 @@ def make_recipe(**changes):
     over = Overrides(max_seq_len=16, total_batch_size=64, device_batch_size=2, num_steps=20)
     shape = {"n_layer": 2, "value_embeddings": True}
     return replace(resolve(1, vocab_size=100, overrides=over), **{**shape, **changes})
+
+
+@contextlib.contextmanager
+def opened(stage, tag, recipe, identity, compute=CPU, *, flags=None, **how):
+    """Do what the scripts do: open a run, build or restore its model (how: see make_model) and optimizer."""
+    with open_run(stage, tag, identity, compute, flags=RunFlags(**(flags or {}))) as run:
+        recipe = run.recipe(lambda: recipe)
+        model = make_model(gpt_config(recipe), dtype=compute.dtype, **how)
+        optimizer = Optimizer(param_groups(model, recipe), compute)
+        if run.saved is not None:
+            run.saved.restore(model, optimizer)
+        yield run, recipe, model, optimizer
 
 
 def start_ranks(work, nproc, log=os.devnull):

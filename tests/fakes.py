@@ -8,7 +8,7 @@ import uvicorn
 
 from nanozhchat.batching import Delta
 from nanozhchat.chat import Chat
-from nanozhchat.conversation import make_conversation
+from nanozhchat.conversation import Message, make_conversation
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import Choice, SamplingParams
 from nanozhchat.server.app import create_app
@@ -52,6 +52,27 @@ class FakeBatch:
             if delta.finish_reason is not None:
                 self.streams.pop(request).close()
         return made
+
+
+class ToyTask:
+    """Questions and their answers. right(given, expected): what counts as one."""
+
+    name, chance = "toy", 0.1
+
+    def __init__(self, pairs, right=lambda given, expected: given.strip() == expected):
+        self.pairs, self.right = pairs, right
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def prompt(self, index):
+        return [Message("user", self.pairs[index][0])]
+
+    def expected(self, index):
+        return self.pairs[index][1]
+
+    def check(self, index, answer):
+        return self.right(answer, self.expected(index))
 
 
 class FakeEngine:

@@ -89,17 +89,17 @@ def test_every_layout_of_preferences_gives_the_same_pair_and_what_is_none_is_cou
     pair = (EXCHANGE, (EXCHANGE[0], Message("assistant", "九。")))
     assert list(preferences([str(path)], "train", stats=stats)) == [pair]
     assert stats.skipped == {"no proper conversation": 1}
-    with pytest.raises(ValueError, match="expected chosen . rejected"):
-        list(preferences([str(write_jsonl(path, [{"prompt": ASK, "completion": ANSWER}]))], "train"))
+    write_jsonl(path, [{"prompt": ASK, "completion": ANSWER}])
+    refused("expected chosen . rejected", lambda: list(preferences([str(path)], "train")))
 
 
 def test_what_has_no_known_layout_or_no_conversation_is_an_error_that_says_what_was_found(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.jsonl:1 has keys answer, q; expected messages"):
-        both(write_jsonl(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}]))
+    odd = write_jsonl(tmp_path / "a.jsonl", [{"q": ASK, "answer": ANSWER}])
+    refused(r"a\.jsonl:1 has keys answer, q; expected messages", both, odd)
     refused(r"a\.txt:1 is plain text", lambda: both(pack(tmp_path / "a.txt", "从前有座山。")))
     refused("unknown skill 'nonsense' of the built-in data; there are: ", both, "builtin:nonsense")
-    with pytest.raises(ValueError, match="no conversation for the val split"):
-        load_conversations([str(write_jsonl(tmp_path / "a.jsonl", numbered(1)))], "val", max_conversations=10)
+    one = [str(write_jsonl(tmp_path / "a.jsonl", numbered(1)))]
+    refused("no conversation for the val split", load_conversations, one, "val", max_conversations=10)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,16 @@ import torch
 from nanozhchat import files
 from nanozhchat.batching import Delta
 from nanozhchat.compute import Compute
-from nanozhchat.conversation import Message
 from nanozhchat.dataloader import RolloutBatch
 from nanozhchat.errors import StoppedError
 from nanozhchat.objectives import policy_gradient
-from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook, roll_out
-from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
+from nanozhchat.run import for_world, gpt_config
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.trainer import fit
 from tasks import registry
-from tests.conftest import CPU, make_model, make_recipe, pack
+from tests.conftest import CPU, make_model, make_recipe, opened, pack, refused
+from tests.fakes import ToyTask
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +27,10 @@ def tokenizer(bytes_tokenizer):
     return bytes_tokenizer
 
 
-class Brevity:
-    """Come to an end: answers that do not are never right."""
-
-    name, chance = "brevity", 0.0
-
-    def __len__(self):
-        return 6
-
-    def prompt(self, index):
-        return [Message("user", "abcdef"[index])]
-
-    def expected(self, index):
-        return ""
-
-    def check(self, index, answer):
-        return True
-
-
 def make_source(tokenizer, model, compute=CPU, rows=4, **changes):
     settings = Settings(**{"prompts": 4, "group": 4, "max_tokens": 20, "seed": 1, **changes})
-    problems = Problems([Brevity()], tokenizer, 16)
+    brevity = ToyTask([(letter, "") for letter in "abcdef"], lambda *_: True)  # answers without end are never right
+    problems = Problems([brevity], tokenizer, 16)
     return RolloutSource(model, tokenizer, problems, settings, compute, kind="native", batch_rows=rows)
 
 
@@ -63,12 +45,7 @@ def rl_recipe(tokenizer, **changes):
 
 def train(tokenizer, *, tag, before=lambda step: None, steps):
     recipe = rl_recipe(tokenizer, num_steps=steps, warmup_frac=0.0)
-    with open_run("rl", tag, {"data_hash": "x"}, CPU, flags=RunFlags()) as run:
-        recipe = run.recipe(lambda: recipe)
-        model = random_model(tokenizer)
-        optimizer = Optimizer(param_groups(model, recipe), CPU)
-        if run.saved is not None:
-            run.saved.restore(model, optimizer)
+    with opened("rl", tag, recipe, {"data_hash": "x"}, seed=2, perturb=True) as (run, recipe, model, optimizer):
         source = make_source(tokenizer, model, rows=recipe.device_batch_size)
         source.stop = run.stop
         if run.state.loader:
@@ -132,8 +109,8 @@ def test_ranks_share_the_problems_and_draw_the_same_answers_as_one(tokenizer):
     alone = sorted((tuple(r.ids), r.advantage) for r in make_source(tokenizer, model)._rollouts())
     ranks = [make_source(tokenizer, model, Compute(torch.device("cpu"), rank=r, world_size=2), 2) for r in (0, 1)]
     assert sorted((tuple(r.ids), r.advantage) for source in ranks for r in source._rollouts()) == alone
-    with pytest.raises(ValueError, match="pass --prompts=6"):
-        make_source(tokenizer, model, Compute(torch.device("cpu"), rank=0, world_size=3), 2)
+    third = Compute(torch.device("cpu"), rank=0, world_size=3)
+    refused("pass --prompts=6", make_source, tokenizer, model, third, 2)
 
 
 def test_an_epoch_asks_every_problem_once(tokenizer):
@@ -146,8 +123,8 @@ def test_an_epoch_asks_every_problem_once(tokenizer):
 
 def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(tokenizer):
     model, whole = train(tokenizer, tag="whole", steps=30)
-    with pytest.raises(StoppedError):
-        train(tokenizer, tag="cut", before=lambda n: n == 4 and os.kill(os.getpid(), signal.SIGTERM), steps=30)
+    options = {"tag": "cut", "before": lambda n: n == 4 and os.kill(os.getpid(), signal.SIGTERM), "steps": 30}
+    refused(None, train, tokenizer, **options, error=StoppedError)
     again, rows = train(tokenizer, tag="cut", steps=30)
     keys = ("step", "train/loss", "grad_norm", "train/reward", "tokens")
     assert [[r.get(k) for k in keys] for r in rows] == [[r.get(k) for k in keys] for r in whole]

@@ -1,49 +1,23 @@
 """Scoring tasks: who knows the answers gets them all, and intervals are honest."""
 
+from unittest.mock import Mock
+
 import pytest
 
-from nanozhchat.conversation import Message
 from nanozhchat.task_eval import run_task, summarize, wilson
 from tests.conftest import CPU
-
-
-class Sums:
-    """Five additions."""
-
-    name, chance = "sums", 0.1
-
-    def __len__(self):
-        return 5
-
-    def prompt(self, index):
-        return (Message("user", f"{index}+1"),)
-
-    def expected(self, index):
-        return str(index + 1)
-
-    def check(self, index, answer):
-        return answer.strip() == self.expected(index)
-
-
-class KnowingChat:
-    """Stands for Chat and its engine: adds, except where told to fail; asked greedily and in batches."""
-
-    context = 512
-
-    def __init__(self, wrong=()):
-        self.engine, self.wrong = self, wrong
-
-    def prompt_ids(self, prompt):
-        return [int(prompt[-1].content.split("+")[0])]
-
-    def complete(self, prompts, params):
-        assert params.temperature == 0
-        return ["不知道" if ids[0] in self.wrong else f" {ids[0] + 1}\n" for ids in prompts]
+from tests.fakes import ToyTask
 
 
 @pytest.mark.parametrize(("wrong", "score"), [([], 1.0), ([1, 4], 0.6)])
 def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
-    answers = run_task(KnowingChat(wrong), Sums(), CPU)
+    def complete(prompts, params):
+        assert params.temperature == 0
+        return ["不知道" if ids[0] in wrong else f" {ids[0] + 1}\n" for ids in prompts]
+
+    adding = Mock(context=512, complete=complete)
+    chat = Mock(engine=adding, prompt_ids=lambda prompt: [int(prompt[-1].content.split("+")[0])])
+    answers = run_task(chat, ToyTask([(f"{i}+1", str(i + 1)) for i in range(5)]), CPU)
     assert vars(answers[0]) == {"question": "0+1", "expected": "1", "given": " 1\n", "correct": True,
                                 "credit": 1.0, "cut": False}  # fmt: skip
     assert [a.correct for a in answers] == [i not in wrong for i in range(5)]

@@ -16,11 +16,11 @@ from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Batch
 from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from nanozhchat.objectives import Loss, next_token
-from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.optim import Optimizer
 from nanozhchat.recipe import Recipe
-from nanozhchat.run import RunFlags, for_world, gpt_config, open_run
+from nanozhchat.run import for_world, gpt_config
 from nanozhchat.trainer import Hook, fit
-from tests.conftest import CPU, end_ranks, make_model, make_recipe, refused, start_ranks
+from tests.conftest import CPU, end_ranks, make_model, make_recipe, opened, refused, start_ranks
 
 TOKEN_BYTES = torch.arange(100) % 4
 
@@ -65,14 +65,8 @@ def train(
     tag="d2", *, compute=CPU, recipe=None, hooks=(), before=lambda row: None, objective=next_token, save_every=3,
     started=None, **flags,
 ):  # fmt: skip
-    """Do what the scripts do: open the run, build or restore, fit."""
     made = recipe or for_world(make_recipe(), compute.world_size)
-    with open_run("base", tag, {"data_hash": "abc"}, compute, flags=RunFlags(**flags)) as run:
-        made = run.recipe(lambda: made)
-        model = make_model(gpt_config(made), dtype=compute.dtype)
-        optimizer = Optimizer(param_groups(model, made), compute)
-        if run.saved is not None:
-            run.saved.restore(model, optimizer)
+    with opened("base", tag, made, {"data_hash": "abc"}, compute, flags=flags) as (run, made, model, optimizer):
         loader = Loader(compute, run.state.loader.get("rows", 0), made.device_batch_size, before)
         clock = {"started": time.monotonic() if started is None else started, "save_every": save_every}
         plan = run.plan(model, optimizer, made, TOKEN_BYTES, **clock)
@@ -126,16 +120,7 @@ def raise_at(place, error=Killed):
     return act
 
 
-@pytest.mark.parametrize("kill_at", [0, 10, 14, 24, 78])
-def test_a_killed_run_continues_with_the_same_losses_and_weights_bit_for_bit(undisturbed, kill_at):
-    refused(None, lambda: train(before=raise_at(kill_at)), error=Killed)
-    state, model, folder = train()
-    assert_undisturbed(undisturbed, model, folder)
-    assert all(getattr(state, name) == getattr(undisturbed[0], name) for name in ("tokens", "bytes", "loader"))
-    assert "resume" in events(folder) or kill_at <= 15  # the save of step 3 is reported in step 4
-
-
-def test_a_run_killed_while_saving_continues_from_the_checkpoint_before(undisturbed):
+def test_a_run_killed_while_saving_continues_bit_for_bit_from_the_checkpoint_before(undisturbed, monkeypatch):
     real = files.backend.replace
 
     def die(source, target):
@@ -143,12 +128,13 @@ def test_a_run_killed_while_saving_continues_from_the_checkpoint_before(undistur
             raise Killed
         real(source, target)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(files.backend, "replace", die, raising=False)
-        refused(None, lambda: train(), error=Killed)
-    _, model, folder = train()
+        refused(None, train, error=Killed)
+    state, model, folder = train()
     assert_undisturbed(undisturbed, model, folder)
-    assert not list(folder.glob("*.tmp*"))
+    assert all(getattr(state, name) == getattr(undisturbed[0], name) for name in ("tokens", "bytes", "loader"))
+    assert (events(folder).count("resume"), list(folder.glob("*.tmp*"))) == (1, [])
 
 
 def test_a_finished_run_does_nothing_more_and_without_resume_is_kept_aside(undisturbed, base_dir):
@@ -164,9 +150,8 @@ def test_a_finished_run_does_nothing_more_and_without_resume_is_kept_aside(undis
 
 def test_a_run_with_other_settings_is_refused_with_the_difference():
     train()
-    other = open_run("base", "d2", {"data_hash": "xyz"}, CPU, flags=RunFlags())
-    with pytest.raises(ValueError, match="data_hash: saved 'abc', now 'xyz'.*--no-resume"), other:
-        pass
+    with pytest.raises(ValueError, match="data_hash: saved 'abc', now 'xyz'.*--no-resume"):
+        opened("base", "d2", make_recipe(), {"data_hash": "xyz"}).__enter__()
 
 
 def test_the_loss_is_the_mean_over_all_scored_tokens_of_the_step(undisturbed):

@@ -14,13 +14,11 @@ from nanozhchat.conversation_files import conversations, load_conversations, pre
 from nanozhchat.dataloader import preference_loader, prepare_conversations, prepare_preferences
 from nanozhchat.lora import adapt
 from nanozhchat.objectives import DPO
-from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.plan import TrainState
 from nanozhchat.recipe import Overrides, resolve
-from nanozhchat.run import RunFlags, gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 from scripts import chat_sft, gen_identity
-from tests.conftest import CPU, make_config, make_model, refused, write_jsonl
+from tests.conftest import make_config, make_model, opened, refused, write_jsonl
 
 DIGITS = "零一二三四五六七八九"
 T = 64
@@ -38,9 +36,8 @@ def base(base_dir, tokenizer):
     tokenizer.save(paths.tokenizer_dir("t"))
     over = Overrides(max_seq_len=T, total_batch_size=4 * T, device_batch_size=4, num_steps=1)
     recipe = resolve(1, vocab_size=tokenizer.vocab_size, overrides=over)
-    with open_run("base", "tiny", {"tokenizer": "t", "tokenizer_hash": tokenizer.hash}, CPU, flags=RunFlags()) as run:
-        model = make_model(gpt_config(recipe), seed=1)
-        optimizer = Optimizer(param_groups(model, recipe), CPU)
+    identity = {"tokenizer": "t", "tokenizer_hash": tokenizer.hash}
+    with opened("base", "tiny", recipe, identity, seed=1) as (run, recipe, model, optimizer):
         plan = run.plan(model, optimizer, recipe, torch.zeros(tokenizer.vocab_size), started=0.0, save_every=1)
         plan.checkpoints.begin({**TrainState(step=1, finished=True).to_dict(), "recipe": recipe.to_dict()})
         plan.checkpoints.commit()
