@@ -39,7 +39,7 @@ def test_an_unknown_flag_or_key_in_a_config_file_exits_with_2_and_one_line(
     assert run(name, "--bogus=1", monkeypatch=monkeypatch) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith("error: "), err.count("\n")) == ("", True, 1)
-    flags = [*(["list"] if name == "ckpt" else []), f"--config={pack(tmp_path / 'c.yaml', 'bogus: 1')}"]
+    flags = [*(["list"] if name == "ckpt" else []), f"--config={pack(base_dir.parent / 'c.yaml', 'bogus: 1')}"]
     assert run(name, *flags, monkeypatch=monkeypatch) == 2
     assert "unknown key 'bogus'" in capsys.readouterr().err
     assert not base_dir.exists()
