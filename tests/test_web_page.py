@@ -2,12 +2,10 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 
 import httpx
@@ -413,14 +411,14 @@ def test_waiting_in_line_shows_the_place(context):
         Tab(context, slow).ask().see({META: "排队中，第 1 位"}).close()
 
 
-SERVE = (
-    "import sys; from tests.fakes import *; LiveServer(FakeChat(FakeEngine(delay_s=0.02)), port=int(sys.argv[1])).run()"
-)
-
-
 def test_a_server_killed_in_mid_stream_leaves_the_half_answer_and_is_found_again(context):
+    def serve():
+        with LiveServer(FakeChat(FakeEngine(delay_s=0.02)), port=probe.port):
+            threading.Event().wait()
+
     def start():
-        process = subprocess.Popen([sys.executable, "-c", SERVE, str(probe.port)], cwd=ROOT)
+        process = multiprocessing.get_context("fork").Process(target=serve)
+        process.start()
         assert until(lambda: is_up(probe.url), 30)
         return process
 
@@ -429,16 +427,16 @@ def test_a_server_killed_in_mid_stream_leaves_the_half_answer_and_is_found_again
     server = start()
     try:
         page = Tab(context, probe).ask().see({ANSWER: BEGUN})
-        server.send_signal(signal.SIGKILL)
+        server.kill()
         page.see({BANNER: "回答中断了，已保留收到的部分。", META: "未完成"})
-        server.wait()
+        server.join()
         page.click("#banner-action").see({BANNER: re.compile("连接不到服务")})
         server = start()
         expect(page.locator(BANNER)).to_have_text("已重新连上服务。", timeout=20000)
         page.click("#banner-action").see({ANSWER: STORY, ".message": 2})
     finally:
         server.kill()
-        server.wait()
+        server.join()
 
 
 def is_up(url):
@@ -461,6 +459,7 @@ PARSE = """async (cuts) => {
 
 def test_events_are_parsed_however_the_bytes_are_cut(page):
     assert [page.evaluate(PARSE, cuts) for cuts in (1, 2, 3, 7, 1000)] == [["小😺", "a\nb", "c"]] * 5
+    assert "new EventParser(" in (STATIC / "api.js").read_text()  # which is what reads the answers
 
 
 HOSTILE = (ROOT / "tests" / "hostile.txt").read_text().rstrip("\n").split("\n%%\n")
@@ -618,11 +617,12 @@ def test_runs_page_shows_curves_and_samples_and_follows_the_training(page, live,
     folder = base_dir / "base" / "d4"
     rows = [{"step": i, "train/loss": 9 / i, "tok_per_sec": 900, "eta_s": 65} for i in range(1, 41)]
     write_jsonl(folder / "samples.jsonl", [{"step": i, "prompt": "从前", "text": f"第{i}步<b>的话"} for i in (20, 40)])
-    write_jsonl(folder / "metrics.jsonl", rows).open("a").write('{"step": 41, "tr')
+    metrics = write_jsonl(folder / "metrics.jsonl", rows)
+    metrics.write_text(metrics.read_text() + '{"step": 41, "tr')
     page.goto(live.url + "/runs")
     page.see({"#title": "d4 · 预训练", "#state": "进行中 · 还要 01:05", ".chart polyline": 2})
     page.see({"#samples": "从前第40步<b>的话"}).locator("#when").press("ArrowLeft")
     page.see({"#samples": "从前第20步<b>的话"})
-    with open(folder / "metrics.jsonl", "a") as handle:
+    with metrics.open("a") as handle:
         handle.write("\n" + json.dumps({**rows[-1], "step": 50}) + "\n")
     page.see({"#figures dd >> nth=0": "50"})
