@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-import timeit
 
 import numpy as np
 import pytest
@@ -157,12 +156,6 @@ def test_a_state_of_other_data_or_settings_is_refused_with_the_difference(change
 def test_the_epoch_counts_finished_passes():
     load = loader(Docs([15] * 8), T=15, rows=4)  # 8 documents of one row each: an epoch is two batches
     assert [next(load).epoch for _ in range(7)] == [0, 0, 1, 1, 2, 2, 3]
-
-
-def test_packing_a_batch_for_eight_ranks_takes_under_a_hundredth_of_a_step():
-    load = loader(Docs(np.random.default_rng(0).integers(20, 400, 20_000).tolist()), T=2048, rows=1, world_size=8)
-    next(load)
-    assert min(timeit.repeat(lambda: next(load), number=1, repeat=20)) < 0.005  # of a step of half a second
 
 
 def scored(batches):

@@ -28,22 +28,6 @@ def test_changing_a_token_changes_nothing_before_it_or_in_other_rows_and_somethi
     assert (a[0, place:] - b[0, place:]).abs().amax(-1).min() > 1e-4  # the last layer sees everything
 
 
-def test_a_window_hides_what_lies_before_it_from_all_but_the_last_layer():
-    config = make_config(window_pattern="S", n_layer=2, sequence_len=32)
-    assert [config.window(i) for i in range(2)] == [8, 32]
-    assert [make_config().window(i) for i in range(4)] == [8, 8, 8, 32]
-    assert [make_config(window_pattern="SL", n_layer=5).window(i) for i in range(5)] == [8, 32, 8, 32, 32]
-    model = make_model(config, perturb=True)
-    with torch.no_grad():
-        model.h[1].attn.c_proj.weight.zero_()  # only the first layer's attention is left
-        idx = tokens(config, rows=1)
-        other = idx.clone()
-        other[:, 4] = (other[:, 4] + 1) % config.vocab_size
-        change = (model.hidden(idx) - model.hidden(other)).abs().amax(-1)[0]
-    assert change[5:12].min() > 1e-5  # positions 4..11 see it; the smeared copy at 5 reaches to 12
-    assert change[13:].max() == 0
-
-
 def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
     refused("n_embd=30 must be n_head=4 times an even head size", make_config, n_embd=30)
     refused("n_embd=36", make_config, n_embd=36)

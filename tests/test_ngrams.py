@@ -1,7 +1,6 @@
 """N-gram counts: probabilities by the book, equal one by one and in rows, and inside the model."""
 
 from collections import Counter
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -60,13 +59,6 @@ def test_probabilities_are_those_of_kneser_ney_and_rows_sum_to_one(least, monkey
         p, order = counts.probability(context[i].expand(V, -1), torch.arange(V))
         torch.testing.assert_close(p, rows[i])
         assert set(order.tolist()) == {order[0].item()} <= {min(4, len(known) + 1), min(3, len(known) + 1)}
-
-
-def test_only_documents_that_the_run_comes_to_last_are_counted():
-    store = Mock(n_docs=lambda split: 50, doc=lambda split, index: np.full(10, index))
-    found = ngram_counts.unread(store, 100, 7, bos_id=99)
-    order = ngram_counts.shuffled(50, 7, 0, np.arange(50))
-    assert (found[::11].tolist(), found[1::11].tolist()) == ([99] * 10, order[::-1][:10].tolist())
 
 
 def model_with_counts(**changes):
