@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.server import serve
-from nanozhchat.server.app import Settings, create_app
-from nanozhchat.server.library import Library, Listed, list_checkpoints
+from nanozhchat.server.app import Settings
+from nanozhchat.server.library import Listed, list_checkpoints
 from nanozhchat.server.scheduler import Limits
+from scripts import chat_web
 from tests.conftest import pack, refused
 from tests.fakes import STORY, Delta, FakeBatch, FakeChat, FakeEngine, LiveServer, real_chat, until
 
@@ -470,68 +471,50 @@ def test_real_counts_seeds_and_context_hold(real):
     assert control["count"] > 1  # a name of a control token is ordinary text
 
 
-def stopped_while_streaming(monkeypatch, *, number, grace_s, max_tokens):
-    """Serve in this thread, send ourselves a signal during a stream, return the stream once `serve` has returned."""
-    monkeypatch.setattr(serve, "GRACE_S", grace_s)
-    listener, bodies = serve.bind("127.0.0.1", 0), []
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+def stopped_while_streaming(monkeypatch, number, grace_s, max_tokens):
+    """Run chat_web in this thread, send ourselves a signal during a stream; returns the stream and the port."""
+    with serve.bind("127.0.0.1", 0) as probe:
+        port, bodies = probe.getsockname()[1], []
 
     def visit():
-        with httpx.stream("POST", url + CHAT, json=ask(stream=True, max_tokens=max_tokens), timeout=10) as response:
+        body = ask(stream=True, max_tokens=max_tokens)
+        with httpx.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json=body, timeout=20) as response:
             pieces = response.iter_text()
             first = next(pieces)
             os.kill(os.getpid(), number)
             bodies.append(first + "".join(pieces))
 
     visitor = threading.Thread(target=visit)
-    visitor.start()
-    serve.serve(create_app(Library(FakeChat(FakeEngine(delay_s=0.02, repeat=9)), batch=FakeBatch)), listener)
+
+    def load(*_args, **_where):
+        visitor.start()  # the port listens already: this waits until the model is there
+        return FakeChat(FakeEngine(delay_s=0.02, repeat=9))
+
+    monkeypatch.setattr(serve, "GRACE_S", grace_s)
+    monkeypatch.setattr("nanozhchat.chat.load", load)
+    monkeypatch.setattr("nanozhchat.server.library.new_batch", FakeBatch)
+    chat_web.main([f"--port={port}"])
     visitor.join(5)
-    return bodies[0]
+    return bodies[0], port
 
 
-def test_stop_signal_lets_a_stream_finish_within_the_grace_time(monkeypatch):
-    body = stopped_while_streaming(monkeypatch, number=signal.SIGTERM, grace_s=5, max_tokens=30)
-    assert body.endswith("data: [DONE]\n\n")
-    body = stopped_while_streaming(monkeypatch, number=signal.SIGINT, grace_s=0.3, max_tokens=400)
+def test_chat_web_prints_its_address_and_a_stop_signal_lets_a_stream_finish_within_the_grace_time(monkeypatch, capsys):
+    body, port = stopped_while_streaming(monkeypatch, signal.SIGTERM, grace_s=5, max_tokens=30)
+    assert f"http://127.0.0.1:{port} " in capsys.readouterr().out
+    assert (text_of(events(body)[:-1]), body.endswith("data: [DONE]\n\n")) == (STORY[:30], True)
+    body, _ = stopped_while_streaming(monkeypatch, signal.SIGINT, grace_s=0.3, max_tokens=400)
     assert events(body)[-1]["error"]["code"] == "server_stopping"
 
 
 def test_port_in_use_is_one_line_with_the_next_step():
     with serve.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"port {port} is in use; .* --port=\d+") as error:
-            serve.bind("127.0.0.1", port)
-    assert "\n" not in str(error.value)
-
-
-def test_chat_web_prints_its_address_answers_there_and_stops_on_a_signal(monkeypatch, capsys):
-    from scripts import chat_web
-
-    with serve.bind("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    answers = []
-
-    def visit():
-        assert until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200, 5)
-        answers.append(httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=ASK, timeout=20).text)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def load(*_args, **_where):
-        threading.Thread(target=visit).start()  # the port listens already: this waits until the model is there
-        return FakeChat()
-
-    monkeypatch.setattr("nanozhchat.chat.load", load)
-    monkeypatch.setattr("nanozhchat.server.library.new_batch", FakeBatch)
-    chat_web.main([f"--port={port}"])
-    assert f"http://127.0.0.1:{port} " in capsys.readouterr().out
-    assert STORY in answers[0]
+        error = refused(rf"port {port} is in use; .* --port=\d+", serve.bind, "127.0.0.1", port)
+    assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.org", "::"])
 def test_binding_beyond_loopback_needs_a_key(monkeypatch, host):
-    from scripts import chat_web
-
     monkeypatch.delenv("NANOZHCHAT_API_KEY", raising=False)
     refused("API key", chat_web.main, [f"--host={host}", "--port=0"])
     assert len(chat_web.resolve_key(chat_web.ChatWebArgs(host=host, generate_key=True)) or "") >= 24
