@@ -1,7 +1,5 @@
 """Time the engines beside transformers' Llama of the same size: python dev/bench_engine.py --json FILE. One thread."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time
@@ -44,11 +42,9 @@ def transformers_rows(config: GPTConfig, args: BenchArgs) -> dict[int, float]:
     """Decode tokens/s of a Llama with the same width, depth, heads and number of weights, per batch size."""
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-    sizes = {
-        "hidden_size": config.n_embd, "intermediate_size": 8 * config.n_embd // 3, "vocab_size": args.vocab_size,
-        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_kv_head, "max_position_embeddings": config.sequence_len,
-    }  # fmt: skip
+    sizes = {"hidden_size": config.n_embd, "intermediate_size": 8 * config.n_embd // 3, "vocab_size": args.vocab_size,
+             "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+             "num_key_value_heads": config.n_kv_head, "max_position_embeddings": config.sequence_len}  # fmt: skip
     model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     rates = {}
     for batch in args.batches:

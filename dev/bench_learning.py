@@ -5,8 +5,6 @@ first 10 KB of every twelfth document. Each run is `scripts.base_train --budget`
 own: starting Python, training the tokenizer, tokenizing, counting and initialising are in its seconds, scoring is not.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -5,8 +5,6 @@
 Each case runs in a process of its own; its peak is what resident memory grew by.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -4,8 +4,6 @@ Every run is `scripts.chat_rl` in a process and an empty base directory of its o
 the fine-tuned model of this one. Prints the curve of each run, and the gain in pass@1 from start to end.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

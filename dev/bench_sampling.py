@@ -3,8 +3,6 @@
 Penalties that stop a story from going round in circles also forbid a sum to name its numbers twice: both are shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

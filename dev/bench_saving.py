@@ -5,8 +5,6 @@
 The cost is what the step of a save and the two after it, while files are written, take longer than the median step.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import sys

@@ -92,13 +92,11 @@ async def crowd(port, clients, each, reference):
     good = [row for row in rows if row[1] == 200]
     waits = sorted(row[4] for row in good if row[4] is not None)
     statuses = {status: sum(row[1] == status for row in rows) for status in sorted({row[1] for row in rows})}
-    return {
-        "clients": clients, "requests": len(rows), "statuses": statuses,
-        "different_texts": sum(text != reference[r] for r, _, text, _, _ in good),
-        "ttft_p50_ms": round(1000 * statistics.median(waits)),
-        "ttft_p99_ms": round(1000 * waits[int(0.99 * len(waits))]),
-        "tokens_per_s": round(sum(row[3] for row in good) / took),
-    }  # fmt: skip
+    return {"clients": clients, "requests": len(rows), "statuses": statuses,
+            "different_texts": sum(text != reference[r] for r, _, text, _, _ in good),
+            "ttft_p50_ms": round(1000 * statistics.median(waits)),
+            "ttft_p99_ms": round(1000 * waits[int(0.99 * len(waits))]),
+            "tokens_per_s": round(sum(row[3] for row in good) / took)}  # fmt: skip
 
 
 async def disconnects(port, reference):
@@ -110,10 +108,8 @@ async def disconnects(port, reference):
     while (load := json.loads(await asyncio.to_thread(get, port, "/health")))["running"] + load["queued"]:
         await asyncio.sleep(0.02)
     freed_s = time.perf_counter() - start
-    return {
-        "slots_free_after_s": round(freed_s, 2),
-        "next_is_right": (await ask(port, *REQUESTS[3]))[1] == reference[REQUESTS[3]],
-    }
+    return {"slots_free_after_s": round(freed_s, 2),
+            "next_is_right": (await ask(port, *REQUESTS[3]))[1] == reference[REQUESTS[3]]}  # fmt: skip
 
 
 async def slow_connections(port):
@@ -133,11 +129,8 @@ async def slow_connections(port):
         beside.append(await timed(ask(port, *REQUESTS[7])))
     for writer in writers:
         writer.close()
-    return {
-        "alone_s": round(alone, 3),
-        "beside_s": round(statistics.median(beside), 3),
-        "health_max_s": round(max(health), 3),
-    }
+    return {"alone_s": round(alone, 3), "beside_s": round(statistics.median(beside), 3),
+            "health_max_s": round(max(health), 3)}  # fmt: skip
 
 
 async def timed(work):

@@ -3,8 +3,6 @@
 Needs a Python with `llama-cpp-python` (pip install llama-cpp-python); weights are random, so every logit is a test.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

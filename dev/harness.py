@@ -47,10 +47,8 @@ class HarnessLM(LM):
         for text, options in (r.args for r in requests):
             stop = options.get("until") or ()
             size = min(options.get("max_gen_toks", 256), self.context // 2)
-            params = SamplingParams(
-                temperature=options.get("temperature", 0.0), max_tokens=size,
-                stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            )  # fmt: skip
+            params = SamplingParams(temperature=options.get("temperature", 0.0), max_tokens=size,
+                                    stop=(stop,) if isinstance(stop, str) else tuple(stop))  # fmt: skip
             done += self.model.engine.complete([self._ids(text, self.context - size)], params)
         return done
 

@@ -7,8 +7,6 @@ must start at the newest whole checkpoint, and no rank may wait for a dead one f
 forked from one process, so that starting costs little.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import os
@@ -27,11 +25,8 @@ from scripts import base_train, chat_sft
 from tests.conftest import end_ranks, start_ranks
 
 COMMON = "--num-steps=150 --save-every=5 --eval-every=50 --device-type=cpu --dtype=float32 --model-tag=soak"
-FLAGS = {
-    "base": "--depth=1 --vocab-size=300 --max-seq-len=128 --total-batch-size=512 --device-batch-size=2 "
-            "--eval-tokens=256 --sample-every=0 " + COMMON,
-    "sft": "--max-conversations=400 " + COMMON,
-}  # fmt: skip
+FLAGS = {"base": "--depth=1 --vocab-size=300 --max-seq-len=128 --total-batch-size=512 --device-batch-size=2 "
+         "--eval-tokens=256 --sample-every=0 " + COMMON, "sft": "--max-conversations=400 " + COMMON}  # fmt: skip
 SCRIPTS = {"base": base_train, "sft": chat_sft}
 BLOWS = ("kill", "term", "stop", "stop_kill", "disk_full", "kill_in_write", "flip")
 ENDS = {0, 6, 143, -signal.SIGKILL, -signal.SIGTERM}  # the last: before there was anything to save
