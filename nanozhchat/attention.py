@@ -1,7 +1,5 @@
 """Causal attention over PyTorch's scaled_dot_product_attention, with windows that save work, not only mask it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

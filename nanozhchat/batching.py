@@ -6,8 +6,6 @@ its request has gone, and a new request continues from the longest beginning tha
 prompts and earlier turns of a chat are computed once. Memory is bounded by the decoder's slots.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -179,13 +177,9 @@ class Batch:
         return len(self._waiting)
 
     def add(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        cancel: threading.Event | None = None,
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, cancel: threading.Event | None = None,
         index: int = 0,
-    ) -> Request:
+    ) -> Request:  # fmt: skip
         """Put a request in line. index: which of several answers to one prompt, each with its own random numbers.
 
         The same prompt added several times is computed once. Raises ValueError when the prompt leaves no room.

@@ -1,7 +1,5 @@
 """What this machine can do in a given time: a short measurement of real training steps."""
 
-from __future__ import annotations
-
 import time
 
 import torch
@@ -49,27 +47,14 @@ def micro_batch_tokens(compute: Compute, n_layer: int, n_embd: int) -> int:
 
 
 def plan(
-    depth: int,
-    vocab_size: int,
-    overrides: Overrides,
-    compute: Compute,
-    *,
-    seconds: float | None,
-    speed: float,
+    depth: int, vocab_size: int, overrides: Overrides, compute: Compute, *, seconds: float | None, speed: float,
     corpus_tokens: int,
-) -> Recipe:
+) -> Recipe:  # fmt: skip
     """Resolve a recipe for this machine.
 
     seconds, speed: wall-clock budget and measured FLOP/s, if there is one. corpus_tokens: as for `recipe.resolve`.
     """
     sizes = model_sizes(depth, vocab_size, overrides)
-    return resolve(
-        depth,
-        vocab_size=vocab_size,
-        world_size=compute.world_size,
-        overrides=overrides,
-        micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]),
-        budget_s=seconds,
-        budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None,
-        corpus_tokens=corpus_tokens,
-    )
+    return resolve(depth, vocab_size=vocab_size, world_size=compute.world_size, overrides=overrides, budget_s=seconds,
+                   micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]), corpus_tokens=corpus_tokens,
+                   budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None)  # fmt: skip

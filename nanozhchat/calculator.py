@@ -4,8 +4,6 @@ Numbers with + - * / // % ** and parentheses (× ÷ （ ） too), and questions 
 "草莓".find("莓"), len("草莓"), "草莓"[::-1].
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Chinese text is drawn in Noto Sans SC, which comes as a package (SIL Open Font License): no empty boxes anywhere.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

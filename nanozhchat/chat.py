@@ -1,7 +1,5 @@
 """A trained model by name, ready to talk: `load("d4")` gives a `Chat`."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,17 +46,17 @@ class Chat:
 
 def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[str, str, checkpoint.Saved]:
     """Find a checkpoint: the tag, the stage and what was saved. source None = the furthest stage that exists."""
+    if step is not None and source is None:
+        raise ValueError("--step needs --source: each stage counts its own steps")
     name = paths.check_tag(tag) if tag else paths.latest_tag("latest.json")
     stages = [source] if source else list(reversed(paths.STAGES))
     for stage in stages:
-        saved = checkpoint.find(paths.run_dir(stage, name), step if source else None)
+        saved = checkpoint.find(paths.run_dir(stage, name), step)
         if saved is not None:
             return name, stage, saved
     there = sorted({p.parent.name for p in paths.run_files("latest.json") if p.parent.parent.name in stages})
-    raise FileNotFoundError(
-        f"no {source or 'trained'} checkpoint of model tag {name!r} under {paths.base_dir()}; "
-        f"tags there: {', '.join(there) or 'none'}"
-    )
+    raise FileNotFoundError(f"no {source or 'trained'} checkpoint of model tag {name!r} under {paths.base_dir()}; "
+                            f"tags there: {', '.join(there) or 'none'}")  # fmt: skip
 
 
 def load(
@@ -78,11 +76,8 @@ def load(
     if tag and Path(tag).joinpath("config.json").is_file():
         return _load_exported(Path(tag), where, dtype, engine)
     name, stage, saved = find(tag, source, step)
-    if (
-        engine == "auto"
-        and dtype != "int8"
-        and (saved.manifest["model"].get("ngrams") or saved.manifest["model"].get("gpt2"))
-    ):
+    plain_only = saved.manifest["model"].get("ngrams") or saved.manifest["model"].get("gpt2")
+    if engine == "auto" and dtype != "int8" and plain_only:
         engine = "torch"
     weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)
@@ -118,8 +113,6 @@ def load_tokenizer(saved: checkpoint.Saved) -> Tokenizer:
     identity = saved.manifest["identity"]
     tokenizer = Tokenizer.load(paths.tokenizer_dir(identity["tokenizer"]))
     if tokenizer.hash != identity["tokenizer_hash"]:
-        raise ValueError(
-            f"tokenizer {identity['tokenizer']!r} is not the one that {saved.folder} was trained with; "
-            "train it again with the same data and settings, or train the model again"
-        )
+        raise ValueError(f"tokenizer {identity['tokenizer']!r} is not the one that {saved.folder} was trained with; "
+                         "train it again with the same data and settings, or train the model again")  # fmt: skip
     return tokenizer

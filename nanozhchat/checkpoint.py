@@ -7,8 +7,7 @@ Every rank writes into `step_N.tmp-<run>/`; rank 0 writes the manifest last and 
 a valid manifest does not exist for any reader.
 """
 
-from __future__ import annotations
-
+import contextlib
 import copy
 import errno
 import hashlib
@@ -17,7 +16,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,10 +148,8 @@ class Pending:
 
     def _name(self, final: Path, entries: dict[str, str]) -> None:
         """Write the manifest and give the folder its name. entries: SHA-256 of each file."""
-        listed = [
-            {"name": name, "bytes": (self.work / name).stat().st_size, "sha256": digest}
-            for name, digest in sorted(entries.items())
-        ]
+        listed = [{"name": name, "bytes": (self.work / name).stat().st_size, "sha256": digest}
+                  for name, digest in sorted(entries.items())]  # fmt: skip
         head = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": self.step}
         manifest = {**head, **self.about, "files": listed}
         files.write_json(self.work / MANIFEST, {**manifest, "sha256": _digest(manifest)})
@@ -199,7 +195,8 @@ def begin(
     tensors = {f"optim.rank{compute.rank}.safetensors": optimizer_state}
     if compute.is_main:
         tensors["model.safetensors"] = model.state_dict()
-    copies = {name: {k: _copy(t) for k, t in content.items()} for name, content in tensors.items()}
+    copies = {name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in content.items()}
+              for name, content in tensors.items()}  # fmt: skip
     about = {"model": model.config.to_dict(), "identity": identity, "world_size": compute.world_size}
     thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     written = thread.submit(_write, work, copies, copy.deepcopy(state) if compute.is_main else None)
@@ -216,10 +213,6 @@ def _write(work: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, A
     return written
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
@@ -228,16 +221,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        manifest = files.read_json(folder / MANIFEST)
-    except (OSError, DamagedError):
-        return None
-    known = isinstance(manifest, dict) and manifest.get("format_version") == FORMAT_VERSION
-    if known and not all({"name", "bytes", "sha256"} <= entry.keys() for entry in manifest.get("files", [])):
-        return None
-    if known and manifest.get("sha256", own := _digest(manifest)) != own:  # older ones have none
-        return None
-    return manifest if known and "files" in manifest else None
+    """Read a manifest; None if there is none, or it is not as it was written."""
+    with contextlib.suppress(OSError, DamagedError):
+        found = files.read_json(folder / MANIFEST)
+        if isinstance(found, dict) and found.get("format_version") == FORMAT_VERSION and "files" in found:
+            own = _digest(found)
+            return found if found.get("sha256", own) == own else None  # older ones have none
+    return None
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -248,9 +238,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def list_steps(folder: Path) -> list[int]:
     """Steps with a manifest, ascending."""
-    if not folder.is_dir():
-        return []
-    found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := STEP_FOLDER.fullmatch(p.name))]
+    found = [(int(m[1]), p) for p in folder.glob("step_*") if (m := STEP_FOLDER.fullmatch(p.name))]
     return sorted(step for step, path in found if _manifest(path) is not None)
 
 
@@ -276,9 +264,8 @@ def find(folder: Path, step: int | None = None, *, newest: int | None = None) ->
     """
     steps = [s for s in list_steps(folder) if newest is None or s <= newest]
     if step is not None and step not in steps:
-        raise ValueError(
-            f"{folder} has no checkpoint of step {step}; there are: {', '.join(map(str, steps)) or 'none'}"
-        )
+        there = ", ".join(map(str, steps)) or "none"
+        raise ValueError(f"{folder} has no checkpoint of step {step}; there are: {there}")
     bad: list[str] = []
     for candidate in [step] if step is not None else reversed(steps):
         path = folder / f"step_{candidate:08d}"
@@ -295,10 +282,7 @@ def find(folder: Path, step: int | None = None, *, newest: int | None = None) ->
     return None
 
 
-def prune(
-    folder: Path, keep_last: int, remove: Callable[[Path], None] = shutil.rmtree, *, every: int = 0,
-    best: int | None = None, verify: bool = True,
-) -> list[int]:  # fmt: skip
+def prune(folder: Path, keep_last: int, *, every: int = 0, best: int | None = None, verify: bool = True) -> list[int]:
     """Delete checkpoints, but not the newest `keep_last` (at least one), multiples of `every`, or step `best`.
 
     With `verify`, the newest whole one stays even if newer ones are damaged. Returns the deleted steps.
@@ -310,7 +294,7 @@ def prune(
         doomed = [step for step in doomed if step != whole]
     for step in doomed:
         try:
-            remove(folder / f"step_{step:08d}")
+            shutil.rmtree(folder / f"step_{step:08d}")
         except OSError as error:
             log.warning("could not delete the checkpoint of step %d: %s", step, error)
     return doomed
@@ -338,11 +322,9 @@ class Checkpoints:
     def begin(self, state: dict[str, Any]) -> None:
         """Start writing one, after committing the one in flight. Raises DiskError if the last one has no space."""
         self.commit()
-        started = begin(
-            self.folder, step=state["step"], model=self.model, optimizer_state=self.optimizer.state_dict(),
-            state={**state, "optimizer_steps": self.optimizer.steps_done}, identity=self.identity,
-            compute=self.compute, keep=self.keep,
-        )  # fmt: skip
+        started = begin(self.folder, step=state["step"], model=self.model, optimizer_state=self.optimizer.state_dict(),
+                        state={**state, "optimizer_steps": self.optimizer.steps_done}, identity=self.identity,
+                        compute=self.compute, keep=self.keep)  # fmt: skip
         if isinstance(started, Pending):
             self.pending = started
         elif started is None and state["finished"]:

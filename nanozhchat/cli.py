@@ -10,8 +10,6 @@ A value comes from the flag, else from `--config FILE.yaml`, else from the defau
 the file and values of the wrong type are errors with exit code 2.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -30,6 +28,7 @@ from typing import Any, NoReturn, TypeVar
 
 from nanozhchat.errors import RunError
 from nanozhchat.files import atomic_write, disk_error, write_json
+from nanozhchat.paths import STAGES
 
 T = TypeVar("T")
 
@@ -47,6 +46,22 @@ def opt(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Flags of scripts that run a model."""
+
+    model_tag: str | None = opt(None, "name of the model, or folder of scripts.export; none = latest", group="model")
+    source: str | None = opt(None, "stage; none = the furthest there is", group="model", choices=STAGES)
+    step: int | None = opt(None, "checkpoint of that stage; none = the newest", group="model")
+    device_type: str = opt("auto", "cuda, xpu, mps or cpu", group="machine")
+    dtype: str = opt("auto", "float32, bfloat16, float16, or int8 for decoding", group="machine")
+    engine: str = opt("auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch"))
+
+    def where(self) -> dict[str, Any]:
+        """Return the options of `chat.load` but stage and step."""
+        return {"device": self.device_type, "dtype": self.dtype, "engine": self.engine}
+
+
 def _value_type(annotation: Any) -> tuple[Any, bool]:
     """Split an annotation into (element type, is a list); `X | None` counts as X."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
@@ -55,10 +70,6 @@ def _value_type(annotation: Any) -> tuple[Any, bool]:
     if typing.get_origin(annotation) is tuple:
         return typing.get_args(annotation)[0], True
     return annotation, False
-
-
-def _flag(field: dataclasses.Field[Any]) -> str:
-    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,14 +94,9 @@ def build_parser(cls: type, description: str, prog: str | None = None) -> argpar
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = kind
-            options["metavar"] = kind.__name__.upper()
-            if meta["choices"]:
-                options["choices"] = meta["choices"]
-                options.pop("metavar")
-            if many:
-                options["nargs"] = "+"
-        group.add_argument(_flag(field), **options)
+            metavar = None if meta["choices"] else kind.__name__.upper()
+            options |= {"type": kind, "choices": meta["choices"], "metavar": metavar, "nargs": "+" if many else None}
+        group.add_argument(meta["flag"] or "--" + field.name.replace("_", "-"), **options)
     common = parser.add_argument_group("common")
     common.add_argument("-h", "--help", action="help", help="show this help and exit")
     common.add_argument("--config", metavar="FILE.yaml", help="read flags from a file; flags on the command line win")
@@ -122,9 +128,8 @@ def _read_config(path: str, cls: type) -> dict[str, Any]:
         if not all(type(v) is kind for v in items):
             raise ValueError(f"--config={path}: {key}: {value!r} is not of type {kind.__name__}")
         if choices[name] and not set(items) <= set(choices[name]):
-            raise ValueError(
-                f"--config={path}: {key}: {value!r} is unknown; choose from {', '.join(map(str, choices[name]))}"
-            )
+            known = ", ".join(map(str, choices[name]))
+            raise ValueError(f"--config={path}: {key}: {value!r} is unknown; choose from {known}")
         clean[name] = tuple(items) if many else items[0]
     return clean
 
@@ -171,11 +176,8 @@ def result_flags(args: Any) -> dict[str, Any]:
 
 def write_config(path: Path, args: Any) -> None:
     """Write the resolved configuration as YAML, each value above its one-line explanation as a comment."""
-    lines = []
-    for field in dataclasses.fields(args):
-        value = json.dumps(getattr(args, field.name), ensure_ascii=False)
-        lines.append(f"# {field.metadata['help']}\n{field.name}: {value}\n")
-    atomic_write(path, "".join(lines).encode())
+    found = ((f, json.dumps(getattr(args, f.name), ensure_ascii=False)) for f in dataclasses.fields(args))
+    atomic_write(path, "".join(f"# {f.metadata['help']}\n{f.name}: {value}\n" for f, value in found).encode())
 
 
 def write_figures(path: str | None, figures: Any) -> None:

@@ -1,7 +1,5 @@
 """Where the work runs: device, number format, ranks. The only module that asks what hardware is there."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import logging
@@ -26,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT_S = 600
 PREPARE_TIMEOUT = timedelta(hours=24)
 PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU
 BF16_GAIN = 2.0  # bfloat16 must beat float32 by this in the probe: the rest of the step gains less
@@ -120,10 +118,8 @@ class Compute:
 
 def detect_device(asked: str | None) -> str:
     """Choose cuda, xpu, mps or cpu, in this order, or check that what was asked for is there."""
-    there = {
-        "cuda": torch.cuda.is_available, "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available, "cpu": lambda: True,
-    }  # fmt: skip
+    there = {"cuda": torch.cuda.is_available, "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
+             "mps": torch.backends.mps.is_available, "cpu": lambda: True}  # fmt: skip
     if asked and asked != "auto":
         if asked not in there:
             raise ValueError(f"--device-type={asked!r} is unknown; choose from {', '.join(there)}")
@@ -197,7 +193,12 @@ def start(
                 backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
                 place = {"rank": rank, "world_size": world_size}
                 dist.init_process_group(backend, store=_fresh_store(**place), timeout=_timeout(), **place)
-            yield from _join(device, dtype, rank, world_size, measure)
+            chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
+            kinds = list(DTYPES.values())  # rank 0's measurement decides for all
+            [index] = Compute(device, chosen, rank, world_size).broadcast([float(kinds.index(chosen))])
+            chosen = kinds[int(index)]
+            log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
+            yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -235,27 +236,14 @@ def _rank_errors(world_size: int) -> Iterator[None]:
         text = str(error)
         if world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
             raise
-        raise RankLostError(
-            f"another rank died or did not answer for {_timeout().total_seconds():g} s ({text.splitlines()[0][:120]}); "
-            "the same command continues from the last checkpoint"
-        ) from error
+        reason = f"did not answer for {_timeout().total_seconds():g} s ({text.splitlines()[0][:120]})"
+        remedy = "the same command continues from the last checkpoint"
+        raise RankLostError(f"another rank died or {reason}; {remedy}") from error
 
 
 def _timeout() -> timedelta:
-    """How long a rank waits for the others: $NANOZHCHAT_TIMEOUT_S, else COLLECTIVE_TIMEOUT."""
-    seconds = os.environ.get("NANOZHCHAT_TIMEOUT_S")
-    return timedelta(seconds=float(seconds)) if seconds else COLLECTIVE_TIMEOUT
-
-
-def _join(device: torch.device, dtype: str | None, rank: int, world_size: int, measure: bool) -> Iterator[Compute]:
-    """Agree on the number format, say it, and give the caller its Compute."""
-    chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
-    compute = Compute(device, chosen, rank, world_size)
-    if world_size > 1:  # rank 0's measurement decides for all
-        index = compute.broadcast([float(list(DTYPES.values()).index(chosen))])[0]
-        chosen = list(DTYPES.values())[int(index)]
-    log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
-    yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
+    """How long a rank waits for the others."""
+    return timedelta(seconds=float(os.environ.get("NANOZHCHAT_TIMEOUT_S") or COLLECTIVE_TIMEOUT_S))
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,7 +1,5 @@
 """How much of a benchmark stands in a corpus: runs of N_GRAM folded characters, as GPT-3's check had of words."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -54,11 +52,9 @@ def check(corpus: Corpus, benchmark: Sequence[str], *, split: str = "train") -> 
         found[hits] = True
     places = [np.searchsorted(known, own) for own in grams]
     shares = np.array([found[place].mean() if len(place) else 0.0 for place in places])
-    examples = [
-        {"item": items[i][:120], "share": round(float(shares[i]), 3),
-         "document": next(first[p] for p in places[i].tolist() if p in first)}
-        for i in np.argsort(-shares, kind="stable")[:EXAMPLES].tolist() if shares[i] > 0
-    ]  # fmt: skip
+    examples = [{"item": items[i][:120], "share": round(float(shares[i]), 3),
+                "document": next(first[p] for p in places[i].tolist() if p in first)}
+                for i in np.argsort(-shares, kind="stable")[:EXAMPLES].tolist() if shares[i] > 0]  # fmt: skip
     return {
         "items": len(items), "too_short": sum(not len(own) for own in grams), "touched": int((shares > 0).sum()),
         "contained": int((shares >= MOSTLY).sum()), "documents": documents, "n_gram": N_GRAM, "examples": examples,

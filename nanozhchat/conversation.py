@@ -8,8 +8,6 @@ The template, for any number of turns (system optional, first only; a call and i
 Control tokens are placed by `Tokenizer.render` only; text that looks like one is encoded as ordinary bytes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ ShareGPT's {"from", "value"} or {"human", "assistant"}, {"prompt", "completion"}
 for preferences any of their questions with {"chosen", "rejected"}.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,9 +56,8 @@ def conversations(
             streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
         else:
             streams.append((source, _external(source, split, stats, skip_bad, read_one)))
-    yield from islice(
-        sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk)), limit
-    )
+    mixed = sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk))
+    yield from islice(mixed, limit)
 
 
 def load_conversations(
@@ -71,10 +68,8 @@ def load_conversations(
     found = list(conversations(specs, split, limit=max_conversations, seed=seed, stats=stats))
     skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
     if not found:
-        raise ValueError(
-            f"--data {' '.join(specs)} has no conversation for the {split} split{skipped}; "
-            "at least 2 different ones are needed, one to train on and one to validate with"
-        )
+        raise ValueError(f"--data {' '.join(specs)} has no conversation for the {split} split{skipped}; "
+                         "at least 2 different ones are needed, one to train on and one to validate with")  # fmt: skip
     if skipped:
         log.warning("%s: %d conversations%s", " ".join(specs), len(found), skipped)
     return found
@@ -138,7 +133,7 @@ def _read(
 
 def read_one(value: Mapping[str, Any]) -> Conversation | None:
     """Read a record of any layout, None if it is of none; raises ValueError and the like if it is broken."""
-    found = next((value[name] for name in TURN_LISTS if isinstance(value.get(name), list)), None)
+    found = _listed(value)
     pair = next((p for p in PAIRS if {p[0], p[2]} <= value.keys()), None)
     if found is not None:
         conversation = make_conversation(_system(value) + _turns(found))
@@ -160,7 +155,7 @@ def read_one(value: Mapping[str, Any]) -> Conversation | None:
 def _preference(value: Mapping[str, Any]) -> Preference | None:
     if not {"chosen", "rejected"} <= value.keys():
         return None
-    asked = next((_system(value) + _turns(value[name]) for name in TURN_LISTS if isinstance(value.get(name), list)), [])
+    asked = _system(value) + _turns(turns) if (turns := _listed(value)) is not None else []
     question = next((p for p in PAIRS if p[0] in value), None)
     if not asked and question:
         asked = _question(value, *question[:2])
@@ -174,6 +169,10 @@ def _preference(value: Mapping[str, Any]) -> Preference | None:
     if better[:-1] != worse[:-1] or better[-1] == worse[-1] or better[-1].role != "assistant":
         raise ValueError("the two conversations must differ in the last answer, and in nothing else")
     return better, worse
+
+
+def _listed(value: Mapping[str, Any]) -> list[Any] | None:
+    return next((value[name] for name in TURN_LISTS if isinstance(value.get(name), list)), None)
 
 
 def _turns(turns: Any) -> list[dict[str, Any]]:
@@ -197,9 +196,8 @@ def _turns(turns: Any) -> list[dict[str, Any]]:
 
 def _system(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the system prompt that stands beside the turns, unless they have their own."""
-    text = value.get("system")
-    lists = (value[name] for name in TURN_LISTS if isinstance(value.get(name), list))
-    own = any(turns and turns[0].get("role", turns[0].get("from")) == "system" for turns in lists)
+    text, turns = value.get("system"), _listed(value)
+    own = turns and turns[0].get("role", turns[0].get("from")) == "system"
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() and not own else []
 
 

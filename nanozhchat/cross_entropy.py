@@ -8,8 +8,6 @@ The gradient of a chunk is computed right after its loss, while its logits are a
 scales what the forward pass left. The idea is that of fused linear cross-entropy kernels (arXiv 2410.10989).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,21 +35,18 @@ class Counts:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, *, per_token: bool = False, counts: Counts | None = None
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, counts: Counts | None = None
 ) -> Tensor:
     """Cross-entropy of softmax(softcap * tanh(x @ weight.T / softcap)) in nats; softcap 0 = of softmax(x @ weight.T).
 
     x: (N, C) activations; weight: (V, C) float32; targets: (N,) ids, -1 = not scored.
-    Returns the sum as a float32 scalar, differentiable once; or the (N,) losses without gradient when `per_token`.
+    Returns the sum as a float32 scalar, differentiable once.
     """
-    if per_token:
-        with torch.no_grad():
-            parts = [_chunk_loss(a, weight.to(a.dtype), t, softcap)[0] for a, t in _chunks(x, targets, weight.size(0))]
-            losses = torch.cat(parts)
-            return losses if counts is None else _mixture(losses, counts.p, counts.gate)[0] * (targets >= 0)
-    if not torch.is_grad_enabled():
-        return linear_cross_entropy(x, weight, targets, softcap, per_token=True, counts=counts).sum()
-    return _LinearCrossEntropy.apply(x, weight, targets, softcap, counts, counts.gate if counts else None)
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(x, weight, targets, softcap, counts, counts.gate if counts else None)
+    low = weight.to(x.dtype)
+    losses = torch.cat([_chunk_loss(a, low, t, softcap)[0] for a, t in _chunks(x, targets, weight.size(0))])
+    return (losses if counts is None else _mixture(losses, counts.p, counts.gate)[0] * (targets >= 0)).sum()
 
 
 def _mixture(losses: Tensor, p: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

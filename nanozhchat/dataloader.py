@@ -5,8 +5,6 @@ with B rows each holds global rows [m*W*B, (m+1)*W*B), rank r the r-th B of them
 permutation and the pieces waiting in the buffer, never tokens; it travels with each batch and restores exactly.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,18 +123,14 @@ class Loader:
 class Prefetch:
     """Makes batches ahead of the model in a thread; the state travels with the batch, so nothing is lost by it."""
 
-    def __init__(self, loader: Loader, depth: int = PREFETCH_BATCHES) -> None:
-        """Start at the loader's place. depth: batches ready at most."""
-        self.loader, self.depth = loader, depth
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
         self.state = loader.state_dict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: deque[Future[Batch]] = deque()
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
-        while len(self._ahead) <= self.depth:
+        while len(self._ahead) <= PREFETCH_BATCHES:
             self._ahead.append(self._pool.submit(next, self.loader))
         batch = self._ahead.popleft().result()  # an error of the thread is raised here
         self.state = batch.state
@@ -245,56 +239,48 @@ def prepare_conversations(conversations: Iterable[Any], tokenizer: Tokenizer, se
         text = "%d of %d conversations have no assistant text within %d tokens and are left out"
         log.warning(text, dropped, total, sequence_len)
     if not rendered:
-        raise ValueError(
-            f"none of {total} conversations has assistant text within {sequence_len} tokens; "
-            "give other --data or a longer --max-seq-len"
-        )
+        raise ValueError(f"none of {total} conversations has assistant text within {sequence_len} tokens; "
+                         "give other --data or a longer --max-seq-len")  # fmt: skip
     return rendered
 
 
-def conversation_loader(
-    rendered: Rendered, *, pad_id: int, seed: int = 0, buffer_docs: int = BUFFER_DOCS, **shape: Any
-) -> Loader:
-    """Endless batches of whole conversations packed into rows; what remains of a row is padded and not scored.
+def _side_by_side(rows: list[list[tuple[Array, Array]]], width: int, pad_id: int) -> tuple[Array, Array]:
+    """Lay (ids, mask) end to end in rows of inputs and targets; a first token has no context of its own: no target."""
+    inputs, targets = np.full((len(rows), width), pad_id, np.int64), np.full((len(rows), width), IGNORE, np.int64)
+    for x, y, parts in zip(inputs, targets, rows, strict=True):
+        at = 0
+        for ids, mask in parts:
+            x[at : at + len(ids)] = ids
+            y[at + 1 : at + len(ids)] = np.where(np.asarray(mask[1:], bool), ids[1:], IGNORE)
+            at += len(ids)
+    return inputs[:, :-1].copy(), targets[:, 1:].copy()
 
-    rendered: (ids, mask) as made by `prepare_conversations`; mask 1 = the token is to be learnt. shape: fields of
-    `Shape`. Raises ValueError if there are none, or one does not fit or has no target.
+
+def conversation_loader(
+    rendered: Rendered, *, pad_id: int, seed: int = 0, buffer_docs: int = BUFFER_DOCS, endless: bool = True,
+    **shape: Any,
+) -> Loader:  # fmt: skip
+    """Batches of whole conversations packed into rows; what remains of a row is padded and not scored.
+
+    Endless and shuffled, or each once in the given order, in as many batches on every rank. rendered: (ids, mask) as
+    made by `prepare_conversations`; mask 1 = the token is to be learnt. shape: fields of `Shape`. Raises ValueError if
+    there are none, or one does not fit or has no target.
     """
+    cut = Shape(**shape)
+    width = cut.sequence_len + 1
     if not rendered:
         raise ValueError("there are no conversations to train on; give other --data")
-    return _conversations(rendered, pad_id, Shape(**shape), seed=seed, buffer_docs=buffer_docs)
-
-
-def conversation_eval_batches(rendered: Rendered, *, pad_id: int, **shape: Any) -> Iterator[Batch]:
-    """Score each target of each conversation exactly once, in the given order; as many batches on every rank."""
-    return _conversations(rendered, pad_id, Shape(**shape), **SINGLE_PASS)
-
-
-def _conversations(rendered: Rendered, pad_id: int, shape: Shape, **order: Any) -> Loader:
-    """Pack whole conversations. order: options of `Packer`."""
-    width = shape.sequence_len + 1
     for i, (ids, mask) in enumerate(rendered):
         if len(ids) != len(mask) or not 2 <= len(ids) <= width or not any(mask[1:]):
-            raise ValueError(
-                f"conversation {i} has {len(ids)} ids and {int(sum(mask[1:]))} targets; rows take 2 to "
-                f"{width} ids with at least one target: use prepare_conversations"
-            )
+            raise ValueError(f"conversation {i} has {len(ids)} ids and {int(sum(mask[1:]))} targets; rows take 2 to "
+                             f"{width} ids with at least one target: use prepare_conversations")  # fmt: skip
 
     def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
-        inputs = np.full((len(rows), width), pad_id, np.int64)
-        targets = np.full((len(rows), width), IGNORE, np.int64)  # targets[i] stands at position i of the ids
-        for x, y, pieces in zip(inputs, targets, rows, strict=True):
-            at = 0
-            for length, doc, _ in pieces:
-                ids, mask = rendered[doc]
-                x[at : at + length] = ids
-                y[at : at + length] = np.where(np.asarray(mask, bool), ids, IGNORE)
-                y[at] = IGNORE  # the first token has no context of its own
-                at += length
-        return inputs[:, :-1].copy(), targets[:, 1:].copy()
+        return _side_by_side([[rendered[doc] for _, doc, _ in pieces] for pieces in rows], width, pad_id)
 
     lengths = np.array([len(ids) for ids, _ in rendered], np.int64)
-    return Loader(Packer(lengths, width, cut=False, **order), shape, fill)
+    order: dict[str, Any] = {"seed": seed, "buffer_docs": buffer_docs} if endless else SINGLE_PASS
+    return Loader(Packer(lengths, width, cut=False, **order), cut, fill)
 
 
 def rows_in_epoch(rendered: Rendered | Pairs, sequence_len: int) -> int:
@@ -338,13 +324,9 @@ def preference_loader(pairs: Pairs, *, pad_id: int, seed: int = 0, endless: bool
     """
 
     def fill(rows: list[list[Piece]]) -> tuple[Array, Array]:
-        sides = [side for row in rows for side in (pairs[row[0][1]] if row else [([], [])] * 2)]
-        width = max(2, *(len(ids) for ids, _ in sides))
-        inputs, targets = np.full((len(sides), width), pad_id, np.int64), np.full((len(sides), width), IGNORE, np.int64)
-        for x, y, (ids, mask) in zip(inputs, targets, sides, strict=True):
-            x[: len(ids)] = ids
-            y[: len(ids)] = np.where(np.asarray(mask, bool), ids, IGNORE)
-        return inputs[:, :-1].copy(), targets[:, 1:].copy()
+        nothing = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+        sides = [side for row in rows for side in (pairs[row[0][1]] if row else (nothing, nothing))]
+        return _side_by_side([[side] for side in sides], max(2, *(len(ids) for ids, _ in sides)), pad_id)
 
     one_each = Packer(np.ones(len(pairs), np.int64), 1, cut=False, seed=seed, buffer_docs=1, endless=endless,
                       shuffle=endless)  # fmt: skip

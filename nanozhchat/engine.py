@@ -1,7 +1,5 @@
 """Generation: token ids in, text out as it comes, or many prompts at once. All of it runs through `batching.Batch`."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """How fast an engine reads prompts and decodes, beside what the machine could do at best."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable
@@ -48,10 +46,8 @@ def measure(engine: Engine, *, batch: int, context: int, steps: int, bytes_per_s
     step_s = [_timed(run.step) for _ in range(steps)]
     decode = batch / statistics.median(step_s[WARM_STEPS:])
     weights = (1 if engine.kind == "native-int8" else 4) * read_per_token(engine)
-    return Speed(
-        batch, context, context / statistics.median(first), decode, 1e3 * statistics.median(first),
-        1e3 * statistics.median(cached), decode / batch * weights / bytes_per_s,
-    )  # fmt: skip
+    return Speed(batch, context, context / statistics.median(first), decode, 1e3 * statistics.median(first),
+                 1e3 * statistics.median(cached), decode / batch * weights / bytes_per_s)  # fmt: skip
 
 
 def read_per_token(engine: Engine) -> int:

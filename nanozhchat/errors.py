@@ -6,42 +6,33 @@ class RunError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, code: int = 1) -> None:
+        cls.exit_code = code
 
-class DivergedError(RunError):
+
+class DivergedError(RunError, code=3):
     """The loss became non-finite and rolling back did not help."""
 
-    exit_code = 3
 
-
-class OutOfMemoryError(RunError):
+class OutOfMemoryError(RunError, code=4):
     """The smallest device batch does not fit."""
 
-    exit_code = 4
 
-
-class DamagedError(RunError):
+class DamagedError(RunError, code=5):
     """A data file or checkpoint is torn, altered or missing parts."""
 
-    exit_code = 5
 
-
-class DiskError(RunError):
+class DiskError(RunError, code=6):
     """No space left, or an input/output error."""
 
-    exit_code = 6
 
-
-class LockedError(RunError):
+class LockedError(RunError, code=7):
     """Another process works on the same run directory."""
-
-    exit_code = 7
 
 
 class RankLostError(RunError):
     """Another rank died or stopped answering; torchrun ends or restarts the rest."""
 
 
-class StoppedError(RunError):
+class StoppedError(RunError, code=143):
     """A signal asked the run to stop; everything was saved first."""
-
-    exit_code = 143

@@ -4,8 +4,6 @@ A plain model becomes an Arcee model, which both know: RMSNorm with weights of o
 scales per layer are folded into the projections that write to the stream, the norm of the embeddings into their table.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -92,12 +90,10 @@ def fill_from_folder(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
 
 def transformers_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json: of an Arcee model for a plain one, else of a model that brings its own code."""
-    common = {
-        "gpt": config.to_dict(), "vocab_size": config.vocab_size, "hidden_size": config.n_embd,
-        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-        "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_id, "dtype": "float32",
-        "tie_word_embeddings": False,
-    }  # fmt: skip
+    common = {"gpt": config.to_dict(), "vocab_size": config.vocab_size, "hidden_size": config.n_embd,
+              "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+              "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_id, "dtype": "float32",
+              "tie_word_embeddings": False}  # fmt: skip
     if not config.plain:
         places = {"AutoConfig": "hf_model.NanozhchatConfig", "AutoModelForCausalLM": "hf_model.NanozhchatForCausalLM"}
         own = {"model_type": "nanozhchat", "architectures": ["NanozhchatForCausalLM"], "auto_map": places}
@@ -169,7 +165,7 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
         "vocab_size": c.vocab_size, "file_type": gguf.LlamaFileType.ALL_F32,
     }.items():  # fmt: skip
         getattr(writer, f"add_{key}")(value)
-    about = json.loads(tokenizer.to_json())
+    about = json.loads(tokenizer.json_file)
     special = {t["content"] for t in about["added_tokens"]}
     tokens = [*about["model"]["vocab"], *(t["content"] for t in about["added_tokens"])]
     kinds = [gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens]

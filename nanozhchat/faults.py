@@ -6,8 +6,6 @@ Kinds: nan, oom, kill, stop (as kill -STOP) at a micro-batch that meets every co
 restart: torchrun's count), and the k-th operation of `files.Backend` in this process.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

@@ -4,8 +4,6 @@ Protocol of `atomic_write`: write `.<name>.<pid>.tmp` beside the target, flush, 
 fsync the directory. Operations go through `Backend`, where tests and NANOZHCHAT_FAULTS make the k-th one fail.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -5,9 +5,8 @@ and runs in the `tokenizers` library. Its special tokens and its normalizer are 
 back as it was.
 """
 
-from __future__ import annotations
-
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -107,8 +106,9 @@ def read(path: Path) -> BPE | HubBPE:
             bpe = BPE.from_ranks(ranks, pattern)
             names = {token: i for i, token in enumerate(content["model"]["vocab"])}
             merges = [(names[left], names[right]) for left, right in content["model"]["merges"]]
-            if _merges(bpe) == merges:
-                return bpe
+            with contextlib.suppress(ValueError):  # of a token that no merge makes
+                if bpe.merges() == merges:
+                    return bpe
         return HubBPE(content)
     try:
         pairs = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
@@ -117,18 +117,9 @@ def read(path: Path) -> BPE | HubBPE:
         raise ValueError(f"{path} is neither a tokenizer.json nor a file of tiktoken's ranks ({error})") from error
     if len(ranks) not in PATTERNS:
         known = ", ".join(map(str, PATTERNS))
-        raise ValueError(
-            f"{path} has {len(ranks)} ranks; the split pattern, which is not in such files, is known for {known} ranks "
-            "only; give the tokenizer.json of the same model"
-        )
+        raise ValueError(f"{path} has {len(ranks)} ranks; the split pattern, which is not in such files, is known for "
+                         f"{known} ranks only; give the tokenizer.json of the same model")  # fmt: skip
     return BPE.from_ranks(ranks, PATTERNS[len(ranks)])
-
-
-def _merges(bpe: BPE) -> list[tuple[int, int]] | None:
-    try:
-        return bpe.merges()
-    except ValueError:  # of a token that no merge makes
-        return None
 
 
 def _without_specials(content: Mapping[str, Any]) -> dict[str, Any]:

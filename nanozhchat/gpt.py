@@ -8,8 +8,6 @@ middle of the network before the head ("backout"), and in short runs n-gram coun
 Weights are float32; activations have the dtype of `GPT.dtype`, and each layer casts its weight where it uses it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -258,29 +256,27 @@ class GPT(nn.Module):
         angle = positions.float()[..., None, None] * frequency
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
-    def _embed(self, idx: Tensor, cache: CacheRows | None, counts: Tensor | None) -> Tensor:
+    def _embed(self, idx: Tensor, cache: CacheRows | None) -> Tensor:
         """Embed tokens, norm, and let each mix in a learned share of the one before it. (B, T) -> (B, T, C)."""
         x = rms_norm(self.wte(idx).to(self.dtype))
         before = x.new_zeros(x.size(0), 1, x.size(2)) if cache is None or cache.previous is None else cache.previous
         if cache is not None:
-            rows = torch.arange(len(idx), device=idx.device)
-            cache.previous = x[rows, (counts - 1 if counts is not None else -1)].unsqueeze(1)
+            cache.previous = x[:, -1:]
         shifted = torch.cat((before, x[:, :-1]), dim=1)
         gate = 2 * torch.sigmoid(self.smear_gate(x[..., :GATE_CHANNELS]))
         return x + self.smear_lambda.to(x.dtype) * gate * shifted
 
-    def hidden(self, idx: Tensor, cache: CacheRows | None = None, counts: Tensor | None = None) -> Tensor:
-        """Run the network up to the head.
+    def hidden(self, idx: Tensor, cache: CacheRows | None = None) -> Tensor:
+        """Run the network up to the head: (B, T) ids -> (B, T, C), normalised.
 
-        idx: (B, T) ids. cache: continue the sequences it holds and add these tokens. counts: (B,) how many of the T
-        columns are real in each row (rest is padding on the right); all when None. Returns (B, T, C), normalised.
+        cache: continue the sequences it holds and add these tokens.
         """
         B, T = idx.shape
         if cache is None and self.config.sequence_len < T:
             raise ValueError(f"{T} tokens exceed the model's context of {self.config.sequence_len}")
         positions = torch.arange(T, device=idx.device)[None] if cache is None else cache.positions(T)
         rope = self.rope(positions)
-        x = x0 = self._embed(idx, cache, counts)
+        x = x0 = self._embed(idx, cache)
         middle = x
         resid, first = self.resid_lambdas.to(x.dtype), self.x0_lambdas.to(x.dtype)
         blocks = self._compiled if self._compiled and self.training and cache is None else self.blocks()
@@ -294,7 +290,7 @@ class GPT(nn.Module):
             if i == (len(self.h) - 1) // 2:
                 middle = x
         if cache is not None:
-            cache.advance(torch.full_like(cache.lengths, T) if counts is None else counts)
+            cache.advance(T)
         return rms_norm(x - self.backout_lambda.to(x.dtype) * middle)
 
     def logits(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
@@ -326,8 +322,8 @@ class GPT(nn.Module):
         """Logit of the network's share of the prediction. (..., C), (...) order of the context counted -> (...)."""
         return self.ngram_gate(hidden).squeeze(-1).float() + self.ngram_bias[matched]
 
-    def forward(self, idx: Tensor, targets: Tensor, *, per_token: bool = False) -> Tensor:
-        """Cross-entropy of `targets` (B, T), -1 = not scored, in nats: the sum, or (B, T) when `per_token`."""
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy of `targets` (B, T), -1 = not scored, in nats."""
         x, flat = self.hidden(idx).flatten(0, 1), targets.flatten()
         head, counts = self.lm_head.weight[: self.config.vocab_size], None
         if self.config.ngrams:
@@ -336,8 +332,7 @@ class GPT(nn.Module):
             context = self.ngrams.contexts(idx).flatten(0, 1)
             p, matched = self.ngrams.probability(context, flat.clamp(min=0))
             counts = Counts(p, self._share(x, matched), lambda a, b: self.ngrams.rows(context[a:b]), self.ngram_trust)
-        loss = linear_cross_entropy(x, head, flat, self.config.logit_cap, per_token=per_token, counts=counts)
-        return loss.view_as(targets) if per_token else loss
+        return linear_cross_entropy(x, head, flat, self.config.logit_cap, counts)
 
     def blocks(self) -> list[Block]:
         """Return the layers, first to last."""

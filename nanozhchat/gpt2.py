@@ -3,8 +3,6 @@
 It has the face of `GPT`, so that training, checkpoints and the PyTorch engine need not know; Adam trains all of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +40,8 @@ class Norm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return F.layer_norm(
-            input, self.normalized_shape, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps
-        )
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class GPT2Block(Block):
@@ -84,21 +81,20 @@ class GPT2(GPT):
         still = torch.zeros(1, 1, 1, self.config.head_dim // 2, device=positions.device, dtype=self.dtype)
         return still + 1, still
 
-    def hidden(self, idx: Tensor, cache: CacheRows | None = None, counts: Tensor | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: CacheRows | None = None) -> Tensor:
         """Run the network up to the head; as `GPT.hidden`."""
         B, T = idx.shape
         if cache is None and self.config.sequence_len < T:
             raise ValueError(f"{T} tokens exceed the model's context of {self.config.sequence_len}")
         positions = torch.arange(T, device=idx.device)[None] if cache is None else cache.positions(T)
-        places = self.wpe(positions.clamp(max=self.config.sequence_len - 1))  # padding may lie beyond
-        x, rope = (self.wte(idx) + places).to(self.dtype), self.rope(positions)
+        x, rope = (self.wte(idx) + self.wpe(positions)).to(self.dtype), self.rope(positions)
         for block in self._compiled if self._compiled and self.training and cache is None else self.blocks():
             if self.grad_checkpoint and self.training:
                 x = checkpoint(block, x, None, rope, cache, use_reentrant=False)
             else:
                 x = block(x, None, rope, cache)
         if cache is not None:
-            cache.advance(torch.full_like(cache.lengths, T) if counts is None else counts)
+            cache.advance(T)
         return self.ln_f(x)
 
 
@@ -146,8 +142,8 @@ def load_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> GPT2:
     rows = held["wte.weight"]
     if (own := len(tokenizer.token_bytes().nonzero()[0])) > len(rows):
         raise ValueError(
-            f"--tokenizer has {own} tokens and --init-from={folder} only {len(rows)}; make it from the file "
-            f"beside the weights: python -m scripts.tok_train --from {folder}/tokenizer.json --name=gpt2"
+            f"--tokenizer has {own} tokens and --init-from={folder} only {len(rows)}; make it from the "
+            f"file beside them: python -m scripts.tok_train --from {folder}/tokenizer.json --name=gpt2"
         )
     model = GPT2(config, **options)
     table = rows.mean(0).repeat(config.padded_vocab_size, 1)  # of new rows

@@ -1,44 +1,38 @@
 """Peak speeds of known accelerators, from their makers' datasheets (dense, without sparsity)."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. flops: peak bf16 FLOP/s; bytes_per_s: memory bandwidth; memory_bytes: capacity.
+    """One accelerator. flops: peak bf16 FLOP/s; memory_bytes: capacity.
 
     usd_per_hour: a typical on-demand price, for estimates only. watts: the board's rated power.
     """
 
     name: str
     flops: float
-    bytes_per_s: float
     memory_bytes: float
     usd_per_hour: float
     watts: float
 
 
 GIB = 2**30
-DEVICES: dict[str, Device] = {
-    device.name: device
-    for device in (
-        Device("H200", 989e12, 4.8e12, 141 * GIB, 3.5, 700),
-        Device("H100", 989e12, 3.35e12, 80 * GIB, 3.0, 700),
-        Device("H800", 989e12, 3.35e12, 80 * GIB, 3.0, 700),
-        Device("H20", 148e12, 4.0e12, 96 * GIB, 1.5, 400),
-        Device("A100", 312e12, 2.0e12, 80 * GIB, 1.8, 400),
-        Device("A800", 312e12, 2.0e12, 80 * GIB, 1.8, 400),
-        Device("L40S", 362e12, 0.864e12, 48 * GIB, 1.2, 350),
-        Device("5090", 209e12, 1.79e12, 32 * GIB, 0.6, 575),
-        Device("4090", 165e12, 1.01e12, 24 * GIB, 0.4, 450),
-        Device("3090", 71e12, 0.936e12, 24 * GIB, 0.25, 350),
-        Device("V100", 125e12, 0.9e12, 32 * GIB, 0.6, 300),
-        Device("T4", 65e12, 0.32e12, 16 * GIB, 0.2, 70),
-    )
-}
+DEVICES: dict[str, Device] = {device.name: device for device in (
+    Device("H200", 989e12, 141 * GIB, 3.5, 700),
+    Device("H100", 989e12, 80 * GIB, 3.0, 700),
+    Device("H800", 989e12, 80 * GIB, 3.0, 700),
+    Device("H20", 148e12, 96 * GIB, 1.5, 400),
+    Device("A100", 312e12, 80 * GIB, 1.8, 400),
+    Device("A800", 312e12, 80 * GIB, 1.8, 400),
+    Device("L40S", 362e12, 48 * GIB, 1.2, 350),
+    Device("5090", 209e12, 32 * GIB, 0.6, 575),
+    Device("4090", 165e12, 24 * GIB, 0.4, 450),
+    Device("3090", 71e12, 24 * GIB, 0.25, 350),
+    Device("V100", 125e12, 32 * GIB, 0.6, 300),
+    Device("T4", 65e12, 16 * GIB, 0.2, 70),
+)}  # fmt: skip
 
 
 def parse_hardware(spec: str) -> tuple[int, Device]:

@@ -1,7 +1,5 @@
 """What happens between training steps: held-out loss, and samples that show the model learning to speak."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import torch

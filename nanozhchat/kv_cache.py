@@ -1,7 +1,6 @@
 """The key/value cache: preallocated slots, each holding one sequence of its own length."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,17 +67,15 @@ class CacheRows:
             part.transpose(1, 2)[slots, positions] = new.transpose(1, 2)
         return self.cache.k[layer][self._place][:, :, :end], self.cache.v[layer][self._place][:, :, :end]
 
-    def advance(self, counts: Tensor) -> None:
-        """Count `counts` (B,) written tokens as held; what was written beyond them is padding, overwritten later."""
-        self.lengths = self.lengths + counts
-        for slot, length in zip(self.slots, self.lengths.tolist(), strict=True):
-            self.cache.lengths[slot] = length
-        self.longest = int(self.lengths.max())
+    def advance(self, t: int) -> None:
+        """Count the t tokens written to each row as held."""
+        self.lengths, self.longest = self.lengths + t, self.longest + t
+        for slot in self.slots:
+            self.cache.lengths[slot] += t
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zeros; on a CPU the system hands out the memory page by page, when it is first written."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(n_bytes, np.uint8)).view(dtype).view(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

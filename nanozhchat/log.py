@@ -1,7 +1,5 @@
 """What a run says: messages for people on rank 0, numbers to metrics.jsonl and, when asked, wandb."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -86,9 +84,8 @@ def _wandb(folder: Path, run: str, config: dict[str, Any]) -> Sink:
     import wandb
 
     if os.environ.get("WANDB_MODE") is None and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
-        raise ValueError(
-            f"--run={run} logs to wandb, but nobody is logged in; run `wandb login` or set WANDB_MODE=offline"
-        )
+        remedy = "run `wandb login` or set WANDB_MODE=offline"
+        raise ValueError(f"--run={run} logs to wandb, but nobody is logged in; {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     begun = wandb.init(project="nanozhchat", name=run, config=config, dir=str(folder), resume="allow")
     return lambda values: begun.log(values, step=values["step"]), begun.finish

@@ -4,8 +4,6 @@ The model's `state_dict` holds plain weights with the adapters added, so that wh
 knows nothing of them; the adapters themselves are kept with the optimizer's state, from which training goes on exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Held-out loss: bits per byte, comparable across vocabularies, and what general compressors reach."""
 
-from __future__ import annotations
-
 import gzip
 import lzma
 import math

@@ -3,8 +3,6 @@
 What a sequence gets does not depend on what runs beside it or on how it is fed, bit for bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,12 +24,10 @@ except ImportError as error:
 def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> Model:
     """Pack a model's weights for this machine. int8: quantize them. isa: an instruction set, None = the best."""
     c = model.config
-    sizes = {
-        "n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
-        "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
-        "windows": [c.window(layer) for layer in range(c.n_layer)],
-        "gate_channels": GATE_CHANNELS, "qk_scale": 0.0 if c.plain else QK_SCALE,
-    }  # fmt: skip
+    sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
+             "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
+             "windows": [c.window(layer) for layer in range(c.n_layer)],
+             "gate_channels": GATE_CHANNELS, "qk_scale": 0.0 if c.plain else QK_SCALE}  # fmt: skip
     named = dict(model.named_parameters())
     tensors = quantize(named.items()) if int8 else {name: p.detach().float() for name, p in named.items()}
     raw = {name: t.cpu().contiguous().numpy().tobytes() for name, t in tensors.items()}

@@ -1,8 +1,6 @@
 """Counting n-grams: interpolated Kneser-Ney with three discounts an order (Chen and Goodman 1998)."""
 
-from __future__ import annotations
-
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,25 +9,14 @@ import torch
 from nanozhchat.ngrams import NGrams
 from nanozhchat.packing import shuffled
 from nanozhchat.recipe import ngram_order
+from nanozhchat.token_store import TokenStore
 
 MIN_COUNTS = {2: 1, 3: 2, 4: 2}  # rarer n-grams are left out: a quarter of the size for 0.03 bits per byte
 
 Array = npt.NDArray[Any]
 
 
-class Documents(Protocol):
-    """Tokenized documents (`token_store.TokenStore`)."""
-
-    def n_docs(self, split: str) -> int:
-        """Documents in a split."""
-        ...
-
-    def doc(self, split: str, index: int) -> Array:
-        """Token ids of a document."""
-        ...
-
-
-def unread(store: Documents, n_tokens: int, seed: int, bos_id: int) -> Array:
+def unread(store: TokenStore, n_tokens: int, seed: int, bos_id: int) -> Array:
     """About n_tokens of the training documents that a loader with this seed comes to last, each after a BOS."""
     n = store.n_docs("train")
     pieces: list[Array] = []

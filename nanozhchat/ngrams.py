@@ -6,8 +6,6 @@ shorter context says, so each row sums to one by construction:
     p(w | h) = seen(h, w) + back(h) * p(w | h')        back(h) = 1 - sum over w of seen(h, w); 1 for unknown contexts
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

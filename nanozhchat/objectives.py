@@ -1,7 +1,5 @@
 """What a batch is trained on: (model, batch) -> sum of losses and number of scored tokens, never a mean."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@ A step has two halves, so that a bad gradient can be refused before it does harm
 `norm = optimizer.reduce(scale)`, and then `optimizer.apply(...)` or `optimizer.discard()`.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,14 +71,14 @@ def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
     ]
 
 
-def orthogonalize(g: Tensor, steps: int) -> Tensor:
+def orthogonalize(g: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about one. g: (K, m, n); returns the same shape and dtype."""
     x = g
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * POLAR_SAFETY + 1e-7)
-    for a, b, c in POLAR_EXPRESS[:steps]:
+    for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
     return x.mT if tall else x
@@ -89,8 +87,8 @@ def orthogonalize(g: Tensor, steps: int) -> Tensor:
 class _Muon:
     """Momentum, orthogonalised, with per-row variance normalisation (arXiv 2510.05491), for matrices of one shape."""
 
-    def __init__(self, group: ParamGroup, params: dict[str, nn.Parameter], compute: Compute, steps: int) -> None:
-        self.group, self.compute, self.steps = group, compute, steps
+    def __init__(self, group: ParamGroup, params: dict[str, nn.Parameter], compute: Compute) -> None:
+        self.group, self.compute = group, compute
         self.names, self.params = list(params), list(params.values())
         self.dtype = compute.dtype if compute.dtype is torch.bfloat16 else torch.float32
         world = compute.world_size
@@ -112,7 +110,7 @@ class _Muon:
         assert self.grad is not None
         self.momentum.lerp_(self.grad.mul_(scale), 1 - momentum)
         update = torch.lerp(self.grad, self.momentum, momentum)  # Nesterov
-        update = orthogonalize(update.to(self.dtype), self.steps).float()
+        update = orthogonalize(update.to(self.dtype)).float()
         square = update.square().mean(dim=-1, keepdim=True)
         self.variance.lerp_(square, 1 - self.group.betas[1])
         normal = update / (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
@@ -249,7 +247,7 @@ def layer_of(name: str) -> str:
 class Optimizer:
     """All parameters of a model: Muon and AdamW behind one step."""
 
-    def __init__(self, groups: list[ParamGroup], compute: Compute, *, muon_steps: int = 5) -> None:
+    def __init__(self, groups: list[ParamGroup], compute: Compute) -> None:
         self.compute, self.steps_done = compute, 0
         self.params = [p for group in groups for p in group.params.values()]
         self.names = [name for group in groups for name in group.params]
@@ -258,7 +256,7 @@ class Optimizer:
             if group.kind == "muon":
                 for name, p in group.params.items():
                     by_shape[i, p.shape][name] = p
-        self.muon = [_Muon(groups[i], params, compute, muon_steps) for (i, _), params in by_shape.items()]
+        self.muon = [_Muon(groups[i], params, compute) for (i, _), params in by_shape.items()]
         self.adamw = _AdamW([g for g in groups if g.kind == "adamw"], compute)
 
     @torch.no_grad()

@@ -4,8 +4,6 @@ The state is a position in a permutation that is computed, not stored, and the p
 a few thousand numbers for any size of data.
 """
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_right, insort
 from collections.abc import Iterable
@@ -125,10 +123,8 @@ class Packer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs, and what it must be used with, as plain types."""
-        return {
-            "epoch": self.epoch, "position": self.position, "rows": self.rows,
-            "buffer": [[doc, start] for _, doc, start in self.buffer], **self._identity(),
-        }  # fmt: skip
+        return {"epoch": self.epoch, "position": self.position, "rows": self.rows,
+                "buffer": [[doc, start] for _, doc, start in self.buffer], **self._identity()}  # fmt: skip
 
     def _identity(self) -> dict[str, Any]:
         sizes = {"capacity": self.capacity, "buffer_docs": self.buffer_docs, "docs": len(self.lengths)}
@@ -138,10 +134,8 @@ class Packer:
         """Continue where `state` was taken; raises ValueError if data, seed or row length are not the same."""
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise ValueError(
-                    f"cannot resume the data order: {name} was {state.get(name)} and is {value}; "
-                    "use the same data and settings, or start a new run"
-                )
+                raise ValueError(f"cannot resume the data order: {name} was {state.get(name)} and is {value}; "
+                                 "use the same data and settings, or start a new run")  # fmt: skip
         self.epoch, self.position, self.rows = state["epoch"], state["position"], state["rows"]
         self.buffer = sorted((int(self.lengths[doc]) - start, doc, start) for doc, start in state["buffer"])
 

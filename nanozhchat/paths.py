@@ -1,7 +1,5 @@
 """Where things live: one base directory, one function per kind of result (layout: README, "Files")."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -18,10 +16,8 @@ def base_dir() -> Path:
 def check_tag(tag: str, what: str = "model tag") -> str:
     """Return `tag` unchanged if it is safe as a folder name; raise ValueError otherwise."""
     if not TAG_PATTERN.fullmatch(tag) or ".." in tag:
-        raise ValueError(
-            f"{what} {tag!r} is not valid: use 1-64 letters, digits, dots, dashes or underscores, "
-            "starting with a letter or digit"
-        )
+        raise ValueError(f"{what} {tag!r} is not valid: use 1-64 letters, digits, dots, dashes or underscores, "
+                         "starting with a letter or digit")  # fmt: skip
     return tag
 
 
@@ -55,9 +51,8 @@ def run_files(name: str) -> list[Path]:
 def latest_tag(name: str) -> str:
     """Return the model whose file of this name was written last; raises FileNotFoundError if there is none."""
     if not (found := run_files(name)):
-        raise FileNotFoundError(
-            f"no trained model under {base_dir()}; run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
-        )
+        remedy = "run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
+        raise FileNotFoundError(f"no trained model under {base_dir()}; {remedy}")
     return max(found, key=lambda p: p.stat().st_mtime).parent.name
 
 

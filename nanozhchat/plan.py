@@ -1,7 +1,5 @@
 """What a training run is given and what it carries along: plan, hooks, state, signals."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -42,7 +40,7 @@ class TrainState:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainState:
+    def from_dict(cls, values: dict[str, Any]) -> "TrainState":
         """Read back what `to_dict` gave; keys of others are ignored."""
         known: dict[str, Any] = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         known["watch"] = LossWatch(**known.get("watch", {}))

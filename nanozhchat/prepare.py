@@ -1,7 +1,5 @@
 """From data specs to what training reads: corpus and token shards, made once by rank 0, reused afterwards."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ None of them has been fetched by this project's tests, which run offline. Column
 were read on the data sets' own pages; a hub may rename files, then `hf:<dataset>` with `--text-field` still works.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Int8 weights: one scale per output, so that the largest weight of each row becomes 127."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -35,8 +33,5 @@ def quantize(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo `quantize`, up to rounding."""
-    return {
-        name: t.float() * tensors[name + SCALE][:, None] if name + SCALE in tensors else t
-        for name, t in tensors.items()
-        if not name.endswith(SCALE)
-    }
+    return {name: t.float() * tensors[name + SCALE][:, None] if name + SCALE in tensors else t
+            for name, t in tensors.items() if not name.endswith(SCALE)}  # fmt: skip

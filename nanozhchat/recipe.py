@@ -3,8 +3,6 @@
 `resolve(depth, vocab_size=..., ...)` gives a `Recipe`; `explain(recipe)` gives each field's formula for people.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -60,11 +58,6 @@ class Overrides:
         if len(horizon) > 1:
             raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
 
-    def check_budget(self, budget_s: float | None) -> None:
-        """Raise ValueError if a wall-clock budget comes with another length of the run."""
-        if budget_s is not None and any(x is not None for x in (self.num_steps, self.target_flops, self.target_ratio)):
-            raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -113,7 +106,7 @@ class Recipe:
         return {**asdict(self), "overridden": list(self.overridden)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """Read back what `to_dict` gave; raises ValueError on unknown or missing fields."""
         names = {f.name for f in fields(cls)}
         if set(values) != names:
@@ -146,21 +139,11 @@ def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides())
     n_embd = head_dim * math.ceil(depth * ASPECT / head_dim)
     plain = overrides.arch == "plain"
     sequence_len = overrides.max_seq_len or _by_depth(CONTEXT_BY_DEPTH, depth)
-    return {
-        "depth": depth,
-        "n_layer": depth,
-        "n_embd": n_embd,
-        "n_head": n_embd // head_dim,
-        "n_kv_head": n_embd // head_dim,
-        "head_dim": head_dim,
-        "vocab_size": vocab_size,
-        "padded_vocab_size": -(-vocab_size // 64) * 64,
-        "sequence_len": sequence_len,
-        "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 or plain else "SSSL"),
-        "value_embeddings": depth >= 6 and not plain,
-        "plain": plain,
-        "ngram_tokens": 0,
-    }
+    return {"depth": depth, "n_layer": depth, "n_embd": n_embd, "n_head": n_embd // head_dim,
+            "n_kv_head": n_embd // head_dim, "head_dim": head_dim, "vocab_size": vocab_size,
+            "padded_vocab_size": -(-vocab_size // 64) * 64, "sequence_len": sequence_len,
+            "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 or plain else "SSSL"),
+            "value_embeddings": depth >= 6 and not plain, "plain": plain, "ngram_tokens": 0}  # fmt: skip
 
 
 def count_params(sizes: dict[str, Any]) -> dict[str, int]:
@@ -170,9 +153,8 @@ def count_params(sizes: dict[str, Any]) -> dict[str, int]:
     with_ve = sum(layer % 2 == (n - 1) % 2 for layer in range(n)) if sizes["value_embeddings"] else 0
     matrices = n * (2 * c * c + 2 * c * kv + 8 * c * c)
     ngrams = c + ngram_order(sizes["vocab_size"]) + 1 if sizes["ngram_tokens"] else 0  # gate, bias per known length
-    other = (
-        ngrams + 2 * n + 2 + GATE_CHANNELS * (1 + with_ve * sizes["n_kv_head"])
-    )  # scales per layer, smear, backout, gates
+    # scales per layer, smear, backout, gates
+    other = ngrams + 2 * n + 2 + GATE_CHANNELS * (1 + with_ve * sizes["n_kv_head"])
     embeddings = v * c + with_ve * v * kv
     total = matrices + v * c + embeddings + other
     return {"matrices": matrices, "head": v * c, "embeddings": embeddings, "other": other, "total": total}
@@ -238,26 +220,16 @@ def _rates(total: int, full: float, n_embd: int) -> dict[str, Any]:
     exponent = LR_EXPONENT_SMALL if total < REF_BATCH else LR_EXPONENT_LARGE
     lr_scale = (total / REF_BATCH) ** exponent
     adamw_scale = lr_scale * (n_embd / WIDTH_REF) ** -0.5
-    return {
-        "embedding_lr": EMBEDDING_LR * adamw_scale,
-        "head_lr": HEAD_LR * adamw_scale,
-        "scalar_lr": SCALAR_LR * lr_scale,
-        "matrix_lr": MATRIX_LR * lr_scale,
-        "weight_decay": WEIGHT_DECAY * (total / REF_BATCH) * (REF_TOKENS / full) / lr_scale,
-    }
+    return {"embedding_lr": EMBEDDING_LR * adamw_scale, "head_lr": HEAD_LR * adamw_scale,
+            "scalar_lr": SCALAR_LR * lr_scale, "matrix_lr": MATRIX_LR * lr_scale,
+            "weight_decay": WEIGHT_DECAY * (total / REF_BATCH) * (REF_TOKENS / full) / lr_scale}  # fmt: skip
 
 
 def resolve(
-    depth: int,
-    *,
-    vocab_size: int,
-    world_size: int = 1,
-    overrides: Overrides = Overrides(),
-    micro_batch_tokens: int = 4096,
-    budget_s: float | None = None,
-    budget_tokens: float | None = None,
+    depth: int, *, vocab_size: int, world_size: int = 1, overrides: Overrides = Overrides(),
+    micro_batch_tokens: int = 4096, budget_s: float | None = None, budget_tokens: float | None = None,
     corpus_tokens: int = 0,
-) -> Recipe:
+) -> Recipe:  # fmt: skip
     """Derive a run from its depth.
 
     vocab_size: tokens, special ones included. micro_batch_tokens: what one rank can take at a time.
@@ -266,7 +238,8 @@ def resolve(
     Raises ValueError naming the value and a value that works.
     """
     over = overrides
-    over.check_budget(budget_s)
+    if budget_s is not None and any(x is not None for x in (over.num_steps, over.target_flops, over.target_ratio)):
+        raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
     sizes = model_sizes(depth, vocab_size, over)
     params = count_params(sizes)
     scaling = params["matrices"] + params["head"]
@@ -281,53 +254,30 @@ def resolve(
     device_tokens = device_batch * sequence_len
     activations = device_tokens * sizes["n_layer"] * sizes["n_embd"] * ACTIVATION_FACTOR * 4
     return Recipe(
-        **sizes,
-        num_params=params["total"],
-        scaling_params=scaling,
-        flops_per_token=per_flop,
-        train_tokens=num_steps * total,
-        total_batch_size=total,
-        device_batch_size=device_batch,
-        world_size=world_size,
-        grad_accum_steps=total // (device_tokens * world_size),
-        num_steps=num_steps,
-        train_flops=float(per_flop) * num_steps * total,
-        budget_s=budget_s,
-        **_rates(total, full, sizes["n_embd"]),
-        warmup_frac=min(WARMUP_FRAC_MAX, WARMUP_STEPS / num_steps),
-        warmdown_frac=WARMDOWN_FRAC,
-        final_lr_frac=FINAL_LR_FRAC,
-        momentum_start=MOMENTUM_START,
-        momentum_peak=MOMENTUM_PEAK,
+        **sizes, num_params=params["total"], scaling_params=scaling, flops_per_token=per_flop,
+        train_tokens=num_steps * total, total_batch_size=total, device_batch_size=device_batch, world_size=world_size,
+        grad_accum_steps=total // (device_tokens * world_size), num_steps=num_steps,
+        train_flops=float(per_flop) * num_steps * total, budget_s=budget_s, **_rates(total, full, sizes["n_embd"]),
+        warmup_frac=min(WARMUP_FRAC_MAX, WARMUP_STEPS / num_steps), warmdown_frac=WARMDOWN_FRAC,
+        final_lr_frac=FINAL_LR_FRAC, momentum_start=MOMENTUM_START, momentum_peak=MOMENTUM_PEAK,
         momentum_ramp_steps=max(1, min(300, int(num_steps * MOMENTUM_RAMP_FRAC))),
         memory_bytes=int(params["total"] * (8 + 8 / world_size) + activations),
         overridden=tuple(name for name, value in asdict(over).items() if value is not None),
-    )
+    )  # fmt: skip
 
 
 def fine_tuning(
     base: Recipe, *, total_batch_size: int, num_steps: int, budget_s: float | None, lr_frac: float
 ) -> Recipe:
     """Derive a fine-tuning recipe from the base model's: same network, gentler learning rates, own length."""
+    rates = {name: getattr(base, name) * lr_frac for name in ("embedding_lr", "head_lr", "scalar_lr", "matrix_lr")}
+    params = count_params({**asdict(base), "ngram_tokens": 0})["total"] if base.ngram_tokens else base.num_params
     return replace(
-        base,
-        ngram_tokens=0,
-        num_params=count_params({**asdict(base), "ngram_tokens": 0})["total"] if base.ngram_tokens else base.num_params,
-        total_batch_size=total_batch_size,
-        num_steps=num_steps,
-        train_tokens=num_steps * total_batch_size,
-        train_flops=float(base.flops_per_token) * num_steps * total_batch_size,
-        budget_s=budget_s,
-        embedding_lr=base.embedding_lr * lr_frac,
-        head_lr=base.head_lr * lr_frac,
-        scalar_lr=base.scalar_lr * lr_frac,
-        matrix_lr=base.matrix_lr * lr_frac,
-        weight_decay=0.0,
-        warmup_frac=SFT_WARMUP_FRAC,
-        warmdown_frac=SFT_WARMDOWN_FRAC,
-        final_lr_frac=0.0,
-        momentum_start=base.momentum_peak,
-    )
+        base, **rates, ngram_tokens=0, num_params=params, total_batch_size=total_batch_size, num_steps=num_steps,
+        train_tokens=num_steps * total_batch_size, weight_decay=0.0, warmup_frac=SFT_WARMUP_FRAC,
+        train_flops=float(base.flops_per_token) * num_steps * total_batch_size, budget_s=budget_s,
+        warmdown_frac=SFT_WARMDOWN_FRAC, final_lr_frac=0.0, momentum_start=base.momentum_peak,
+    )  # fmt: skip
 
 
 def depth_for_budget(seconds: float, flops_per_s: float, vocab_size: int | None = None) -> int:
@@ -343,56 +293,38 @@ def depth_for_budget(seconds: float, flops_per_s: float, vocab_size: int | None 
 
 
 FORMULAS = {
-    "n_layer": "depth",
-    "n_embd": f"head_dim * ceil(depth * {ASPECT} / head_dim)",
-    "n_head": "n_embd / head_dim",
-    "n_kv_head": "n_head",
-    "head_dim": "64 below depth 12, else 128",
-    "vocab_size": "of the tokenizer",
-    "padded_vocab_size": "64 * ceil(vocab_size / 64)",
-    "sequence_len": "512 up to depth 7, 1024 up to 11, then 2048",
+    "n_layer": "depth", "n_embd": f"head_dim * ceil(depth * {ASPECT} / head_dim)", "n_head": "n_embd / head_dim",
+    "n_kv_head": "n_head", "head_dim": "64 below depth 12, else 128", "vocab_size": "of the tokenizer",
+    "padded_vocab_size": "64 * ceil(vocab_size / 64)", "sequence_len": "512 up to depth 7, 1024 up to 11, then 2048",
     "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
-    "value_embeddings": "from depth 6",
-    "plain": "--arch=plain: only what transformers and llama.cpp know",
+    "value_embeddings": "from depth 6", "plain": "--arch=plain: only what transformers and llama.cpp know",
     "ngram_tokens": f"unread text to count n-grams in, to depth {NGRAM_MAX_DEPTH}, if {NGRAM_RATIO} x what is read",
-    "num_params": "closed form, equal to the model's",
-    "scaling_params": "block matrices + lm_head",
+    "num_params": "closed form, equal to the model's", "scaling_params": "block matrices + lm_head",
     "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",
     "train_tokens": f"num_steps * total_batch_size (full horizon: {TARGET_RATIO:g} * scaling_params)",
     "total_batch_size": f"2^round(log2(min({REF_BATCH} * (D / {REF_TOKENS:.3g})^{BATCH_EXPONENT}, D / {MIN_STEPS})))",
-    "device_batch_size": "largest divisor of the step's rows that fits a micro-step",
-    "world_size": "ranks",
+    "device_batch_size": "largest divisor of the step's rows that fits a micro-step", "world_size": "ranks",
     "grad_accum_steps": "total_batch_size / (device_batch_size * sequence_len * world_size)",
-    "num_steps": "tokens of the horizon / total_batch_size",
-    "train_flops": "flops_per_token * train_tokens",
+    "num_steps": "tokens of the horizon / total_batch_size", "train_flops": "flops_per_token * train_tokens",
     "budget_s": "asked for with --budget; the schedule then follows the clock",
     "embedding_lr": f"{EMBEDDING_LR} * (n_embd / {WIDTH_REF})^-0.5 * lr_scale",
-    "head_lr": f"{HEAD_LR} * (n_embd / {WIDTH_REF})^-0.5 * lr_scale",
-    "scalar_lr": f"{SCALAR_LR} * lr_scale",
+    "head_lr": f"{HEAD_LR} * (n_embd / {WIDTH_REF})^-0.5 * lr_scale", "scalar_lr": f"{SCALAR_LR} * lr_scale",
     "matrix_lr": f"{MATRIX_LR} * lr_scale; lr_scale = (B / {REF_BATCH})^{LR_EXPONENT_SMALL} below it, ^0.5 above",
     "weight_decay": f"{WEIGHT_DECAY} * (B / {REF_BATCH}) * ({REF_TOKENS:.3g} / D) / lr_scale (arXiv 2405.13698)",
     "warmup_frac": f"{WARMUP_STEPS} / num_steps, at most {WARMUP_FRAC_MAX:g}",
-    "warmdown_frac": "share of the run",
-    "final_lr_frac": "of the peak learning rate",
-    "momentum_start": "Muon momentum at the first step",
-    "momentum_peak": "Muon momentum after the ramp",
+    "warmdown_frac": "share of the run", "final_lr_frac": "of the peak learning rate",
+    "momentum_start": "Muon momentum at the first step", "momentum_peak": "Muon momentum after the ramp",
     "momentum_ramp_steps": f"{MOMENTUM_RAMP_FRAC:g} * num_steps, at most 300",
-    "memory_bytes": "weights, gradients, optimizer state per rank, activations of a micro-step (estimate)",
-}
+    "memory_bytes": "weights, gradients, optimizer state per rank, activations of a micro-step (estimate)"
+}  # fmt: skip
 
 
 def explain(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (field, value, formula) for people; values set by hand are marked `(set)`."""
     rows = []
-    renamed = {"max_seq_len": "sequence_len"}
-    by_hand = {renamed.get(name, name) for name in recipe.overridden}
+    by_hand = {"sequence_len" if name == "max_seq_len" else name for name in recipe.overridden}
     for name, formula in FORMULAS.items():
         value = getattr(recipe, name)
-        if isinstance(value, float):
-            text = f"{value:.4g}"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            text = f"{value:,}"
-        else:
-            text = str(value)
-        rows.append((name, text + (" (set)" if name in by_hand else ""), formula))
+        text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+        rows.append((name, text + " (set)" * (name in by_hand), formula))
     return rows

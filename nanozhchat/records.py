@@ -5,8 +5,6 @@ bounded by the largest single record. What is broken raises DamagedError naming 
 when the caller asked to skip it.
 """
 
-from __future__ import annotations
-
 import glob
 import io
 import json

@@ -3,8 +3,6 @@
 What does not exist yet is left out, with a sentence that names its command. Text from outside goes through `text()`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
@@ -39,18 +37,14 @@ CURVES = (  # name, title, against, lines
 FIRST_STAGE_ONLY = ("bpb-flops", "mfu")
 ELECTRICITY_USD, CPU_WATTS = 0.15, 10  # per kWh; per core, assumed: server processors are rated at 5 to 12
 MODELS_SHOWN, TOKENS_SHOWN = 8, 90
-TOKEN_FACTS = (
-    ("common_3500_frac", "of the 3,500 common characters are one token"),
-    ("word_tokens_frac", "of the tokens are words of several characters"),
-    ("unused_frac", "of the tokens never occur in held-out text"),
-)
-COURSE = (
-    ("steps", "step", "{:,.0f}"), ("tokens", "tokens", "{:,.0f}"), ("bytes of text", "bytes", "{:,.0f}"),
-    ("seconds", "time_s", "{:,.0f}"), ("FLOPs", "flops", "{:.3g}"), ("training loss", "train/loss", "{:.4f}"),
-    ("held-out loss", "val/loss", "{:.4f}"), ("held-out bits per byte", "val/bpb", "{:.4f}"),
-    ("held-out perplexity", "val/ppl", "{:.2f}"), ("tokens per second", "tok_per_sec", "{:,.0f}"),
-    ("share of the machine's peak", "mfu", "{:.1%}"), ("memory in GiB", "mem_gib", "{:.2f}"),
-)  # fmt: skip
+TOKEN_FACTS = (("common_3500_frac", "of the 3,500 common characters are one token"),
+               ("word_tokens_frac", "of the tokens are words of several characters"),
+               ("unused_frac", "of the tokens never occur in held-out text"))  # fmt: skip
+COURSE = (("steps", "step", "{:,.0f}"), ("tokens", "tokens", "{:,.0f}"), ("bytes of text", "bytes", "{:,.0f}"),
+          ("seconds", "time_s", "{:,.0f}"), ("FLOPs", "flops", "{:.3g}"), ("training loss", "train/loss", "{:.4f}"),
+          ("held-out loss", "val/loss", "{:.4f}"), ("held-out bits per byte", "val/bpb", "{:.4f}"),
+          ("held-out perplexity", "val/ppl", "{:.2f}"), ("tokens per second", "tok_per_sec", "{:,.0f}"),
+          ("share of the machine's peak", "mfu", "{:.1%}"), ("memory in GiB", "mem_gib", "{:.2f}"))  # fmt: skip
 
 
 def summary(m: Model) -> list[str]:
@@ -86,9 +80,8 @@ def summary(m: Model) -> list[str]:
         times = [text(e["time"])[:16].replace("T", " ") for e in s.events if e.get("time")]
         blocks += [f"*{TITLES[s.name]}: from {times[0]} to {times[-1]} UTC.*"] if times else []
         if not any(event.get("event") == "done" for event in s.events):
-            blocks.append(
-                f"{TITLES[s.name]} has not run to its end (step {s.last('step'):,.0f}): its command continues it."
-            )
+            at = f"step {s.last('step'):,.0f}"
+            blocks.append(f"{TITLES[s.name]} has not run to its end ({at}): its command continues it.")
     if all(s.name != "sft" for s in m.stages):
         blocks.append(f"It was not taught to chat yet: `python -m scripts.chat_sft --model-tag={m.tag}`.")
     return blocks
@@ -101,20 +94,14 @@ def held_out(m: Model) -> list[str]:
         return ["## Held-out text", f"Not scored yet: `python -m scripts.base_eval --model-tag={m.tag}`."]
     per_char = e["bpc"] / bpb if is_number(e.get("bpc")) and bpb else math.nan  # bytes a character takes
     rows = [(m.tag, f"{bpb:.4f}", show(bpb * per_char, "{:.4f}"), "", show(e.get("ppl"), "{:.2f}"))]
-    rows += [
-        (name, f"{value:.4f}", show(value * per_char, "{:.4f}"), f"{ahead:+.4f}", "")
-        for name, value, ahead, _ in m.margins
-    ]
+    rows += [(name, f"{value:.4f}", show(value * per_char, "{:.4f}"), f"{ahead:+.4f}", "")
+             for name, value, ahead, _ in m.margins]  # fmt: skip
     size = ", ".join(f"{show(e.get(k), '{:,}')} {k}" for k in ("bytes", "chars", "tokens"))
     note = f"*Step {text(e.get('step', '?'))}, {size}. Lower is better; 8 bits per byte is no compression at all. The "
     note += "compressors pack the same text in one piece, but unlike the model they bring no knowledge from training.*"
     said = [f"{words} on the same held-out bytes." for *_, words in m.margins]
-    return [
-        "## Held-out text",
-        *said,
-        table(("", "bits per byte", "per character", "ahead by", "perplexity"), rows, {1, 2, 3, 4}),
-        note,
-    ]
+    header = ("", "bits per byte", "per character", "ahead by", "perplexity")
+    return ["## Held-out text", *said, table(header, rows, {1, 2, 3, 4}), note]
 
 
 def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
@@ -221,9 +208,8 @@ def others(m: Model) -> list[str]:
     for other in (m, *(Model(tag) for tag in tags[:MODELS_SHOWN] if tag != m.tag)):
         made, right = other.stages[0].recipe, show(other.chat_eval.get("overall"))
         size, name = f"{made.num_params / 1e6:,.1f} M" if made else "-", other.tag + " (this one)" * (other is m)
-        rows.append(
-            (name, size, show(other.bpb, "{:.3f}"), right, duration(other.seconds), " ".join(other.stages[0].data))
-        )
+        bpb, took = show(other.bpb, "{:.3f}"), duration(other.seconds)
+        rows.append((name, size, bpb, right, took, " ".join(other.stages[0].data)))
     header = ("", "parameters", "bits per byte", "right answers", "time", "data")
     note = "*Bits per byte and answers can be compared where data and questions are the same.*"
     return ["## Other models here", table(header, rows, range(1, 5)), note] if len(rows) > 1 else []

@@ -1,7 +1,5 @@
 """What a report is made of: run folders read into numbers, and numbers and texts written as safe Markdown."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import math
@@ -68,9 +66,8 @@ class Stage:
         self.name, self.folder = name, paths.run_dir(name, tag)
         by_step = {row["step"]: row for row in files.read_jsonl(self.folder / "metrics.jsonl") if "step" in row}
         self.rows = [by_step[step] for step in sorted(by_step)]  # a step done twice counts once, the later time
-        self.rows = [
-            {**r, "mem_gib": r["mem_bytes"] / 2**30} if is_number(r.get("mem_bytes")) else r for r in self.rows
-        ]
+        for row in self.rows:
+            row |= {"mem_gib": row["mem_bytes"] / 2**30} if is_number(row.get("mem_bytes")) else {}
         self.events = files.read_jsonl(self.folder / "events.jsonl")
         self.data = [str(spec) for spec in read_object(self.folder / "config.yaml").get("data") or ["builtin"]]
         self.recipe: Recipe | None = None
@@ -108,10 +105,8 @@ class Model:
             if is_number(bpb := others.get(name)) and is_number(own):
                 said = f"{abs(bpb - own):.2f} bits per byte {'better' if own <= bpb else 'worse'} than {name} -9"
                 self.margins.append((f"{name} -9", bpb, bpb - own, said))
-        self.seconds, self.bpb = (
-            sum(s.seconds for s in self.stages),
-            own if is_number(own) else self.stages[0].last("val/bpb"),
-        )
+        self.seconds = sum(s.seconds for s in self.stages)
+        self.bpb = own if is_number(own) else self.stages[0].last("val/bpb")
         tasks = (self.chat_eval.get("tasks") or {}).items()
         self.scores = [{**t, "name": name.removeprefix("builtin:")} for name, t in tasks]
         self.scores.sort(key=lambda t: -t["score"])

@@ -3,8 +3,6 @@
 Raw HTML in the Markdown stays text, except `<br>`, which table cells need. Pictures are put into the page itself.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re
@@ -34,13 +32,11 @@ def page(title: str, markdown: str, pictures: Mapping[str, bytes]) -> str:
     css = CSS.read_text(encoding="utf-8")
     body = parser.renderer.render(tokens, parser.options, {})
     body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{css}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
-    )
+    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{html.escape(title)}</title>\n<style>\n{css}</style>\n</head>\n"
+            f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n")  # fmt: skip
 
 
 def _line_end(state: Any, silent: bool) -> bool:

@@ -7,8 +7,6 @@ optimizer step per rollout, so the answers always come from the weights they cha
 needs nothing but the number of the step, from which everything random is drawn.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import time
@@ -162,10 +160,9 @@ class RolloutSource:
     ) -> None:  # fmt: skip
         """kind: of `Engine`; batch_rows: of a micro-batch of one rank; reference: frozen, for the KL term."""
         if settings.prompts % compute.world_size:
-            raise ValueError(
-                f"--prompts={settings.prompts} cannot be shared evenly by {compute.world_size} ranks; pass "
-                f"--prompts={-(-settings.prompts // compute.world_size) * compute.world_size}"
-            )
+            fit = -(-settings.prompts // compute.world_size) * compute.world_size
+            raise ValueError(f"--prompts={settings.prompts} cannot be shared evenly by {compute.world_size} ranks; "
+                             f"pass --prompts={fit}")  # fmt: skip
         self.model, self.tokenizer, self.problems, self.settings = model, tokenizer, problems, settings
         self.compute, self.kind, self.stop, self.reference = compute, kind, stop, reference
         self.batch_rows, self.step = batch_rows, 0
@@ -195,14 +192,19 @@ class RolloutSource:
         places = [divmod(at, total) for at in range(first, end, self.compute.world_size)]
         return [int(shuffled(total, s.seed, epoch, np.array([at]))[0]) for epoch, at in places]
 
+    def answer(self, asked: Sequence[tuple[Sequence[int], int, int]], temperature: float) -> list[Rollout]:
+        """Answer with the weights at hand; asked as in `roll_out`."""
+        params = SamplingParams(temperature=temperature, top_p=1.0, max_tokens=self.settings.max_tokens)
+        self.model.eval()
+        rollouts = roll_out(Engine(self.model, self.tokenizer, kind=self.kind), asked, params, self.stop)
+        self.model.train()
+        return rollouts
+
     def _rollouts(self) -> list[Rollout]:
         s, numbers = self.settings, [n for n in self.numbers() for _ in range(self.settings.group)]
         first = (s.seed * 1_000_003 + self.step) * MAX_CALLS * 2
         asked = [(self.problems.items[n][2], first, n * s.group + i % s.group) for i, n in enumerate(numbers)]
-        params = SamplingParams(temperature=s.temperature, top_p=1.0, max_tokens=s.max_tokens)
-        self.model.eval()
-        rollouts = roll_out(Engine(self.model, self.tokenizer, kind=self.kind), asked, params, self.stop)
-        self.model.train()
+        rollouts = self.answer(asked, s.temperature)
         self.problems.judge(numbers, rollouts)
         for start in range(0, len(rollouts), s.group):
             group = rollouts[start : start + s.group]
@@ -266,15 +268,10 @@ def evaluation(
     names = sorted({task.name for task, _, _ in held_out.items})
 
     def action(state: TrainState) -> dict[str, float]:
-        s, began = source.settings, time.monotonic()
-        source.model.eval()
-        engine = Engine(source.model, source.tokenizer, kind=source.kind)
-        sampling = SamplingParams(temperature=s.temperature, top_p=1.0, max_tokens=s.max_tokens)
+        began = time.monotonic()
         asked = [(held_out.items[n][2], EVAL_SEED, n * samples + i) for n in numbers for i in range(samples)]
-        drawn = roll_out(engine, asked, sampling, source.stop)
-        greedy = roll_out(engine, [(held_out.items[n][2], 0, 0) for n in numbers], replace(sampling, temperature=0.0),
-                          source.stop)  # fmt: skip
-        source.model.train()
+        drawn = source.answer(asked, source.settings.temperature)
+        greedy = source.answer([(held_out.items[n][2], 0, 0) for n in numbers], 0.0)
         held_out.judge([n for n in numbers for _ in range(samples)], drawn)
         held_out.judge(numbers, greedy)
         sums = np.zeros((len(names), 4))  # problems, pass@1, pass@samples, greedy

@@ -1,13 +1,11 @@
 """A training run's folder: its lock, what identifies it, where it left off, and how it is saved."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +26,17 @@ from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-MODEL_FIELDS = (
-    "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "window_pattern", "value_embeddings",
-    "plain",
-)  # fmt: skip
-
 
 def gpt_config(recipe: Recipe) -> GPTConfig:
     """Return the model configuration of a recipe."""
-    return GPTConfig(**{name: getattr(recipe, name) for name in MODEL_FIELDS})
+    return GPTConfig(**{f.name: getattr(recipe, f.name) for f in fields(GPTConfig) if hasattr(recipe, f.name)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """Flags that every training script has."""
 
-    model_tag: str | None = cli.opt(
-        None, "name of the model; none = d<depth>, or the latest", group="run", neutral=True
-    )
+    model_tag: str | None = cli.opt(None, "name of the model; none = d<depth>, or latest", group="run", neutral=True)
     run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
     tensorboard: bool = cli.opt(False, "also write for TensorBoard, in the run's folder", group="run", neutral=True)
     resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
@@ -82,7 +73,7 @@ class Run:
     checkpoints: Checkpoints | None = None
 
     def recipe(self, make: Callable[[], Recipe]) -> Recipe:
-        """Return the recipe that the run started with, or make it; kept in recipe.json."""
+        """Return the recipe that the run started with, or make it; kept in recipe.json, the flags in config.yaml."""
         world = self.compute.world_size
         if self.saved is None:
             recipe = make()
@@ -93,6 +84,7 @@ class Run:
                 log.info("resumed on %d rank(s): same batch of %d tokens a step", world, recipe.total_batch_size)
         if self.compute.is_main:
             files.write_json(self.folder / "recipe.json", recipe.to_dict())
+            cli.write_config(self.folder / "config.yaml", self.flags)
         return recipe
 
     def new_model(
@@ -121,42 +113,29 @@ class Run:
 
     def loader_shape(self, recipe: Recipe) -> dict[str, Any]:
         """Return what every loader of this run is made with."""
-        return {
-            "batch_rows": recipe.device_batch_size, "sequence_len": recipe.sequence_len, "rank": self.compute.rank,
-            "world_size": self.compute.world_size, "device": self.compute.device,
-        }  # fmt: skip
+        return {"batch_rows": recipe.device_batch_size, "sequence_len": recipe.sequence_len, "rank": self.compute.rank,
+                "world_size": self.compute.world_size, "device": self.compute.device}  # fmt: skip
 
     def plan(
-        self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: Tensor, *, started: float,
-        save_every: int,
+        self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: Tensor, *, started: float, save_every: int,
     ) -> Plan:  # fmt: skip
         """Return the training plan. started: `time.monotonic()` when the command began; token_bytes: (V,)."""
         keep = Keep(self.flags.keep_last, self.flags.keep_every)
         self.checkpoints = Checkpoints(self.folder, self.identity, model, optimizer, self.compute, self.metrics, keep)
-        return Plan(
-            recipe=recipe, token_bytes=token_bytes.to(self.compute.device), checkpoints=self.checkpoints,
-            save_every=save_every, started=started, stop=self.stop,
-        )  # fmt: skip
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Describe what differs between two identities."""
-    keys = sorted(old.keys() | new.keys())
-    return [f"{k}: saved {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+        return Plan(recipe=recipe, token_bytes=token_bytes.to(self.compute.device), checkpoints=self.checkpoints,
+                    save_every=save_every, started=started, stop=self.stop)  # fmt: skip
 
 
 @contextlib.contextmanager
-def open_run(
-    stage: str, tag: str, identity: dict[str, Any], compute: Compute, *, flags: RunFlags,
-    config: dict[str, Any] | None = None,
-) -> Iterator[Run]:  # fmt: skip
+def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *, flags: RunFlags) -> Iterator[Run]:
     """Lock a run's folder, find where it left off, and from then on collect signals instead of dying of them.
 
-    With `flags.resume`, a checkpoint of the same identity is continued and one of another identity is refused with
-    the differences; so is another number of ranks, unless `flags.change_ranks`. Without, an earlier run is moved
-    aside, never deleted.
+    identity: what must be equal besides the flags that change the result. With `flags.resume`, a checkpoint of the
+    same identity is continued and one of another identity is refused with the differences; so is another number of
+    ranks, unless `flags.change_ranks`. Without, an earlier run is moved aside, never deleted.
     """
-    folder = paths.run_dir(stage, tag)
+    folder, config = paths.run_dir(stage, tag), cli.result_flags(flags)
+    identity = {**config, **identity}
     if os.environ.get(faults.VARIABLE):
         log.warning("%s=%s: this run is meant to fail", faults.VARIABLE, os.environ[faults.VARIABLE])
     with contextlib.ExitStack() as held, stop_signals() as stop:
@@ -180,11 +159,16 @@ def open_run(
         cuda = compute.device.type == "cuda"
         where = torch.cuda.get_device_name(compute.device) if cuda else compute.device.type
         metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size, device=where)
-        if saved is not None and not state.finished:
+        if finished := state.finished:
+            log.info("%s is trained already (%d steps); --no-resume trains it again", folder, state.step)
+        elif saved is not None:
             log.info("continuing %s at step %d", folder, state.step)
         run = Run(stage, tag, folder, identity, compute, metrics, saved, state, stop, flags)
         try:
             yield run
+            if state.finished and not finished:
+                tokens = state.tokens / 1e6
+                log.info("done: %d steps, %.1f M tokens, %.0f s; %s", state.step, tokens, state.time_s, folder)
         finally:
             if run.checkpoints is not None:
                 run.checkpoints.close()
@@ -193,8 +177,9 @@ def open_run(
 
 def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Compute, change_ranks: bool) -> None:
     """Raise ValueError with the differences between a saved run and this one."""
-    changed = differences(saved.manifest["identity"], identity)
-    if changed:
+    old, new = saved.manifest["identity"], identity
+    keys = sorted(old.keys() | new.keys())
+    if changed := [f"{k}: saved {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]:
         raise ValueError(
             f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, another "
             "--model-tag, or --no-resume to start over (the old run is kept aside)"

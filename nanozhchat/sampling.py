@@ -3,8 +3,6 @@
 Plain NumPy on one row of logits: for a vocabulary of thousands its calls cost less than a tensor library's.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,11 +41,9 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        limits = {
-            "temperature": (0.0, 2.0), "top_k": (0, 1000), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.1, 10.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
-            "no_repeat_ngram": (0, 1000), "max_tokens": (1, 10**9), "logprobs": (0, 20),
-        }  # fmt: skip
+        limits = {"temperature": (0.0, 2.0), "top_k": (0, 1000), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+                  "repetition_penalty": (0.1, 10.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+                  "no_repeat_ngram": (0, 1000), "max_tokens": (1, 10**9), "logprobs": (0, 20)}  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):

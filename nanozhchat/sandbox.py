@@ -10,8 +10,6 @@ Level 3: bubblewrap around it, where it is installed and allowed: own user, proc
 namespaces, and a small file system in memory. What is left: holes of the kernel.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -7,8 +7,6 @@ processes and programs, signals, looking into other processes, mounts, namespace
 Where the kernel lacks one of these, it goes on without: `sandbox.level` finds out by trying.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -19,7 +17,7 @@ import traceback
 
 FILE_BYTES, OPEN_FILES = 16 * 2**20, 64
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
-FILE_RIGHTS, READ_FILE, READ_DIR, WRITE_FILE, TRUNCATE = 0b1100000000000111, 1 << 2, 1 << 3, 1 << 1, 1 << 14
+FILE_RIGHTS, READ_FILE, READ_DIR, WRITE_FILE = 0b1100000000000111, 1 << 2, 1 << 3, 1 << 1
 ERRNO, ALLOW, KILL, EPERM, ENOSYS = 0x00050000, 0x7FFF0000, 0x80000000, 1, 38
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the table, AUDIT_ARCH
 CLONE, CLONE3, CLONE_THREAD = (56, 220), (435, 435), 0x10000

@@ -3,8 +3,6 @@
 The method of arXiv 2203.15556, section 3.2; intervals from a bootstrap of the parabolas' residuals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +23,7 @@ class Sweep:
     per_token: Array
 
     @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]]) -> Sweep:
+    def of(cls, rows: Sequence[dict[str, Any]]) -> "Sweep":
         """Make one of rows of the table."""
         columns = ([r[k] for r in rows] for k in ("scaling_params", "bpb", "flops", "tokens"))
         x, y, flops, tokens = (np.array(column, float) for column in columns)

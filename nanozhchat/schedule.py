@@ -1,7 +1,5 @@
 """Schedules: pure functions of progress through training, in [0, 1], or of the step."""
 
-from __future__ import annotations
-
 
 def lr_multiplier(progress: float, warmup: float, warmdown: float, final: float) -> float:
     """Trapezoid: linear warmup, flat, linear warmdown to `final`; all lengths are fractions of the run."""

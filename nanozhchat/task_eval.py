@@ -5,8 +5,6 @@ some answered examples and the question, and takes the choice that is likeliest 
 generates. Questions that do not fit the context lose examples, then their beginning, and are counted (`Score.cut`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How much generated text repeats itself: in characters, as Chinese has no spaces between words."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -27,9 +25,6 @@ def loops(text: str) -> bool:
 def quality(texts: Sequence[str]) -> dict[str, float]:
     """Means over texts: share of 4-grams said before (`repetition_rate`), `distinct_1` and `_2`, and `loop_rate`."""
     n = max(1, len(texts))
-    return {
-        "repetition_rate": sum(1 - distinct(t, 4) for t in texts) / n,
-        "distinct_1": sum(distinct(t, 1) for t in texts) / n,
-        "distinct_2": sum(distinct(t, 2) for t in texts) / n,
-        "loop_rate": sum(map(loops, texts)) / n,
-    }
+    return {"repetition_rate": sum(1 - distinct(t, 4) for t in texts) / n,
+            "distinct_1": sum(distinct(t, 1) for t in texts) / n, "distinct_2": sum(distinct(t, 2) for t in texts) / n,
+            "loop_rate": sum(map(loops, texts)) / n}  # fmt: skip

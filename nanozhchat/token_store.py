@@ -5,8 +5,6 @@ else uint32), documents back to back without special tokens: loaders add those. 
 of n + 1 uint64 offsets. The manifest is written last.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import time
@@ -126,10 +124,8 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], 
             for shard in _new_shards(directory, split, corpus, tokenizer, dtype, progress, shards):
                 shards.append(shard)
                 files.write_json(directory / STATE, {"key": key, "shards": shards})
-        totals = {
-            split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("docs", "tokens")}
-            for split in SPLITS
-        }
+        totals = {split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("docs", "tokens")}
+                  for split in SPLITS}  # fmt: skip
         for split in SPLITS:
             totals[split]["bytes"] = corpus.n_bytes(split)
         manifest = {**key, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "totals": totals, "shards": shards}
@@ -193,10 +189,8 @@ def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.d
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(ends).astype("<u8"), allow_pickle=False)
     files.atomic_write(index, buffer.getvalue())
-    return {
-        "name": path.name, "index": index.name, "docs": sum(map(len, ends)) - 1, "tokens": total,
-        "sha256": files.sha256(path), "index_sha256": files.sha256(index),
-    }  # fmt: skip
+    return {"name": path.name, "index": index.name, "docs": sum(map(len, ends)) - 1, "tokens": total,
+            "sha256": files.sha256(path), "index_sha256": files.sha256(index)}  # fmt: skip
 
 
 def _encoded(

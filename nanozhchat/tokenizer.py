@@ -4,8 +4,6 @@ A byte-level BPE learned by `rustbpe` (ids are ranks: 256 bytes, then one per me
 Text never becomes a special token: only `render` and `render_prompt` place those, by id.
 """
 
-from __future__ import annotations
-
 import base64
 import codecs
 import contextlib
@@ -18,16 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanozhchat.conversation import (
-    ASSISTANT,
-    BOS,
-    END,
-    ROLE_TOKEN,
-    SPECIAL_TOKENS,
-    TOOL_CALL,
-    Message,
-    make_conversation,
-)
+from nanozhchat.conversation import BOS, END, ROLE_TOKEN, SPECIAL_TOKENS, TOOL_CALL, Message, make_conversation
 from nanozhchat.errors import DamagedError
 from nanozhchat.files import atomic_write, read_json, write_json
 from nanozhchat.foreign import BPE, HubBPE, byte_alphabet, read, vocabulary
@@ -61,14 +50,9 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls,
-        docs: Iterable[str],
-        vocab_size: int,
-        kind: str = "bpe",
-        *,
-        threads: int = 0,
+        cls, docs: Iterable[str], vocab_size: int, kind: str = "bpe", *, threads: int = 0,
         progress: Progress | None = None,
-    ) -> Tokenizer:
+    ) -> "Tokenizer":  # fmt: skip
         """Learn a tokenizer of exactly `vocab_size` tokens, bytes and special tokens included.
 
         threads: 0 = one per core; the result does not depend on it. progress(stage, done, total) counts bytes read
@@ -77,37 +61,28 @@ class Tokenizer:
         """
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
-        size = _merged_size(vocab_size)
-        with _reached_with_special(vocab_size):
+        with _without_special(vocab_size) as size:
             bpe = BPE.train(docs, size, kind, threads, progress)
         return cls(bpe, kind, bpe.stats)
 
     @classmethod
     def train_from_files(
-        cls,
-        counted: Sequence[Path],
-        vocab_size: int,
-        kind: str,
-        totals: Mapping[str, int],
-        memory_bytes: int,
-        *,
-        threads: int = 0,
-        merges: Sequence[Sequence[int]] = (),
-        progress: Progress | None = None,
+        cls, counted: Sequence[Path], vocab_size: int, kind: str, totals: Mapping[str, int], memory_bytes: int, *,
+        threads: int = 0, merges: Sequence[Sequence[int]] = (), progress: Progress | None = None,
         saved: Callable[[list[tuple[int, int, int]]], object] | None = None,
-    ) -> Tokenizer:
+    ) -> "Tokenizer":  # fmt: skip
         """Learn from files of `rustbpe.count_to_files`; totals: documents, bytes and chunks they were made from.
 
         merges, saved: what is certain, to go on from (see `rustbpe.BPE.train_from_files`). The rest is as in `train`.
         """
         known = [(left, right, count) for left, right, count in merges]
-        with _reached_with_special(vocab_size):
-            bpe = BPE.train_from_files(counted, totals["bytes"], _merged_size(vocab_size), memory_bytes, kind, threads,
-                                       known, progress, saved)  # fmt: skip
+        with _without_special(vocab_size) as size:
+            bpe = BPE.train_from_files(counted, totals["bytes"], size, memory_bytes, kind, threads, known, progress,
+                                       saved)  # fmt: skip
         return cls(bpe, kind, totals)
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
+    def from_file(cls, path: Path) -> "Tokenizer":
         """Take over a tokenizer.json, or tiktoken's ranks; raises ValueError if it is no byte-level BPE."""
         bpe = read(path)
         return cls(bpe, "hub" if isinstance(bpe, HubBPE) else "foreign", {})
@@ -116,22 +91,17 @@ class Tokenizer:
         """Write tokenizer.json (Hugging Face), ranks.tiktoken, vocab.txt; last meta.json, which vouches for them."""
         folder = Path(folder)
         atomic_write(folder / "vocab.txt", "".join(self._vocab_lines()).encode())
-        atomic_write(folder / "tokenizer.json", self._tokenizer_json)
+        atomic_write(folder / "tokenizer.json", self.json_file)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
         atomic_write(folder / "ranks.tiktoken", "".join(lines).encode())
         meta = {
-            "format_version": FORMAT_VERSION,
-            "kind": self.kind,
-            "pattern": self.pattern,
-            "vocab_size": self.vocab_size,
-            "special_tokens": self._special,
-            "trained_on": self.trained_on,
-            "hash": self.hash,
-        }
+            "format_version": FORMAT_VERSION, "kind": self.kind, "pattern": self.pattern, "vocab_size": self.vocab_size,
+            "special_tokens": self._special, "trained_on": self.trained_on, "hash": self.hash,
+        }  # fmt: skip
         write_json(folder / "meta.json", meta)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path) -> "Tokenizer":
         """Read what `save` wrote.
 
         Raises FileNotFoundError if there is no tokenizer, DamagedError if its files are not as they were written.
@@ -161,13 +131,9 @@ class Tokenizer:
 
     def _vocab_lines(self) -> Iterator[str]:
         """Yield id, occurrences when the token was made, and text; bytes that are no text in angle brackets."""
-        counts = [*[None] * 256, *self._bpe.counts]
-        for i, token in enumerate([*self._ranks, *self._special]):
-            if isinstance(token, str):
-                yield f"{i}\t-\t{token}\n"
-                continue
-            count = counts[i] if i < len(counts) and counts[i] is not None else "-"
-            yield f"{i}\t{count}\t{readable(token)}\n"
+        counts = [*["-"] * 256, *self._bpe.counts]
+        for i, token in enumerate([*map(readable, self._ranks), *self._special]):
+            yield f"{i}\t{counts[i] if i < len(counts) else '-'}\t{token}\n"
 
     # --- what it is
 
@@ -179,7 +145,7 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """Identity: SHA-256 of tokenizer.json as hex. Equal hashes mean equal ids for every text."""
-        return hashlib.sha256(self._tokenizer_json).hexdigest()
+        return hashlib.sha256(self.json_file).hexdigest()
 
     def special(self, name: str) -> int:
         """Return the id of a special token, such as "<|bos|>"; raises ValueError for an unknown name."""
@@ -247,7 +213,7 @@ class Tokenizer:
         """
         ids, mask = [self.bos_id], [0]
         for message in self._fit(make_conversation(conversation), max_tokens):
-            learn = int(message[0] == self._special[ASSISTANT])
+            learn = int(message[0] == self._special[ROLE_TOKEN["assistant"]])
             ids += message
             mask += [0, *[learn] * (len(message) - 1)]
         return ids[:max_tokens], mask[:max_tokens]
@@ -267,7 +233,7 @@ class Tokenizer:
         ids = [self.bos_id]
         for message in self._fit(messages, budget):
             ids += message
-        return [*ids, self._special[ASSISTANT]]
+        return [*ids, self._special[ROLE_TOKEN["assistant"]]]
 
     def render_message(self, message: Message) -> list[int]:
         """Return the ids of one turn: role, words, call of a tool if any, <|end|>."""
@@ -289,11 +255,7 @@ class Tokenizer:
 
     # --- other libraries
 
-    def to_json(self) -> str:
-        """Return the contents of tokenizer.json."""
-        return self._tokenizer_json.decode()
-
-    def to_tiktoken(self) -> tiktoken.Encoding:
+    def to_tiktoken(self) -> "tiktoken.Encoding":
         """Return the same tokenizer as a tiktoken.Encoding; raises ValueError for one that only its library can run."""
         if isinstance(self._bpe, HubBPE):
             raise ValueError("this tokenizer is not ranks and one pattern, so tiktoken cannot run it")
@@ -304,8 +266,8 @@ class Tokenizer:
         return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self._special)
 
     @cached_property
-    def _tokenizer_json(self) -> bytes:
-        """The Hugging Face `tokenizers` file: byte-level BPE with the same pattern, merges and ids."""
+    def json_file(self) -> bytes:
+        """tokenizer.json, of Hugging Face's `tokenizers`: byte-level BPE with the same pattern, merges and ids."""
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added = [{"id": i, "content": name, **flags, "special": True} for name, i in self._special.items()]
         if isinstance(self._bpe, HubBPE):
@@ -314,28 +276,13 @@ class Tokenizer:
         names = ["".join(to_char[byte] for byte in token) for token in self._ranks]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
-        content = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {name: i for i, name in enumerate(names)},
-                "merges": [f"{names[left]} {names[right]}" for left, right in self._bpe.merges()],
-            },
-        }
+        model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                 "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                 "vocab": {name: i for i, name in enumerate(names)},
+                 "merges": [f"{names[left]} {names[right]}" for left, right in self._bpe.merges()]}  # fmt: skip
+        content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+                   "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": None,
+                   "decoder": byte_level, "model": model}  # fmt: skip
         return (json.dumps(content, indent=1) + "\n").encode()
 
 
@@ -369,27 +316,17 @@ def readable(token: bytes) -> str:
     )
 
 
-def _merged_size(vocab_size: int) -> int:
-    """Return the vocabulary without special tokens; raises ValueError if that leaves too little."""
+@contextlib.contextmanager
+def _without_special(vocab_size: int) -> Iterator[int]:
+    """Give the size without special tokens, and count them in when that is too little, or more than the text gives."""
     n_special = len(SPECIAL_TOKENS)
     if vocab_size < 256 + n_special:
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small: 256 bytes and {n_special} special tokens are always there; "
-            f"pass --vocab-size={256 + n_special} or more"
-        )
-    return vocab_size - n_special
-
-
-@contextlib.contextmanager
-def _reached_with_special(vocab_size: int) -> Iterator[None]:
-    """Count the special tokens too when the text cannot give so large a vocabulary."""
+        raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and {n_special} special tokens are always "
+                         f"there; pass --vocab-size={256 + n_special} or more")  # fmt: skip
     try:
-        yield
+        yield vocab_size - n_special
     except ValueError as error:
         if (reached := getattr(error, "reached", None)) is None:
             raise
-        most = reached + len(SPECIAL_TOKENS)
-        raise ValueError(
-            f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
-            f"pass --vocab-size={most} or give more text"
-        ) from error
+        raise ValueError(f"vocab_size={vocab_size} is too large: the text gives at most {reached + n_special} tokens; "
+                         f"pass --vocab-size={reached + n_special} or give more text") from error  # fmt: skip

@@ -5,8 +5,6 @@ that are done and `merges.json` the merges that are certain. Everything else in 
 cut off, and removed. The merges are those of training on all text at once.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,27 +32,19 @@ def groups(specs: Sequence[str], chunk_files: int | None) -> list[tuple[str, ...
         if source.kind != "files":
             found.append((spec,))
             continue
-        sizes = itertools.accumulate(path.stat().st_size for path in records.expand(source.name))
-        numbered = zip(itertools.count(), records.expand(source.name), sizes, strict=False)
+        found_paths = records.expand(source.name)
+        sizes = itertools.accumulate(path.stat().st_size for path in found_paths)
+        numbered = zip(itertools.count(), found_paths, sizes, strict=False)
         same = itertools.groupby(numbered, lambda x: x[0] // chunk_files if chunk_files else x[2] // GROUP_BYTES)
         found += [tuple(str(path) for _, path, _ in group) for _, group in same]
     return found
 
 
 def train(
-    specs: Sequence[str],
-    vocab_size: int,
-    kind: str,
-    folder: Path,
-    *,
-    memory_bytes: int,
-    max_bytes: int | None = None,
-    chunk_files: int | None = None,
-    resume: bool = True,
-    text_field: str | None = None,
-    threads: int = 0,
+    specs: Sequence[str], vocab_size: int, kind: str, folder: Path, *, memory_bytes: int, max_bytes: int | None = None,
+    chunk_files: int | None = None, resume: bool = True, text_field: str | None = None, threads: int = 0,
     progress: Progress | None = None,
-) -> Tokenizer:
+) -> Tokenizer:  # fmt: skip
     """Learn a tokenizer as `Tokenizer.train` does on the training documents of specs, tables within `memory_bytes`.
 
     folder: where counts are kept until `finish`. Raises what reading and training raise.
@@ -72,9 +62,8 @@ def train(
         names, totals = count_to_files(documents, folder, f"{number:05d}-", memory_bytes, kind, threads, progress)
         done.append({"files": names, **totals})
         files.write_json(folder / "state.json", state)
-        print(
-            f"counted {number + 1} of {len(todo)} groups: {sum(entry['bytes'] for entry in done) / 1e6:,.0f} MB so far"
-        )
+        megabytes = sum(entry["bytes"] for entry in done) / 1e6
+        print(f"counted {number + 1} of {len(todo)} groups: {megabytes:,.0f} MB so far")
     totals = {name: sum(entry[name] for entry in done) for name in ("documents", "bytes", "chunks")}
     counted = [folder / name for entry in done for name in entry["files"]]
     merges_file = folder / "merges.json"

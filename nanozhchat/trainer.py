@@ -4,8 +4,6 @@ What goes wrong on one rank is agreed on by all: every step ends in one sum over
 signals received, micro-batches that did not fit, and whether the checkpoint in flight is on the disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -27,7 +25,6 @@ from nanozhchat.log import Metrics, clock
 from nanozhchat.objectives import Loss
 from nanozhchat.optim import Optimizer
 from nanozhchat.plan import Hook, Plan, TrainState, for_world
-from nanozhchat.recipe import Recipe
 from nanozhchat.schedule import decay_multiplier, lr_multiplier, muon_momentum, ngram_trust
 from nanozhchat.watch import LossWatch
 
@@ -51,14 +48,12 @@ def fit(
     """
     training = _Training(model, optimizer, batches, objective, plan, hooks, state, compute, metrics)
     try:
-        done = training.run()
-        if plan.recipe.budget_s and done.step < FEW_STEPS and compute.is_main:
-            log.warning(
-                "only %d steps fitted the budget, in which next to nothing is learnt; give it more time", done.step
-            )
-        return done
+        training.run()
     except StoppedError:
         raise training.stop() from None
+    if plan.recipe.budget_s and state.step < FEW_STEPS and compute.is_main:
+        log.warning("only %d steps fitted the budget: next to nothing is learnt; give it more time", state.step)
+    return state
 
 
 @dataclass
@@ -78,23 +73,26 @@ class _Sums:
         return compute.sum([nats, *map(float, counts), float(self.fed), float(self.does_not_fit), *flags])
 
 
+@dataclass
 class _Training:
     """The state of `fit`."""
 
-    def __init__(
-        self, model: GPT, optimizer: Optimizer, batches: Batches, objective: Callable[[GPT, Any], Loss], plan: Plan,
-        hooks: list[Hook], state: TrainState, compute: Compute, metrics: Metrics,
-    ) -> None:  # fmt: skip
-        self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
-        self.plan, self.hooks, self.state, self.compute, self.metrics = plan, hooks, state, compute, metrics
-        self.recipe, self.checkpoints = plan.recipe, plan.checkpoints
-        self.waited_s = 0.0
-        self.origin = plan.started - state.time_s
-        self.line = _Line(plan, compute)
-        if not state.loader:
-            state.loader = batches.state_dict()
-        if not state.loss_scale:
-            state.loss_scale = START_LOSS_SCALE if compute.dtype is torch.float16 else 1.0
+    model: GPT
+    optimizer: Optimizer
+    batches: Batches
+    objective: Callable[[GPT, Any], Loss]
+    plan: Plan
+    hooks: list[Hook]
+    state: TrainState
+    compute: Compute
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        state, self.recipe, self.checkpoints = self.state, self.plan.recipe, self.plan.checkpoints
+        self.waited_s = self.rate = self.step_s = self.shown = 0.0  # rate: tokens a second; shown: last console line
+        self.origin = self.plan.started - state.time_s
+        state.loader = state.loader or self.batches.state_dict()
+        state.loss_scale = state.loss_scale or (START_LOSS_SCALE if self.compute.dtype is torch.float16 else 1.0)
 
     def elapsed(self) -> float:
         """Seconds spent on this run, earlier processes included."""
@@ -108,15 +106,15 @@ class _Training:
         left = self.elapsed() / max(1e-3, recipe.budget_s - self.state.reserve_s)
         return min(1.0, self.compute.broadcast([left])[0])
 
-    def run(self) -> TrainState:
+    def run(self) -> None:
         """Train to the end."""
         state = self.state
         if state.step == 0:
             before = time.monotonic()
-            if values := _hook_values(self.hooks, state, last=True):
+            if values := self.hook_values(last=True):
                 row = {"step": 0, "time_s": self.elapsed(), "tokens": 0, "bytes": 0, "flops": 0.0, **values}
                 self.metrics.write(row)
-                log.info("step %05d | %s", state.step, _format_values(values))
+                log.info(" | ".join([f"step {state.step:05d}", *_formatted(values)]))
             state.reserve_s = 1.5 * (time.monotonic() - before)
         self.model.train()
         first = time.monotonic()
@@ -126,13 +124,12 @@ class _Training:
             if row is None:
                 continue
             self.compute.synchronize()
-            row |= self.line.speed(state, self.recipe, state.tokens - tokens, time.monotonic() - begun)
-            row |= _hook_values(self.hooks, state, last=state.finished)
+            row |= self.speed(state.tokens - tokens, time.monotonic() - begun)
+            row |= self.hook_values(last=state.finished)
             self.metrics.write(row)
-            self.line.show(row, state, force=state.finished)
+            self.show(row)
         share = self.waited_s / max(1e-9, time.monotonic() - first)
         self.metrics.event("done", step=state.step, time_s=self.elapsed(), data_wait_frac=share)
-        return state
 
     def step(self) -> dict[str, Any] | None:
         """Do one optimizer step on every rank; returns its numbers, None if it was not one."""
@@ -157,10 +154,8 @@ class _Training:
         loss, place = total * scale, state.loader
         state.loader = sums.batches[-1][0].state
         if finite:
-            momentum = muon_momentum(
-                state.step, recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps
-            )
-            optimizer.apply(scale / state.loss_scale, lr_multiplier=lr, momentum=momentum,
+            ramp = recipe.momentum_start, recipe.momentum_peak, recipe.momentum_ramp_steps
+            optimizer.apply(scale / state.loss_scale, lr_multiplier=lr, momentum=muon_momentum(state.step, *ramp),
                             decay_multiplier=decay_multiplier(progress))  # fmt: skip
         else:
             self.skip(sums, loss, scale)
@@ -219,10 +214,8 @@ class _Training:
         self.optimizer.discard()
         self.compute.free_cache()
         if old.device_batch_size == 1:
-            raise OutOfMemoryError(
-                f"not even one row of {old.sequence_len} tokens fits in memory; pass a smaller --max-seq-len or "
-                "--depth, or --grad-checkpoint"
-            )
+            raise OutOfMemoryError(f"not even one row of {old.sequence_len} tokens fits in memory; pass a smaller "
+                                   "--max-seq-len or --depth, or --grad-checkpoint")  # fmt: skip
         self.recipe = for_world(old, old.world_size, device_batch_size=old.device_batch_size // 2)
         self.batches.seek(self.state.loader, self.recipe.device_batch_size)
         sizes = {"device_batch": self.recipe.device_batch_size, "grad_accum_steps": self.recipe.grad_accum_steps}
@@ -294,7 +287,7 @@ class _Training:
             if ready:
                 self.checkpoints.commit()
             if due:
-                self.checkpoints.begin({**state.to_dict(), "recipe": self.recipe.to_dict()})
+                self.begin_checkpoint()
             if state.finished:
                 self.checkpoints.commit()
         except DiskError as error:
@@ -303,6 +296,10 @@ class _Training:
                 raise
             log.warning("%s; training goes on and saves again later", error)
 
+    def begin_checkpoint(self) -> None:
+        """Start writing what a resumed run needs."""
+        self.checkpoints.begin({**self.state.to_dict(), "recipe": self.recipe.to_dict()})
+
     def stop(self) -> StoppedError:
         """Save where the last whole step left off."""
         state = self.state
@@ -310,36 +307,22 @@ class _Training:
         state.time_s = self.elapsed()
         if state.step == 0:
             return StoppedError("stopped before the first step; the same command starts again")
-        self.checkpoints.begin({**state.to_dict(), "recipe": self.recipe.to_dict()})
+        self.begin_checkpoint()
         self.checkpoints.commit()
         self.metrics.event("stop", step=state.step)
         return StoppedError(f"stopped at step {state.step}, everything is saved; the same command continues")
 
+    def hook_values(self, *, last: bool) -> dict[str, float]:
+        """Run the hooks that are due."""
+        values: dict[str, float] = {}
+        for hook in self.hooks:
+            if hook.due(self.state.step, last):
+                values |= hook.action(self.state)
+        return values
 
-def _hook_values(hooks: list[Hook], state: TrainState, *, last: bool) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for hook in hooks:
-        if hook.due(state.step, last):
-            values |= hook.action(state)
-    return values
-
-
-def _format_values(row: dict[str, float]) -> str:
-    shown = {"val/loss": "val loss {:.4f}", "val/bpb": "val bpb {:.4f}", "val/ppl": "val ppl {:.1f}",
-             "train/reward": "reward {:.3f}", "val/pass@1": "held-out pass@1 {:.3f}"}  # fmt: skip
-    return " | ".join(text.format(row[key]) for key, text in shown.items() if key in row)
-
-
-class _Line:
-    """Speed, time left, and the console line that people read."""
-
-    def __init__(self, plan: Plan, compute: Compute) -> None:
-        self.plan, self.compute = plan, compute
-        self.rate = self.step_s = 0.0  # tokens a second, seconds a step
-        self.shown = 0.0
-
-    def speed(self, state: TrainState, recipe: Recipe, tokens: int, seconds: float) -> dict[str, float]:
-        compute = self.compute
+    def speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Return the figures of a step's pace, smoothed, and the time left."""
+        state, recipe, compute = self.state, self.recipe, self.compute
         old = SPEED_SMOOTHING if self.step_s else 0.0
         self.rate = old * self.rate + (1 - old) * tokens / max(seconds, 1e-9)
         self.step_s = old * self.step_s + (1 - old) * seconds
@@ -352,21 +335,21 @@ class _Line:
         figures = {"time_s": state.time_s, "tok_per_sec": self.rate, "mfu": mfu, "mem_bytes": compute.memory_bytes()}
         return {**figures, "eta_s": max(0.0, eta)}
 
-    def show(self, row: dict[str, float], state: TrainState, *, force: bool) -> None:
-        evaluated = "val/bpb" in row or "val/pass@1" in row
-        if not (force or evaluated or time.monotonic() - self.shown > LINE_EVERY_S):
+    def show(self, row: dict[str, float]) -> None:
+        """Print the line that people read, now and then."""
+        state, recipe, evaluated = self.state, self.plan.recipe, "val/bpb" in row or "val/pass@1" in row
+        if not (state.finished or evaluated or time.monotonic() - self.shown > LINE_EVERY_S):
             return
         self.shown = time.monotonic()
-        recipe = self.plan.recipe
         end = f"{recipe.num_steps:05d}" if recipe.budget_s is None else f"{100 * row['progress']:.0f} %"
-        parts = [
-            f"step {state.step:05d}/{end}",
-            f"loss {row['train/loss']:.4f}",
-            f"ppl {math.exp(min(50.0, row['train/loss'])):.1f}",
-            f"bpb {row['train/bpb']:.4f}",
-            f"tok/s {row['tok_per_sec']:,.0f}",
-            *([f"mfu {100 * row['mfu']:.0f} %"] if row["mfu"] else []),
-            f"eta {clock(row['eta_s'])}",
-            *filter(None, [_format_values(row)]),
-        ]
+        parts = [f"step {state.step:05d}/{end}", f"loss {row['train/loss']:.4f}",
+                 f"ppl {math.exp(min(50.0, row['train/loss'])):.1f}", f"bpb {row['train/bpb']:.4f}",
+                 f"tok/s {row['tok_per_sec']:,.0f}", *([f"mfu {100 * row['mfu']:.0f} %"] if row["mfu"] else []),
+                 f"eta {clock(row['eta_s'])}", *_formatted(row)]  # fmt: skip
         log.info(" | ".join(parts))
+
+
+def _formatted(row: dict[str, float]) -> list[str]:
+    shown = {"val/loss": "val loss {:.4f}", "val/bpb": "val bpb {:.4f}", "val/ppl": "val ppl {:.1f}",
+             "train/reward": "reward {:.3f}", "val/pass@1": "held-out pass@1 {:.3f}"}  # fmt: skip
+    return [text.format(row[key]) for key, text in shown.items() if key in row]

@@ -1,7 +1,5 @@
 """What fine-tuning on conversations and on preferences share: data, length, optimizer, what is watched."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Sequence
@@ -115,11 +113,8 @@ def loaders(
     few = max(MIN_VAL_TOKENS, recipe.train_tokens // 64)
     sizes = [sum(len(ids) for ids, _ in item) if objective == "dpo" else len(item[0]) for item in lessons.val]
     val = lessons.val[: 1 + int(np.searchsorted(np.cumsum(sizes), few))]
-    if objective == "dpo":
-        load, held_out = dataloader.preference_loader, partial(dataloader.preference_loader, endless=False)
-    else:
-        load, held_out = dataloader.conversation_loader, partial(dataloader.conversation_eval_batches)
-    return dataloader.Prefetch(load(lessons.train, seed=seed, **shape)), partial(held_out, val, **shape)
+    load: Any = dataloader.preference_loader if objective == "dpo" else dataloader.conversation_loader
+    return dataloader.Prefetch(load(lessons.train, seed=seed, **shape)), partial(load, val, endless=False, **shape)
 
 
 def make_hooks(

@@ -1,7 +1,5 @@
 """What a vocabulary holds: common characters, whole characters and words, tokens that text never uses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -32,22 +30,18 @@ def vocabulary_facts(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, fl
     words = {text for token in tokens if (text := _text_of(token)) is not None}
     level_one, table = common_characters()
     ids, _ = tokenizer.encode_batch_flat(texts)
-    return {
-        "common_3500_frac": sum(c in words for c in level_one) / len(level_one),
-        "common_8105_frac": sum(c in words for c in table) / len(table),
-        "character_tokens_frac": sum(len(word) == 1 for word in words) / len(tokens),
-        "word_tokens_frac": sum(len(word) > 1 for word in words) / len(tokens),
-        "unused_frac": 1 - len(np.unique(ids)) / len(tokens),
-    }
+    return {"common_3500_frac": sum(c in words for c in level_one) / len(level_one),
+            "common_8105_frac": sum(c in words for c in table) / len(table),
+            "character_tokens_frac": sum(len(word) == 1 for word in words) / len(tokens),
+            "word_tokens_frac": sum(len(word) > 1 for word in words) / len(tokens),
+            "unused_frac": 1 - len(np.unique(ids)) / len(tokens)}  # fmt: skip
 
 
 def describe(facts: dict[str, float]) -> str:
     """Say the facts in one line."""
-    return (
-        f"{facts['common_3500_frac']:.1%} of the 3,500 and {facts['common_8105_frac']:.1%} of the 8,105 common "
-        f"characters are one token; tokens: {facts['character_tokens_frac']:.1%} one character, "
-        f"{facts['word_tokens_frac']:.1%} several, {facts['unused_frac']:.1%} unused in held-out text"
-    )
+    return (f"{facts['common_3500_frac']:.1%} of the 3,500 and {facts['common_8105_frac']:.1%} of the 8,105 common "
+            f"characters are one token; tokens: {facts['character_tokens_frac']:.1%} one character, "
+            f"{facts['word_tokens_frac']:.1%} several, {facts['unused_frac']:.1%} unused in held-out text")  # fmt: skip
 
 
 def _text_of(token: bytes) -> str | None:

@@ -1,7 +1,5 @@
 """When training goes wrong: too many steps that are not finite, or a loss that leaps and stays up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

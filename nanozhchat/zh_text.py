@@ -3,8 +3,6 @@
 Nothing here ever touches training text.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Held-out bits per byte and perplexity of a model, beside gzip and xz on the same bytes; benchmarks; samples."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +22,10 @@ PROMPTS = ("从前，", "中国的首都是", "春天来了，", "小明对妈�
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseEvalArgs:
+class BaseEvalArgs(cli.ModelFlags):
     """Flags of this script."""
 
-    model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
-    source: str = cli.opt("base", "stage", choices=paths.STAGES)
-    step: int | None = cli.opt(None, "checkpoint; none = the newest")
+    source: str | None = cli.opt("base", "stage", group="model", choices=paths.STAGES)
     eval: str = cli.opt("bpb,sample", "what to do, comma-separated: bpb, core, sample")
     data: tuple[str, ...] = cli.opt((), "data whose held-out part is scored; none = $DATA_PATH, else builtin")
     text_field: str | None = cli.opt(None, "column or key of the text")
@@ -40,8 +36,6 @@ class BaseEvalArgs:
     unsafe_sandbox: bool = cli.opt(False, "run programs of the model however open the sandbox")
     shots: int | None = cli.opt(None, "examples before each question; none = each benchmark's own number")
     max_tokens: int = cli.opt(100, "length of each sample")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
-    dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for native decoding")
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
@@ -56,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = registry.benchmarks(names, args.max_items or None, **options) if "core" in kinds else []
     registry.guard(asked, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
-        model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
+        where = {**args.where(), "device": comp.device.type}
+        model = chat.load(args.model_tag, source=args.source, step=args.step, **where)
         figures: dict[str, Any] = {"model": model.name, "source": model.source, "step": model.step}
         if "bpb" in kinds:
             store = prepare(sources.resolve_specs(args.data), model.tokenizer, comp, text_field=args.text_field)
@@ -114,11 +109,9 @@ def core(model: chat.Chat, tasks: Sequence[Benchmark], comp: Compute) -> dict[st
 
 def sample(model: chat.Chat, args: BaseEvalArgs) -> list[dict[str, str]]:
     """Continue a few beginnings and print them."""
-    rows = []
-    for prompt in PROMPTS:
-        text = model(prompt, temperature=0.8, top_p=0.95, max_tokens=args.max_tokens, seed=1)
-        print(f"{prompt}|{text}\n")
-        rows.append({"prompt": prompt, "text": text})
+    params: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "max_tokens": args.max_tokens, "seed": 1}
+    rows = [{"prompt": prompt, "text": model(prompt, **params)} for prompt in PROMPTS]
+    print("\n\n".join(f"{row['prompt']}|{row['text']}" for row in rows) + "\n")
     return rows
 
 

@@ -1,7 +1,5 @@
 """Pretrain a model on text: the depth dial sets its shape and length, or --budget the clock."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -25,7 +23,7 @@ from nanozhchat.run import Run, RunFlags, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import TrainState, fit
+from nanozhchat.trainer import fit
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +45,7 @@ class BaseTrainArgs(RunFlags):
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
     target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
-    init_from: str | None = cli.opt(
-        None, "weights to start from: folder of scripts.export, or GPT-2", group="overrides"
-    )
+    init_from: str | None = cli.opt(None, "weights to start from: of scripts.export, or GPT-2", group="overrides")
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
     ngrams: bool = cli.opt(True, "short runs on real text: n-gram counts help", group="overrides")
     window_pattern: str | None = cli.opt(None, "attention per layer: L full, S a quarter", group="overrides")
@@ -92,12 +88,9 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
     name, tokenizer = load_or_train_tokenizer(args.tokenizer, vocab, specs, comp, text_field=args.text_field)
     store = prepare(specs, tokenizer, comp, text_field=args.text_field)
     held_out = prepare(args.val_data, tokenizer, comp, text_field=args.text_field) if args.val_data else store
-    flags = cli.result_flags(args)
-    identity = {**flags, "tokenizer": name, "tokenizer_hash": tokenizer.hash, "data_hash": store.hash}
-    tag = args.model_tag or f"d{depth}"
-    with open_run("base", tag, identity, comp, flags=args, config=flags) as run:
+    identity = {"tokenizer": name, "tokenizer_hash": tokenizer.hash, "data_hash": store.hash}
+    with open_run("base", args.model_tag or f"d{depth}", identity, comp, flags=args) as run:
         if run.state.finished:
-            log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
         easy = all(sources.parse(spec).endless for spec in specs)  # generated: a network soon beats any counts
         corpus = 0 if easy or args.init_from or not args.ngrams else store.n_tokens("train")
@@ -106,15 +99,12 @@ def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: flo
         recipe = run.recipe(lambda: gpt2.reshape(plan(), theirs))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)
-        if comp.is_main:
-            cli.write_config(run.folder / "config.yaml", args)
-        state = train_run(args, run, recipe, tokenizer, (store, held_out), started)
-        log.info("done: %d steps, %.1f M tokens, %.0f s; %s", state.step, state.tokens / 1e6, state.time_s, run.folder)
+        train_run(args, run, recipe, tokenizer, (store, held_out), started)
 
 
 def train_run(
     args: BaseTrainArgs, run: Run, recipe: Recipe, tokenizer: Tokenizer, stores: Sequence[TokenStore], started: float
-) -> TrainState:
+) -> None:
     """Build model, optimizer, loader and hooks, and fit. stores: to train on, and to validate on."""
     comp, (store, held_out) = run.compute, stores
     model = run.new_model(recipe, store, tokenizer, args.seed, args.init_from, grad_checkpoint=args.grad_checkpoint)
@@ -130,18 +120,15 @@ def train_run(
     if args.compile or (args.compile is None and comp.device.type == "cuda"):
         model.compile_training()
     tenth = max(1, recipe.num_steps // 10)
-    eval_every = tenth if args.eval_every is None else args.eval_every
+    eval_every, save_every = (tenth if x is None else x for x in (args.eval_every, args.save_every))
     sample_every = eval_every if args.sample_every is None else args.sample_every
     few = min(65536, max(8192, recipe.train_tokens // 128))  # eleven of these take about a thirtieth of the run
     batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens or few, **shape)
-    save_every = tenth if args.save_every is None else args.save_every
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
-    actions = [
-        hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp, plan.stop),
-        hooks.sampling(sample_every, Engine(model, tokenizer), args.prompts, run.metrics, comp),
-    ]
-    return fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
+    actions = [hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp, plan.stop),
+               hooks.sampling(sample_every, Engine(model, tokenizer), args.prompts, run.metrics, comp)]  # fmt: skip
+    fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanozhchat import cli
-from nanozhchat.paths import STAGES
 
 if TYPE_CHECKING:
     from nanozhchat.chat import Chat
@@ -27,15 +26,12 @@ TEXTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatCliArgs:
+class ChatCliArgs(cli.ModelFlags):
     """Flags of this script."""
 
     prompt: str | None = cli.opt(None, "answer this once, print only the answer", group="talk", flag="-p")
     system: str | None = cli.opt(None, "system message", group="talk")
     lang: str = cli.opt("zh", "language of the prompts", group="talk", choices=("zh", "en"))
-    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last", group="model")
-    source: str | None = cli.opt(None, "stage; none = the furthest; base continues text", group="model", choices=STAGES)
-    step: int | None = cli.opt(None, "checkpoint of that stage; none = the newest", group="model")
     temperature: float = cli.opt(0.8, "0 = always the likeliest token", group="sampling")
     top_k: int = cli.opt(0, "choose among this many tokens; 0 = all", group="sampling")
     top_p: float = cli.opt(0.95, "choose among tokens of this much probability", group="sampling")
@@ -43,15 +39,10 @@ class ChatCliArgs:
     no_repeat_ngram: int = cli.opt(0, "never say so many tokens in a row twice; 0 = may", group="sampling")
     max_tokens: int = cli.opt(512, "most tokens in an answer", group="sampling")
     seed: int | None = cli.opt(None, "same seed, same answer; none = a new one each time", group="sampling")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
-    dtype: str = cli.opt("auto", "float32, bfloat16, float16, or int8 for decoding", group="machine")
-    engine: str = cli.opt("auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch"))
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("-p is empty; pass the question, or leave -p out to talk")
-        if self.step is not None and self.source is None:
-            raise ValueError("--step needs --source: each stage counts its own steps")
         if self.system is not None and self.source == "base":
             raise ValueError("--system does not go with --source=base, which continues plain text")
 
@@ -129,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram", "max_tokens", "seed")
     sampling = {name: getattr(args, name) for name in names}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
-    where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
-    chat = models.load(args.model_tag, source=args.source, step=args.step, **where)
+    chat = models.load(args.model_tag, source=args.source, step=args.step, **args.where())
     if args.prompt is None:
         talk(chat, args, sampling)
         return

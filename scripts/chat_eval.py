@@ -1,7 +1,5 @@
 """Score a chat model on tasks, with chance level and 95 % interval for each."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,21 +18,16 @@ STORIES = "builtin:story"  # the task whose answers are long enough to repeat th
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatEvalArgs:
+class ChatEvalArgs(cli.ModelFlags):
     """Flags of this script."""
 
     tasks: tuple[str, ...] = cli.opt(("builtin",), "tasks or groups of tasks; --list shows them")
     list: bool = cli.opt(False, "list the benchmarks with licence, files and source, and the groups")
     task_data: str | None = cli.opt(None, "folder with the benchmarks' files as published; none = the hub")
     num_questions: int = cli.opt(100, "questions per task; 0 = all of a benchmark")
-    source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
-    model_tag: str | None = cli.opt(None, "name of the model; none = the latest")
-    step: int | None = cli.opt(None, "checkpoint; none = the newest")
     max_tokens: int = cli.opt(256, "longest answer")
     unsafe_sandbox: bool = cli.opt(False, "run programs of the model however open the sandbox")
     show: int = cli.opt(0, "print this many questions per task with expected and given answers")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
-    dtype: str = cli.opt("auto", "float32, bfloat16, or int8 for decoding")
     json: str | None = cli.opt(None, "write the scores to this file")
 
 
@@ -48,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = registry.resolve(",".join(args.tasks), args.num_questions or None, folder=args.task_data)
     registry.guard(tasks, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
-        model = chat.load(args.model_tag, source=args.source, step=args.step, device=comp.device.type, dtype=args.dtype)
+        where = {**args.where(), "device": comp.device.type}
+        model = chat.load(args.model_tag, source=args.source, step=args.step, **where)
         figures = evaluate(model, tasks, comp, args)
         if comp.is_main:
             folder = paths.run_dir(model.source, model.name)

@@ -1,7 +1,5 @@
 """Reinforcement learning on problems that can be checked: what a chat model gets right more often than its average."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -21,7 +19,7 @@ from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, re
 from nanozhchat.run import Run, RunFlags, for_world, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import TrainState, fit
+from nanozhchat.trainer import fit
 from tasks import registry
 
 log = logging.getLogger(__name__)
@@ -39,9 +37,7 @@ class ChatRLArgs(RunFlags):
     num_problems: int = cli.opt(4000, "training problems per task", group="data")
     held_out: int = cli.opt(200, "held-out problems per task", group="data", neutral=True)
     source: str = cli.opt("sft", "stage to start from", group="data", choices=("base", "sft"))
-    unsafe_sandbox: bool = cli.opt(
-        False, "run programs of the model however open the sandbox", group="data", neutral=True
-    )
+    unsafe_sandbox: bool = cli.opt(False, "run code of the model in any sandbox", group="data", neutral=True)
     budget: str | None = cli.opt(None, "wall clock for the whole command, such as 15m", group="horizon (one of them)")
     num_steps: int | None = cli.opt(None, f"optimizer steps; none = {DEFAULT_STEPS}", group="horizon (one of them)")
     prompts: int = cli.opt(16, "problems per step", group="training")
@@ -82,20 +78,13 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
         registry.guard(found, args.unsafe_sandbox)
         problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)
     log.info("%d problems to learn from, %d held out", *(len(p.items) for p in problems.values()))
-    flags = cli.result_flags(args)
-    identity = {
-        **flags, "start_weights": start.weights_sha256(), "problems_hash": problems["train"].digest(),
-        "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
-    }  # fmt: skip
-    with open_run("rl", tag, identity, comp, flags=args, config=flags) as run:
+    identity = {"start_weights": start.weights_sha256(), "problems_hash": problems["train"].digest(),
+                "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash}  # fmt: skip
+    with open_run("rl", tag, identity, comp, flags=args) as run:
         if run.state.finished:
-            log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
         recipe = run.recipe(lambda: rl_recipe(base, args, comp, max(len(item[2]) for item in problems["train"].items)))
-        if comp.is_main:
-            cli.write_config(run.folder / "config.yaml", args)
-        state = train_run(args, run, recipe, start, tokenizer, problems, started)
-    log.info("done: %d steps in %.0f s, saved in %s", state.step, state.time_s, run.folder)
+        train_run(args, run, recipe, start, tokenizer, problems, started)
 
 
 def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:
@@ -111,7 +100,7 @@ def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Re
 def train_run(
     args: ChatRLArgs, run: Run, recipe: Recipe, start: checkpoint.Saved, tokenizer: Tokenizer,
     problems: dict[str, Problems], started: float,
-) -> TrainState:  # fmt: skip
+) -> None:  # fmt: skip
     """Build model, optimizer, rollouts and hooks, and fit."""
     comp = run.compute
     model = start.load_model(comp.device, comp.dtype, ngrams=False)
@@ -127,16 +116,13 @@ def train_run(
     if run.state.loader:
         source.seek(run.state.loader, recipe.device_batch_size)
     fifth = max(1, recipe.num_steps // 5)
-    every = fifth if args.eval_every is None else args.eval_every
-    save_every = fifth if args.save_every is None else args.save_every
+    every, save_every = (fifth if x is None else x for x in (args.eval_every, args.save_every))
     plan = run.plan(model, optimizer, recipe, torch.from_numpy(tokenizer.token_bytes()), started=started,
                     save_every=save_every)  # fmt: skip
-    actions = [
-        evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics),
-        reward_hook(source),
-    ]
+    watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
+    actions = [watched, reward_hook(source)]
     objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
-    return fit(model, optimizer, source, objective, plan, actions, run.state, comp, run.metrics)
+    fit(model, optimizer, source, objective, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Fine-tune a model on conversations, of which only the assistant's tokens are learnt, or on preferred answers."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -20,7 +18,7 @@ from nanozhchat.recipe import Recipe
 from nanozhchat.run import Run, RunFlags, open_run
 from nanozhchat.schedule import parse_duration
 from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import TrainState, fit
+from nanozhchat.trainer import fit
 from nanozhchat.tuning import OBJECTIVES, Lessons
 
 log = logging.getLogger(__name__)
@@ -78,28 +76,21 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
     specs = sources.resolve_specs(args.data)
     lessons = tuning.read_lessons(args.objective, specs, tokenizer, recipe.sequence_len, args.max_conversations,
                                   args.seed)  # fmt: skip
-    flags = cli.result_flags(args)
-    identity = {
-        **flags, "base_weights": start.weights_sha256(), "data_hash": lessons.digest,
-        "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash,
-    }  # fmt: skip
-    with open_run("sft", name, identity, comp, flags=args, config=flags) as run:
+    identity = {"base_weights": start.weights_sha256(), "data_hash": lessons.digest,
+                "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash}  # fmt: skip
+    with open_run("sft", name, identity, comp, flags=args) as run:
         if run.state.finished:
-            log.info("%s is trained already (%d steps); --no-resume trains it again", run.folder, run.state.step)
             return
-        if comp.is_main:
-            cli.write_config(run.folder / "config.yaml", args)
-        done = train_run(args, run, recipe, start, tokenizer, lessons, started)
-    log.info("done: %d steps in %.0f s, saved in %s", done.step, done.time_s, run.folder)
-    best = done.best_step
-    if best != done.step and best in checkpoint.list_steps(run.folder):
-        log.info("held-out loss was lowest at step %d: %.4f; to use that one: --step=%d", best, done.best_val, best)
+        train_run(args, run, recipe, start, tokenizer, lessons, started)
+    best, step = run.state.best_step, run.state.step
+    if best != step and best in checkpoint.list_steps(run.folder):
+        log.info("held-out loss was lowest at step %d: %.4f; for that one: --step=%d", best, run.state.best_val, best)
 
 
 def train_run(
     args: ChatSFTArgs, run: Run, before: Recipe, start: checkpoint.Saved, tokenizer: Tokenizer, lessons: Lessons,
     started: float,
-) -> TrainState:  # fmt: skip
+) -> None:  # fmt: skip
     """Build model, optimizer (both go on from the start's), loader and hooks, and fit."""
     comp, lr_frac = run.compute, args.lr_frac if args.lr_frac is not None else OBJECTIVES[args.objective]
     seconds = parse_duration(args.budget) if args.budget else None
@@ -125,7 +116,7 @@ def train_run(
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
     real = not all(sources.parse(spec).endless for spec in sources.resolve_specs(args.data))  # chat_eval asks the rest
     actions = tuning.make_hooks(every, objective, model, held_out, lessons, tokenizer, plan, run, answers=real)
-    return fit(model, optimizer, loader, objective, plan, actions, run.state, comp, run.metrics)
+    fit(model, optimizer, loader, objective, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,18 @@
 """Serve the web page and the OpenAI-style API for one model."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nanozhchat import cli
-from nanozhchat.paths import STAGES
-
-if TYPE_CHECKING:
-    from nanozhchat.server.app import Settings
 
 WILDCARDS = ("0.0.0.0", "::", "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatWebArgs:
+class ChatWebArgs(cli.ModelFlags):
     """Flags of this script."""
 
     host: str = cli.opt("127.0.0.1", "address to listen on; beyond this machine an API key is needed", group="server")
@@ -27,18 +20,10 @@ class ChatWebArgs:
     api_key: str | None = cli.opt(None, "clients must send it; none = $NANOZHCHAT_API_KEY", group="server")
     generate_key: bool = cli.opt(False, "make an API key for this run and print it", group="server")
     allowed_hosts: tuple[str, ...] = cli.opt((), "further names this server is reached by", group="server")
-    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last", group="model")
-    source: str | None = cli.opt(None, "stage; none = the furthest there is", group="model", choices=STAGES)
-    step: int | None = cli.opt(None, "checkpoint of that stage; none = the newest", group="model")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine")
-    dtype: str = cli.opt("auto", "float32, bfloat16, float16 or int8", group="machine")
-    engine: str = cli.opt("auto", "native (CPU), torch, or auto: native where it runs", group="machine")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port={self.port} is not a port; use 1 to 65535, or 0 for any free one")
-        if self.step is not None and self.source is None:
-            raise ValueError("--step needs --source: each stage counts its own steps")
         if self.api_key is not None and self.generate_key:
             raise ValueError("--api-key and --generate-key exclude each other; pass one of them")
 
@@ -51,28 +36,11 @@ def resolve_key(args: ChatWebArgs) -> str | None:
     if key is None:
         key = os.environ.get("NANOZHCHAT_API_KEY") or None
     if key is None and not is_loopback(args.host):
-        raise ValueError(
-            f"--host={args.host} is reachable from other machines, so an API key is needed; "
-            "pass --generate-key or --api-key=…, or leave --host out"
-        )
+        raise ValueError(f"--host={args.host} is reachable from other machines, so an API key is needed; "
+                         "pass --generate-key or --api-key=…, or leave --host out")  # fmt: skip
     if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
         raise ValueError("the API key must be ASCII letters, digits and signs, without spaces, not empty")
     return key
-
-
-def settings_for(args: ChatWebArgs, key: str | None) -> Settings:
-    """Turn flags into server settings."""
-    from nanozhchat.server.app import Settings
-    from nanozhchat.server.guard import is_loopback
-
-    hosts = args.allowed_hosts if args.host in WILDCARDS else (*args.allowed_hosts, args.host)
-    return Settings(api_key=key, hosts=hosts, any_address=not is_loopback(args.host))
-
-
-def url_of(host: str, port: int) -> str:
-    """Return the address to open in a browser."""
-    shown = "localhost" if host in WILDCARDS else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,21 +51,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     key = resolve_key(args)
     with bind(args.host, args.port) as listener:
         from nanozhchat.chat import load
-        from nanozhchat.server.app import create_app
+        from nanozhchat.server.app import Settings, create_app
+        from nanozhchat.server.guard import is_loopback
         from nanozhchat.server.library import Library, list_checkpoints
 
-        where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
-        chat = load(args.model_tag, source=args.source, step=args.step, **where)
+        chat = load(args.model_tag, source=args.source, step=args.step, **args.where())
         listed = list_checkpoints(chat)
-        library = Library(chat, listed, lambda item: load(item.tag, source=item.source, step=item.step, **where))
+        library = Library(chat, listed, lambda i: load(i.tag, source=i.source, step=i.step, **args.where()))
         say = sys.stdout.write
         say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(listed) - 1} more to choose from in the page\n")
         if key is not None:
             say("API key: " + (key if args.generate_key else "as given") + "\n")
             say("traffic is plain HTTP: use it on a network you trust, or behind a TLS proxy\n")
-        say(f"open {url_of(args.host, listener.getsockname()[1])} in a browser; Ctrl-C stops\n")
+        anywhere, port = args.host in WILDCARDS, listener.getsockname()[1]
+        shown = "localhost" if anywhere else f"[{args.host}]" if ":" in args.host else args.host
+        say(f"open http://{shown}:{port} in a browser; Ctrl-C stops\n")
         sys.stdout.flush()
-        serve(create_app(library, settings_for(args, key)), listener)
+        hosts = args.allowed_hosts if anywhere else (*args.allowed_hosts, args.host)
+        settings = Settings(api_key=key, hosts=hosts, any_address=not is_loopback(args.host))
+        serve(create_app(library, settings), listener)
 
 
 if __name__ == "__main__":

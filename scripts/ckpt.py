@@ -1,7 +1,5 @@
 """List, verify or prune checkpoints; prints JSON, exit code 5 if something is damaged."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Fetch or generate text: any data source -> a corpus of checked shards with a validation split."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -81,11 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         k, n = map(int, (args.shard_of or "0/0").split("/"))
-        built = corpus.build(
-            args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,
-            skip_bad=args.skip_bad, clean=parse_steps(args.clean), part=(k, n) if n else None,
-            progress=lambda line: print(line, flush=True),
-        )  # fmt: skip
+        built = corpus.build(args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,
+                             skip_bad=args.skip_bad, clean=parse_steps(args.clean), part=(k, n) if n else None,
+                             progress=lambda line: print(line, flush=True))  # fmt: skip
         cli.write_config(built.directory / "config.yaml", args)
         sys.stdout.write(f"{built.directory}\n")
 

@@ -1,7 +1,5 @@
 """Write a trained model for other software: a transformers folder, a GGUF file, or int8 weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

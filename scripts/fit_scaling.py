@@ -1,7 +1,5 @@
 """Fit scaling laws to the finished runs of a sweep: table, picture, best sizes and power laws with 95 % intervals."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Write conversations in which a model says who it is and who made it: data for `scripts.chat_sft --data`."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Sequence

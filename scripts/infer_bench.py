@@ -1,38 +1,29 @@
 """Measure prefill and decode speed of a model against the limits of the machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from nanozhchat import chat, cli, engine_speed, paths
+from nanozhchat import chat, cli, engine_speed
 from nanozhchat.compute import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferBenchArgs:
+class InferBenchArgs(cli.ModelFlags):
     """Flags of this script."""
 
-    model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
-    source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
-    step: int | None = cli.opt(None, "checkpoint; none = the newest")
     batch: tuple[int, ...] = cli.opt((1, 4, 16), "requests decoded together")
     context: int = cli.opt(200, "tokens of each prompt")
     steps: int = cli.opt(64, "tokens decoded per request")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu")
-    dtype: str = cli.opt("auto", "float32, bfloat16, float16, or int8")
-    engine: str = cli.opt("auto", "native = for CPUs", choices=("auto", "native", "torch"))
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, measure, print."""
     args = cli.parse(InferBenchArgs, argv, __doc__ or "", "python -m scripts.infer_bench")
-    where = {"device": args.device_type, "dtype": args.dtype, "engine": args.engine}
-    engine = chat.load(args.model_tag, source=args.source, step=args.step, **where).engine
+    engine = chat.load(args.model_tag, source=args.source, step=args.step, **args.where()).engine
     if not 0 < args.context < engine.context - args.steps - engine_speed.WARM_STEPS:
         raise ValueError(f"--context={args.context} and --steps={args.steps} do not fit {engine.context} tokens")
     process = Compute(torch.device("cpu"))

@@ -1,7 +1,5 @@
 """Print every number that the depth dial derives, with its formula; with --hardware, time and cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides)
     tokens = seconds * speed / plain.flops_per_token if seconds is not None else None
     recipe = fit_memory(depth, vocab, world, overrides, device, budget_s=seconds, budget_tokens=tokens)
-    print_table(recipe)
+    rows = explain(recipe)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for name, value, formula in rows:
+        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {formula}")
     if args.measure:
         print(f"\nmeasured {speed / 1e9:.1f} GFLOP/s in training with {count} rank(s)")
     if device is not None:
@@ -87,22 +88,19 @@ def print_depths(speed: float, count: int, device: Device | None) -> None:
     for depth in TABLE_DEPTHS:
         made = fit_memory(depth, advise_vocab_size(depth), count, Overrides(), device)
         hours = made.train_flops / speed / 3600
-        line = (
-            f"| {depth} | {made.num_params / 1e6:,.1f} M | {made.train_tokens / 1e6:,.0f} M | {made.train_flops:.2g} |"
-        )
-        line += f" {hours:,.2f} |" if hours < 10 else f" {hours:,.0f} |"
+        cells = [f"{depth}", f"{made.num_params / 1e6:,.1f} M", f"{made.train_tokens / 1e6:,.0f} M",
+                 f"{made.train_flops:.2g}", f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}"]  # fmt: skip
         if device:
-            line += f" {hours * count * device.usd_per_hour:,.0f} | {made.memory_bytes / 2**30:.1f} |"
-        print(line)
+            cells += [f"{hours * count * device.usd_per_hour:,.0f}", f"{made.memory_bytes / 2**30:.1f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def fit_memory(depth: int, vocab: int, world: int, overrides: Overrides, device: Device | None, **pace: Any) -> Recipe:
     """Resolve; on a device with micro-steps small enough for its memory: the same run, in more of them."""
     micro = 32768 if device else 4096
     while True:
-        recipe = resolve(
-            depth, vocab_size=vocab, world_size=world, overrides=overrides, micro_batch_tokens=micro, **pace
-        )
+        pace["micro_batch_tokens"] = micro
+        recipe = resolve(depth, vocab_size=vocab, world_size=world, overrides=overrides, **pace)
         if device is None or recipe.memory_bytes <= MEMORY_FRAC * device.memory_bytes or micro <= 1024:
             return recipe
         micro //= 2
@@ -114,14 +112,6 @@ def measured() -> tuple[float, int, int]:
 
     with compute.start() as comp:
         return budget.measure_flops(comp), comp.world_size, comp.rank
-
-
-def print_table(recipe: Recipe) -> None:
-    """Print field, value and formula in columns."""
-    rows = explain(recipe)
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    for name, value, formula in rows:
-        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {formula}")
 
 
 if __name__ == "__main__":

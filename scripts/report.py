@@ -1,7 +1,5 @@
 """Write a model's report: curves, scores, samples, recipe, as Markdown and as one HTML page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Score a tokenizer on held-out documents: bytes and characters per token, speed; beside others if asked."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

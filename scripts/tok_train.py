@@ -1,7 +1,5 @@
 """Train a tokenizer on the training part of the data, or take one over, and say how well it packs the held-out part."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -33,9 +31,8 @@ class TokTrainArgs:
     given: str | None = cli.opt(None, "take over this tokenizer.json, or file of tiktoken's ranks", flag="--from")
     threads: int = cli.opt(0, "threads; 0 = one per core")
     memory_limit: str | None = cli.opt(
-        None,
-        "memory for tables, e.g. 4g; the rest goes to disk; none = up to 1 GB of text all, then half of memory",
-    )
+        None, "memory for tables, e.g. 4g; the rest goes to disk; none = up to 1 GB of text all, then half of memory"
+    )  # fmt: skip
     chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB of files")
     resume: bool = cli.opt(True, "go on where a run that was cut off had got to")
     force: bool = cli.opt(False, "train again even if it exists")

@@ -1,7 +1,5 @@
 """Benchmarks whose answers are written out: numbers, spans of a text, code. A table, as in `choosing.py`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

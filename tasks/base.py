@@ -4,8 +4,6 @@ A data set is read from a folder (`--task-data`), in the layout in which it is p
 To add one: a function from row to items and an entry in the table of `choosing.py` or `answering.py`, 40 lines at most.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import gzip

@@ -4,8 +4,6 @@ None was fetched from the hub by this project's tests, which run offline on the 
 columns are those of the data sets' own pages, and no revision is pinned for that reason (`Spec.revision`).
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Iterator

@@ -169,7 +169,7 @@ def test_evaluation_scores_each_token_once_over_all_ranks_after_its_context(leng
     shape = {"batch_rows": rows, "world_size": world}
     texts = [list(eval_batches(docs, "val", sequence_len=T, bos_id=BOS, rank=r, **shape)) for r in range(world)]
     talks = [
-        list(dataloader.conversation_eval_batches(rendered, sequence_len=16, pad_id=0, rank=r, **shape))
+        list(dataloader.conversation_loader(rendered, sequence_len=16, pad_id=0, rank=r, endless=False, **shape))
         for r in range(world)
     ]
     assert sorted(scored(sum(texts, []))) == list(range(1, int(docs.sizes.sum()) + 1))

@@ -5,14 +5,15 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanozhchat import budget, gpt, recipe
-from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.gpt import GPT
 from nanozhchat.recipe import Overrides, Recipe, explain, flops_per_token, model_sizes, resolve
-from nanozhchat.run import MODEL_FIELDS, for_world
+from nanozhchat.run import for_world, gpt_config
 from tests.conftest import refused
 
 FIELDS = (
@@ -73,7 +74,7 @@ def test_ranks_and_memory_change_how_a_batch_is_cut_and_nothing_else(depth):
 def test_the_closed_form_counts_the_parameters_of_the_real_model(depth, vocab_size):
     r = resolve(depth, vocab_size=vocab_size)
     with torch.device("meta"):
-        model = GPT(GPTConfig(**{name: getattr(r, name) for name in MODEL_FIELDS}))
+        model = GPT(gpt_config(r))
     assert r.num_params == sum(p.numel() for p in model.parameters())
     matrices = sum(p.numel() for _, p in model.named_matrices())
     assert r.scaling_params == matrices + model.lm_head.weight.numel()
@@ -89,7 +90,7 @@ def test_constants_written_in_two_files_agree():
 
 def test_flops_per_token_agree_with_a_count_by_hand_over_the_windows_that_the_model_has():
     sizes = model_sizes(3, 4096, Overrides(max_seq_len=2048, window_pattern="SSL"))
-    config = GPTConfig(**{name: sizes[name] for name in MODEL_FIELDS})
+    config = gpt_config(SimpleNamespace(**sizes))
     c, windows = 192, [config.window(layer) for layer in range(3)]
     assert windows == [512, 512, 2048]
     matmul = 3 * (4 * c * c + 2 * c * 4 * c) + 4096 * c  # queries, keys, values, output; up and down; head
@@ -170,7 +171,7 @@ def test_a_recipe_survives_json_is_explained_whole_and_other_fields_are_refused_
 def test_fine_tuning_keeps_the_shape_and_lowers_every_learning_rate():
     base = advised(4)
     r = recipe.fine_tuning(base, total_batch_size=8192, num_steps=10, budget_s=None, lr_frac=0.5)
-    assert all(getattr(r, name) == getattr(base, name) for name in MODEL_FIELDS)
+    assert gpt_config(r) == gpt_config(base)
     for name in ("embedding_lr", "head_lr", "scalar_lr", "matrix_lr"):
         assert getattr(r, name) == getattr(base, name) / 2
     assert (r.num_steps, r.train_tokens) == (10, 81920)

@@ -5,8 +5,6 @@ The held-out half is decided by content (`world.is_held_out`): names, number pai
 plots that no training text ever contains, so `questions` measure generalisation.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

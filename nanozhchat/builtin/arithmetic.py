@@ -1,7 +1,5 @@
 """Sums, differences, products and word problems up to 100, with steps a tiny model can take one digit at a time."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, names, places, things

@@ -1,7 +1,5 @@
 """Talk about the model itself (identity), small talk, and descriptions of people and places."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from nanozhchat.builtin.world import Item, Rng, combos, lines, names, people, places, sections, things, words

@@ -1,7 +1,5 @@
 """Judging answers: one rule per kind of answer, strict about the value and deaf to the wording."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

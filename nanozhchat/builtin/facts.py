@@ -1,7 +1,5 @@
 """Facts: tables of (subject, object) under relations, each with its own phrasings of question and answer."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

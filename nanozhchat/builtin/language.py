@@ -1,7 +1,5 @@
 """Sentences: sorting words, feelings, extracting, and rewriting (politer, 把 and 被, shorter, longer)."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from nanozhchat.builtin import reading

@@ -1,7 +1,5 @@
 """Items as text: documents in several question-and-answer layouts, and chat conversations."""
 
-from __future__ import annotations
-
 from nanozhchat.builtin import arithmetic, chatting, facts, language, reading, stories, unknown
 from nanozhchat.builtin import words as word_skills
 from nanozhchat.builtin.world import Draw, Item, Rng, lines, names

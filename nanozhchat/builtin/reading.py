@@ -1,7 +1,5 @@
 """Reading: short passages about who, what, where, when, and questions whose answer stands in the passage."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Short stories: a hero, an aim and its reason, an obstacle, help, an attempt that answers the obstacle, an ending."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 A model that only learns to refuse private questions refuses too much; the twins share every surface shape.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from nanozhchat.builtin import reading

@@ -1,7 +1,5 @@
 """Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, picking characters."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from nanozhchat.builtin import world

@@ -4,8 +4,6 @@ Whether a piece of content is held out depends only on a stable hash of its key 
 every stream ever generated agrees on what must not be trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The way back: what the engine made -> OpenAI objects, whole or as server-sent events."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import time
@@ -74,12 +72,9 @@ class Answer:
             return {"content": [{**self._token(t.token, t.logprob), "top_logprobs": self._top(t)} for t in tokens],
                     "refusal": None}  # fmt: skip
         texts = [self._token(t.token, t.logprob)["token"] for t in tokens]
-        return {
-            "tokens": texts,
-            "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{row["token"]: row["logprob"] for row in self._top(t)} for t in tokens],
-            "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=0)),
-        }
+        return {"tokens": texts, "token_logprobs": [t.logprob for t in tokens],
+                "top_logprobs": [{row["token"]: row["logprob"] for row in self._top(t)} for t in tokens],
+                "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=0))}  # fmt: skip
 
     def _top(self, token: Any) -> list[dict[str, Any]]:
         return [self._token(i, logprob) for i, logprob in list(token.top)[: self.top]]

@@ -1,7 +1,5 @@
 """The routes: `create_app(library, settings)`. Pages at `/` and `/runs`, the API under `/v1`, `/health`, `/metrics`."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib
@@ -24,6 +22,8 @@ from nanozhchat.server.scheduler import Limits
 from nanozhchat.server.schemas import ApiError, to_json
 
 PUBLIC_PATHS = ("/", "/runs", "/health", "/static/", "/favicon.ico")
+HTTP_ERRORS = {404: ("not_found", "there is nothing at this address"),
+               405: ("method_not_allowed", "this address does not take that method")}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,8 @@ async def _read_json(request: Request, settings: Settings) -> bytes:
         body = bytearray()
         async for piece in request.stream():
             body += piece
-            if len(body) > settings.max_body_bytes:
-                message = f"the body is larger than {settings.max_body_bytes} bytes"
-                raise ApiError(413, message, code="body_too_large")
+            if len(body) > (most := settings.max_body_bytes):
+                raise ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
         return bytes(body)
 
     try:
@@ -201,15 +200,10 @@ def _json(value: dict[str, Any]) -> Response:
     return Response(to_json(value), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
 
-async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
+async def _on_api_error(_request: Request, error: Any) -> Response:
     return error_response(error)
 
 
-async def _on_http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    messages = {404: "there is nothing at this address", 405: "this address does not take that method"}
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    code = codes.get(error.status_code, "invalid_request")
-    failure = ApiError(error.status_code, messages.get(error.status_code, "the request is not valid"), code=code)
-    return error_response(failure, dict(error.headers or {}))
+async def _on_http_error(_request: Request, error: Any) -> Response:
+    code, message = HTTP_ERRORS.get(error.status_code, ("invalid_request", "the request is not valid"))
+    return error_response(ApiError(error.status_code, message, code=code), dict(error.headers or {}))

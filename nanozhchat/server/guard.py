@@ -5,8 +5,6 @@ DNS rebinding), Origin equal to Host, no cross-site fetches. Then the API key. R
 an unexpected exception becomes a plain error object.
 """
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import logging
@@ -27,15 +25,13 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"
+}  # fmt: skip
 
 
 def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     """Turn an ApiError into a response."""
-    extra = dict(headers or {}) | {"Cache-Control": "no-store"}
+    extra = {**(headers or {}), "Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         extra["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
@@ -45,10 +41,15 @@ def error_response(error: ApiError, headers: dict[str, str] | None = None) -> Re
 
 def is_loopback(host: str) -> bool:
     """Tell whether binding to `host` reaches this machine only."""
+    return ipaddress.ip_address(host).is_loopback if _is_address(host) else host == "localhost"
+
+
+def _is_address(name: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(name)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
 
 
 def _host_name(netloc: str) -> str | None:
@@ -69,15 +70,9 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        hosts: Iterable[str],
-        any_address: bool,
-        api_key: str | None,
-        public: tuple[str, ...],
+        self, app: ASGIApp, *, hosts: Iterable[str], any_address: bool, api_key: str | None, public: tuple[str, ...],
         statuses: Counter[int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Wrap `app`."""
         self.app = app
         self.hosts = LOCAL_HOSTS | {h.lower() for h in hosts}
@@ -119,7 +114,7 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         name = _host_name(host)
-        if name is None or not self._is_known(name):
+        if name is None or not (name in self.hosts or (self.any_address and _is_address(name))):
             hint = "start the server with --allowed-hosts to add a name"
             raise ApiError(403, f"this Host is not served here; {hint}", code="host_not_allowed")
         origin = headers.get("origin")
@@ -129,23 +124,11 @@ class Guard:
         if headers.get("sec-fetch-site") == "cross-site" and not is_visit:
             raise ApiError(403, "cross-site requests are refused", code="cross_site")
         if self.api_key is not None and not self._is_public(path):
-            self._check_key(headers.get("authorization", ""), self.api_key)
-
-    def _check_key(self, authorization: str, api_key: str) -> None:
-        scheme, _, key = authorization.partition(" ")
-        right = hmac.compare_digest(key.strip().encode(), api_key.encode())
-        if scheme.lower() != "bearer" or not right:
-            message = "this server needs an API key: send `Authorization: Bearer <key>`"
-            raise ApiError(401, message, code="invalid_api_key")
-
-    def _is_known(self, name: str) -> bool:
-        if name in self.hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self.any_address
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(key.strip().encode(), self.api_key.encode())
+            if scheme.lower() != "bearer" or not right:
+                message = "this server needs an API key: send `Authorization: Bearer <key>`"
+                raise ApiError(401, message, code="invalid_api_key")
 
     def _is_public(self, path: str) -> bool:
         return any(path == p or (p.endswith("/") and p != "/" and path.startswith(p)) for p in self.public)

@@ -42,7 +42,6 @@ class Loaded:
         """Start the worker."""
         self.chat, self.used, self.pins = chat, time.monotonic(), 0
         self.scheduler = Scheduler(lambda: new_batch(chat, limits.running), limits)
-        self.scheduler.start()
 
     @property
     def idle(self) -> bool:
@@ -77,31 +76,22 @@ class Library:
     """Finds models by name. The first one listed is the default, loaded from the start and never unloaded."""
 
     def __init__(
-        self,
-        first: Chat,
-        listed: Sequence[Listed] | None = None,
-        load: Callable[[Listed], Chat] | None = None,
-        *,
+        self, first: Chat, listed: Sequence[Listed] | None = None, load: Callable[[Listed], Chat] | None = None, *,
         batch: Callable[[Chat, int], Batch] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """listed: what can be asked for, `first` first. load: reads one; called in a thread."""
         self.listed = {item.name: item for item in listed or list_checkpoints(first)[:1]}
         self.default = next(iter(self.listed))
         self.draining = False
         self.limits = Limits()
         self._first, self._load, self._batch = first, load, batch or new_batch
-        self._loaded: dict[str, Loaded] = {}
+        self.loaded: dict[str, Loaded] = {}  # models in memory by name
         self._loading = asyncio.Lock()
 
     def start(self, limits: Limits) -> None:
         """Put the default model to work."""
         self.limits = limits
-        self._loaded[self.default] = Loaded(self._first, self._batch, limits)
-
-    @property
-    def loaded(self) -> dict[str, Loaded]:
-        """Models in memory by name."""
-        return self._loaded
+        self.loaded[self.default] = Loaded(self._first, self._batch, limits)
 
     @contextlib.asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Loaded]:
@@ -110,11 +100,11 @@ class Library:
         Raises ApiError 404 for a name that is not listed, 503 when it cannot be loaded now.
         """
         item = self.find(name)
-        if item.name not in self._loaded:
+        if item.name not in self.loaded:
             async with self._loading:
-                if item.name not in self._loaded:
+                if item.name not in self.loaded:
                     await self._bring(item)
-        model = self._loaded[item.name]
+        model = self.loaded[item.name]
         model.pins, model.used = model.pins + 1, time.monotonic()
         try:
             yield model
@@ -132,11 +122,11 @@ class Library:
     async def _bring(self, item: Listed) -> None:
         if self.draining or self._load is None:
             raise ApiError(503, "the server is stopping", code="server_stopping", retry_after_s=5)
-        if len(self._loaded) >= KEEP:
-            idle = [n for n, model in self._loaded.items() if n != self.default and model.idle]
+        if len(self.loaded) >= KEEP:
+            idle = [n for n, model in self.loaded.items() if n != self.default and model.idle]
             if not idle:
                 raise ApiError(503, "the other models are busy", code="models_busy", retry_after_s=5)
-            oldest = self._loaded.pop(min(idle, key=lambda n: self._loaded[n].used))
+            oldest = self.loaded.pop(min(idle, key=lambda n: self.loaded[n].used))
             await asyncio.to_thread(oldest.scheduler.stop)
         try:
             chat = await asyncio.to_thread(self._load, item)
@@ -144,31 +134,31 @@ class Library:
             log.exception("model %s cannot be loaded", item.name)
             message = "that model cannot be loaded; the server's log has the reason"
             raise ApiError(503, message, code="model_unavailable", param="model") from error
-        self._loaded[item.name] = Loaded(chat, self._batch, self.limits)
+        self.loaded[item.name] = Loaded(chat, self._batch, self.limits)
 
     def drain(self) -> None:
         """Refuse new work everywhere."""
         self.draining = True
-        for model in self._loaded.values():
+        for model in self.loaded.values():
             model.scheduler.drain()
 
     def abort(self) -> None:
         """End all work with an error event."""
         self.draining = True
-        for model in self._loaded.values():
+        for model in self.loaded.values():
             model.scheduler.abort()
 
     def stop(self) -> None:
         """Abort and wait for the workers."""
         self.abort()
-        for model in self._loaded.values():
+        for model in self.loaded.values():
             model.scheduler.stop()
 
     def model_object(self, item: Listed) -> dict[str, Any]:
         """Describe a model: the OpenAI fields, then where it comes from; once loaded, its context and sampling."""
         about: dict[str, Any] = {"id": item.name, "object": "model", "created": item.created, "owned_by": "nanozhchat"}
-        about |= {"tag": item.tag, "source": item.source, "step": item.step, "loaded": item.name in self._loaded}
-        model = self._loaded.get(item.name) or self._loaded[self.default]
+        about |= {"tag": item.tag, "source": item.source, "step": item.step, "loaded": item.name in self.loaded}
+        model = self.loaded.get(item.name) or self.loaded[self.default]
         context = model.chat.engine.context
         sampling = schemas.ranges(context)
         return {**about, "context_length": context if about["loaded"] else None, "sampling": sampling}

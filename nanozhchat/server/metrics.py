@@ -1,7 +1,5 @@
 """Numbers for Prometheus, in its text format."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
 from collections.abc import Iterable, Mapping

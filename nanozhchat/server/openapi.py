@@ -1,7 +1,5 @@
 """The OpenAPI description: FastAPI's, with the bodies that `schemas` checks by itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,10 +18,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for path, kind in BODIES.items():
         schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         shared.update(schema.pop("$defs", {}))
-        page["paths"][path]["post"]["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        page["paths"][path]["post"]["requestBody"] = {"required": True,
+                                                      "content": {"application/json": {"schema": schema}}}  # fmt: skip
     for operations in page["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)

@@ -1,7 +1,5 @@
 """The files of `static/`: read once at start, found by name in a table, never by joining a path."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

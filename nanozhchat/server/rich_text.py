@@ -4,8 +4,6 @@ Raw HTML in the text is text. Code is coloured by Pygments, maths becomes MathML
 and nh3 lets only what is listed here through. Images become links: nothing is fetched before somebody clicks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import html
 import re
@@ -30,19 +28,15 @@ INLINE_MATH = re.compile(r"\$(?![\s$])([^$\n]{1,1000}?)(?<![\s\\])\$(?!\d)|\\\((
 BLOCK_MATH = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])\s*", re.DOTALL)
 HAN = re.compile(r"[\u3400-\u9fff\uff00-\uffef]")
 MATHML = set(
-    re.findall(
-        r"\w+",
-        "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd "
-        "mstyle menclose mpadded mphantom mmultiscripts",
-    )
-)
+    re.findall(r"\w+",
+    "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd "
+    "mstyle menclose mpadded mphantom mmultiscripts")
+)  # fmt: skip
 TAGS = MATHML | set(
-    re.findall(
-        r"\w+",
-        "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong s a table thead tbody tr th td div span "
-        "figure figcaption",
-    )
-)
+    re.findall(r"\w+",
+    "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong s a table thead tbody tr th td div span "
+    "figure figcaption")
+)  # fmt: skip
 MATH_ATTRIBUTES = {"display", "mathvariant", "stretchy", "fence", "form", "separator", "linethickness", "columnalign"}
 ATTRIBUTES = {tag: MATH_ATTRIBUTES for tag in MATHML} | {
     "a": {"href", "title", "class"},

@@ -1,7 +1,6 @@
 """What trainings have written so far, for the page that lets people watch: a list, and the curves of one."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import math
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 from nanozhchat import paths
 from nanozhchat.files import read_jsonl
+from nanozhchat.report_data import Stage
 
 CURVES = ("train/loss", "val/loss", "train/bpb", "val/bpb", "tok_per_sec", "lr")
 POINTS = 400  # per curve
@@ -18,12 +18,8 @@ ACTIVE_S = 90  # a run that wrote this lately is going on
 
 
 def _folders() -> dict[tuple[str, str], Path]:
-    found = {}
-    for stage in paths.STAGES:
-        for folder in (paths.base_dir() / stage).glob("*"):
-            if paths.TAG_PATTERN.fullmatch(folder.name) and (folder / "metrics.jsonl").is_file():
-                found[stage, folder.name] = folder
-    return found
+    found = (path.parent for path in paths.run_files("metrics.jsonl"))
+    return {(f.parent.name, f.name): f for f in found if paths.TAG_PATTERN.fullmatch(f.name)}
 
 
 def list_runs() -> list[dict[str, Any]]:
@@ -41,11 +37,8 @@ def _last(folder: Path) -> dict[str, Any]:
     with open(folder / "metrics.jsonl", "rb") as handle:
         handle.seek(max(0, handle.seek(0, 2) - 8192))
         for line in reversed(handle.read().split(b"\n")[:-1]):
-            try:
+            with contextlib.suppress(ValueError, AttributeError):
                 row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
                 return {key: row.get(key) for key in ("step", "time_s", "eta_s", "tokens", *CURVES)}
     return {}
 
@@ -55,30 +48,15 @@ def read_run(stage: str, tag: str) -> dict[str, Any] | None:
     folder = _folders().get((stage, tag))
     if folder is None:
         return None
-    rows, samples = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "samples.jsonl")
-    curves = {key: _thin([(row["step"], row[key]) for row in rows if _is_point(row, key)]) for key in CURVES}
-    return {
-        "stage": stage,
-        "tag": tag,
-        "last": _last(folder),
-        "curves": {key: points for key, points in curves.items() if points},
-        "samples": _spread(samples, SAMPLES),
-    }
+    run, samples = Stage(stage, tag), read_jsonl(folder / "samples.jsonl")
+    curves = {key: _thin(list(zip(*run.points(key), strict=True))) for key in CURVES}
+    if len(samples) > SAMPLES:  # evenly spread, the last one among them
+        samples = [samples[round(i * (len(samples) - 1) / (SAMPLES - 1))] for i in range(SAMPLES)]
+    shown = {key: line for key, line in curves.items() if line}
+    return {"stage": stage, "tag": tag, "last": _last(folder), "curves": shown, "samples": samples}
 
 
-def _is_point(row: dict[str, Any], key: str) -> bool:
-    value = row.get(key)
-    return isinstance(row.get("step"), int) and isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _spread(rows: list[Any], most: int) -> list[Any]:
-    """Keep at most `most`, evenly spread, the last one among them."""
-    if len(rows) <= most:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
-def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Average neighbours until at most POINTS are left."""
     size = max(1, math.ceil(len(points) / POINTS))
     groups = (points[i : i + size] for i in range(0, len(points), size))

@@ -5,8 +5,6 @@ context, so a slow reader costs a few kilobytes and never holds back the others.
 last delta of each of its answers, an ApiError, or cancellation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import dataclasses
@@ -21,6 +19,8 @@ from nanozhchat.sampling import SamplingParams
 from nanozhchat.server.schemas import ApiError
 
 log = logging.getLogger(__name__)
+
+STOP_S = 5.0  # for a worker to end its step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,9 @@ class Job:
         elapsed_s, n = self.last - self.first, self.completion_tokens - self._n_first
         if n < 1 or elapsed_s <= 0:
             elapsed_s, n = self.last - self.started, self.completion_tokens
-        return {
-            "queue_ms": round((self.started - self.submitted) * 1000, 1),
-            "ttft_ms": round((self.first - self.submitted) * 1000, 1),
-            "tokens_per_s": round(n / elapsed_s, 2) if elapsed_s > 0 else None,
-        }
+        return {"queue_ms": round((self.started - self.submitted) * 1000, 1),
+                "ttft_ms": round((self.first - self.submitted) * 1000, 1),
+                "tokens_per_s": round(n / elapsed_s, 2) if elapsed_s > 0 else None}  # fmt: skip
 
     async def next_delta(self, timeout_s: float | None = None) -> tuple[int, Delta] | None:
         """Return (which answer, delta), or None when timeout_s passed without one; raises ApiError on failure.
@@ -115,20 +113,17 @@ class Job:
 class Scheduler:
     """Owns the worker thread. All methods are safe to call from any thread."""
 
-    def __init__(self, new_batch: Callable[[], Batch], limits: Limits | None = None) -> None:
+    def __init__(self, new_batch: Callable[[], Batch], limits: Limits) -> None:
         """new_batch: makes the batch, and a fresh one after a failure; used from the worker thread only."""
-        self.limits = limits or Limits()
+        self.limits = limits
         self.totals = collections.Counter[str]()  # prompt_tokens, completion_tokens, jobs; for /metrics
         self.first_token_s = collections.deque[float](maxlen=1000)  # of the last jobs; for /metrics
         self._new_batch = new_batch
         self._changed = threading.Condition()
         self._waiting: collections.deque[tuple[Job, int]] = collections.deque()
         self._running: dict[Request, tuple[Job, int]] = {}
-        self._draining = False
+        self._draining = False  # new jobs are refused because the server is stopping
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
-
-    def start(self) -> None:
-        """Start the worker; call once."""
         self._thread.start()
 
     @property
@@ -141,11 +136,6 @@ class Scheduler:
         """Answers waiting that nobody has cancelled."""
         with self._changed:
             return sum(not job.cancel.is_set() for job, _ in self._waiting)
-
-    @property
-    def draining(self) -> bool:
-        """Whether new jobs are refused because the server is stopping."""
-        return self._draining
 
     def place(self, job: Job) -> int:
         """Return the job's place in line, 1 = next; 0 = being worked on."""
@@ -193,11 +183,10 @@ class Scheduler:
             self._waiting.clear()
         self._fail(jobs, ApiError(503, "the server stopped before the answer was complete", code="server_stopping"))
 
-    def stop(self, timeout_s: float = 5.0) -> None:
+    def stop(self) -> None:
         """Abort what is left and wait for the worker to end."""
         self.abort()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        self._thread.join(STOP_S)
 
     # --- in the worker
 
@@ -216,7 +205,6 @@ class Scheduler:
 
     def _admit(self, batch: Batch) -> bool:
         """Let waiting requests join while there is room; wait when there is nothing to do. False = the end."""
-        failed: list[tuple[Job, ApiError]] = []
         with self._changed:
             while not self._waiting and not self._running:
                 if self._draining:
@@ -231,17 +219,14 @@ class Scheduler:
                     request = batch.add(job.prompt_ids, job.params, cancel=job.cancel, index=index)
                 except Exception as error:
                     log.exception("a request could not start")
-                    failed.append((job, _as_api_error(error)))
+                    self._fail({job}, _as_api_error(error))
                 else:
                     self._running[request] = job, index
-        for job, error in failed:
-            self._fail({job}, error)
         return True
 
     def _take(self, results: Sequence[tuple[Request, Delta]]) -> None:
         """Pass on what a step made, and end what has run out of time."""
         ready: list[tuple[Job, tuple[int, Delta]]] = []
-        failed: list[tuple[Job, ApiError]] = []
         jobs, now = {job for job, _ in self._running.values()}, time.perf_counter()
         with self._changed:
             for request, delta in results:
@@ -254,7 +239,7 @@ class Scheduler:
                     del self._running[request]
                 if delta.finish_reason == "error":
                     log.error("generation failed: %s", request.error)
-                    failed.append((job, _as_api_error(request.error)))
+                    self._fail({job}, _as_api_error(request.error))
                 elif delta.text or delta.finish_reason or delta.choices:
                     ready.append((job, (index, delta)))
         for job in jobs:
@@ -263,8 +248,6 @@ class Scheduler:
                 job.cancel.set()
         if ready:
             self._hand_over(ready[0][0].loop, ready)
-        for job, error in failed:
-            self._fail({job}, error)
 
     def _fail(self, jobs: set[Job], error: ApiError) -> None:
         for job in jobs:

@@ -4,16 +4,13 @@ Unknown fields are ignored. Known fields this server has no use for are refused 
 silently. Messages name the field and the rule; they never repeat what the client sent.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from nanozhchat.conversation import Conversation, make_conversation
+from nanozhchat.conversation import Conversation, Message, make_conversation
 from nanozhchat.sampling import SamplingParams
 
 MAX_MESSAGES = 256
@@ -25,22 +22,12 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "pre
 ERROR_TYPE = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
               500: "server_error", 503: "server_error"}  # fmt: skip
 
-# Field -> whether a value asks for nothing, so that clients which always send defaults keep working.
-REFUSED: dict[str, Callable[[Any], bool]] = {
-    "tools": lambda v: v == [],
-    "functions": lambda v: v == [],
-    "tool_choice": lambda v: v in ("none", "auto"),
-    "function_call": lambda v: v in ("none", "auto"),
-    "tool_calls": lambda v: v == [],
-    "response_format": lambda v: v == {"type": "text"},
-    "modalities": lambda v: v == ["text"],
-    "audio": lambda v: False,
-    "prediction": lambda v: False,
-    "web_search_options": lambda v: False,
-    "best_of": lambda v: v == 1,
-    "echo": lambda v: v is False,
-    "suffix": lambda v: v == "",
-}
+# Field -> values that ask for nothing, so that clients which always send defaults keep working.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "tool_calls": ([],), "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (),
+    "prediction": (), "web_search_options": (), "best_of": (1,), "echo": (False,), "suffix": ("",),
+}  # fmt: skip
 
 
 class ApiError(Exception):
@@ -191,9 +178,10 @@ def read(body: bytes, kind: type[AnyBody]) -> AnyBody:
     if not isinstance(fields, dict) or _too_deep(fields):
         _bad(None, f"the body must be a JSON object, nested at most {MAX_JSON_DEPTH} levels deep", "invalid_json")
     fields = {name: value for name, value in fields.items() if value is not None}
-    for turn in [fields, *(t for t in _list(fields.get("messages")) if isinstance(t, dict))]:
+    turns = fields.get("messages")
+    for turn in [fields, *(t for t in (turns if isinstance(turns, list) else ()) if isinstance(t, dict))]:
         for name in REFUSED.keys() & turn.keys():
-            if turn[name] is not None and not REFUSED[name](turn[name]):
+            if turn[name] not in (None, *REFUSED[name]):
                 _bad(name, f"{name} is not supported by this server; leave it out", "unsupported_parameter")
     try:
         return kind.model_validate(fields)
@@ -203,10 +191,6 @@ def read(body: bytes, kind: type[AnyBody]) -> AnyBody:
         where = ".".join(str(part) for part in deepest["loc"] if isinstance(part, int) or part in FIELDS)
         is_part = "list[Part]" in deepest["loc"] and deepest["loc"][-1] == "type"
         _bad(where or None, f"{where}: {deepest['msg']}", "unsupported_content" if is_part else "invalid_value")
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def parse_request(body: bytes, *, chat: bool) -> Request:
@@ -237,14 +221,11 @@ def parse_request(body: bytes, *, chat: bool) -> Request:
 
 def _conversation(turns: list[Turn]) -> Conversation:
     """Join text parts and check the order of the turns; `developer` is the newer name of `system`."""
-    messages = [
-        {
-            "role": "system" if turn.role == "developer" else turn.role,
-            "content": turn.content if isinstance(turn.content, str) else "".join(part.text for part in turn.content),
-        }
-        for turn in turns
-    ]
-    if any(len(message["content"]) > MAX_MESSAGE_CHARS for message in messages):
+    messages = []
+    for turn in turns:
+        content = turn.content if isinstance(turn.content, str) else "".join(part.text for part in turn.content)
+        messages.append(Message("system" if turn.role == "developer" else turn.role, content))
+    if any(len(message.content) > MAX_MESSAGE_CHARS for message in messages):
         _bad("messages", f"a message is longer than {MAX_MESSAGE_CHARS} characters", "message_too_long")
     try:
         conversation = make_conversation(messages)

@@ -1,7 +1,5 @@
 """Process life: take the port early, serve, stop gracefully. Uses uvicorn and adds the deadlines it lacks."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno
@@ -114,17 +112,10 @@ class Server(uvicorn.Server):
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve until a stop signal. listener: from `bind`. Call in the main thread."""
     config = uvicorn.Config(
-        app,
-        http=DeadlineProtocol,
-        ws="none",
-        loop="asyncio",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        app, http=DeadlineProtocol, ws="none", loop="asyncio", log_level="warning", access_log=False,
+        server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S + 2,
-    )
+    )  # fmt: skip
     server = Server(config)
     server.app = app
     server.run(sockets=[listener])
