@@ -73,10 +73,10 @@ class Request:
     """One answer on its way. ids: tokens so far, the ending control token excluded."""
 
     def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, room: int, tokenizer: Tokenizer, index: int
-    ) -> None:
-        self.prompt, self.params, self.room = list(prompt), params, room
-        self.cancel: threading.Event | None = None
+        self, prompt: Sequence[int], params: SamplingParams, room: int, tokenizer: Tokenizer, index: int,
+        cancel: threading.Event | None,
+    ) -> None:  # fmt: skip
+        self.prompt, self.params, self.room, self.cancel = list(prompt), params, room, cancel
         self.ids: list[int] = []
         self.slot: int | None = None
         self.finish_reason: str | None = None
@@ -184,9 +184,8 @@ class Batch:
 
         The same prompt added several times is computed once. Raises ValueError when the prompt leaves no room.
         """
-        room = room_for(prompt_ids, self.decoder.context)
-        request = Request(prompt_ids, params, min(room, params.max_tokens), self.tokenizer, index)
-        request.cancel = cancel
+        room = min(room_for(prompt_ids, self.decoder.context), params.max_tokens)
+        request = Request(prompt_ids, params, room, self.tokenizer, index, cancel)
         self._waiting.append(request)
         return request
 
@@ -297,8 +296,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 def first_stop(text: str, stops: tuple[str, ...]) -> int | None:
     """Where the first stop string begins, None if there is none."""
-    places = [place for s in stops if (place := text.find(s)) >= 0]
-    return min(places) if places else None
+    return min((place for s in stops if (place := text.find(s)) >= 0), default=None)
 
 
 def held_back(text: str, stops: tuple[str, ...]) -> int:

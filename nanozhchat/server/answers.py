@@ -35,33 +35,24 @@ class Answer:
              **({"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text})}
             for i, text in enumerate(texts)
         ]  # fmt: skip
-        return {**self._envelope(choices, ""), "usage": self.usage(), "timings": self.job.timings()}
+        return {**self.envelope(choices, ""), **self.totals()}
 
     def chunk(
-        self, index: int, text: str | None, reason: str | None = None, logprobs: Sequence[Any] = (), **extra: Any
+        self, index: int, delta: dict[str, str], reason: str | None = None, logprobs: Sequence[Any] = (), **extra: Any
     ) -> dict[str, Any]:
-        """Return one piece of a streamed answer; text None = no more; extra: further top-level fields."""
-        delta: dict[str, Any] = {} if text is None else {"content": text}
-        content = {"delta": delta} if self.chat else {"text": text or ""}
+        """Return one piece of a streamed answer. delta: of the message; extra: further top-level fields."""
+        content = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         choice = {"index": index, **content, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
-        return {**self._envelope([choice], ".chunk"), **extra}
+        return {**self.envelope([choice], ".chunk"), **extra}
 
-    def opening(self, index: int, **extra: Any) -> dict[str, Any]:
-        """Return the chunk that names the role."""
-        chunk = self.chunk(index, "", **extra)
-        chunk["choices"][0]["delta"]["role"] = "assistant"
-        return chunk
-
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return the chunk without choices that `include_usage` asks for."""
-        return {**self._envelope([], ".chunk"), "usage": self.usage(), "timings": self.job.timings()}
-
-    def usage(self) -> dict[str, int]:
-        """Count the tokens."""
+    def totals(self) -> dict[str, Any]:
+        """Count the tokens, and tell the times."""
         prompt, made = len(self.job.prompt_ids), self.job.completion_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        return {"usage": usage, "timings": self.job.timings()}
 
-    def _envelope(self, choices: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    def envelope(self, choices: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+        """Return an object of this answer with its choices. kind: what the name of chat objects ends with."""
         name = f"chat.completion{kind}" if self.chat else "text_completion"
         return {**self._head, "object": name, "choices": choices}
 
@@ -96,7 +87,7 @@ async def collect(answer: Answer) -> dict[str, Any]:
             continue
         index, delta = item
         pieces[index].append(delta.text)
-        logprobs[index] += delta.choices or ()
+        logprobs[index] += delta.choices
         if delta.finish_reason is not None:
             reasons[index] = _checked(delta.finish_reason)
     return answer.whole(["".join(p) for p in pieces], [reasons[i] for i in range(n)], logprobs)
@@ -104,8 +95,6 @@ async def collect(answer: Answer) -> dict[str, Any]:
 
 class EventStream(Response):
     """Server-sent events of one answer. However it ends, the slot is given back."""
-
-    media_type = "text/event-stream"
 
     def __init__(
         self, answer: Answer, *, include_usage: bool, ping_s: float, stalled_s: float, place: Callable[[Job], int]
@@ -136,7 +125,7 @@ class EventStream(Response):
         extra: dict[str, Any] = {"usage": None} if self.include_usage else {}
         if answer.chat:
             for index in range(job.n):
-                yield _event(answer.opening(index, **extra))
+                yield _event(answer.chunk(index, {"content": "", "role": "assistant"}, **extra))
         left, told, silent_s, wait_s = job.n, 0, 0.0, min(PLACE_S, self.ping_s)
         try:
             while left:
@@ -154,16 +143,16 @@ class EventStream(Response):
                 silent_s = 0.0
                 index, delta = item
                 if delta.text or (delta.choices and answer.top is not None):
-                    yield _event(answer.chunk(index, delta.text, None, delta.choices or (), **extra))
+                    yield _event(answer.chunk(index, {"content": delta.text}, None, delta.choices, **extra))
                 if delta.finish_reason is not None:
                     left -= 1
                     reason = _checked(delta.finish_reason)
-                    yield _event(answer.chunk(index, None, reason, timings=job.timings(), **extra))
+                    yield _event(answer.chunk(index, {}, reason, timings=job.timings(), **extra))
         except ApiError as error:
             yield _event(error.body())
             return
         if self.include_usage:
-            yield _event(answer.usage_chunk())
+            yield _event({**answer.envelope([], ".chunk"), **answer.totals()})
         yield b"data: [DONE]\n\n"
 
 
