@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import zstandard
+from hypothesis import settings
 
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
@@ -22,6 +23,8 @@ from nanozhchat.recipe import Overrides, resolve
 from nanozhchat.run import RunFlags, gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 
+settings.register_profile("ours", deadline=None, max_examples=60)
+settings.load_profile("ours")
 CPU = Compute(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = (

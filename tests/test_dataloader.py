@@ -77,7 +77,6 @@ def test_the_order_of_an_epoch_is_a_permutation_of_its_own_and_no_simple_shift()
 
 
 @given(sizes, st.integers(1, 24), st.integers(0, 3))
-@settings(deadline=None)
 def test_over_two_epochs_every_token_comes_twice_before_any_comes_three_times(lengths, T, seed):
     docs = Docs(lengths)
     load = loader(docs, T, rows=1, seed=seed, buffer_docs=4)
@@ -88,7 +87,6 @@ def test_over_two_epochs_every_token_comes_twice_before_any_comes_three_times(le
 
 
 @given(sizes, st.integers(1, 24))
-@settings(deadline=None)
 def test_rows_are_full_begin_with_bos_and_hold_runs_of_documents_each_after_a_bos(lengths, T):
     docs = Docs(lengths)
     load, starts = loader(docs, T), set(docs.first.tolist())
@@ -134,7 +132,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_ranks(make, world_siz
 
 
 @given(sizes, st.data(), st.integers(0, 30), st.integers(1, 10), st.integers(0, 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_resuming_from_any_batch_continues_exactly(lengths, data, done, buffer, rank):
     options = {"seed": 1, "buffer_docs": buffer, "rank": rank, "world_size": 2}
     rendered = numbered(data.draw(rendered_lists))
@@ -163,7 +161,6 @@ def scored(batches):
 
 
 @given(sizes, rendered_lists, st.integers(1, 24), st.integers(1, 3), st.sampled_from([1, 2, 3]))
-@settings(deadline=None)
 def test_evaluation_scores_each_token_once_over_all_ranks_after_its_context(lengths, masks, T, rows, world):
     docs, rendered = Docs(lengths), numbered(masks)
     shape = {"batch_rows": rows, "world_size": world}
@@ -180,7 +177,6 @@ def test_evaluation_scores_each_token_once_over_all_ranks_after_its_context(leng
 
 
 @given(sizes, st.integers(1, 400))
-@settings(deadline=None)
 def test_evaluation_keeps_to_its_limit_and_to_the_documents_it_names(lengths, max_tokens):
     docs = Docs(lengths)
     found = scored(eval_batches(docs, "val", batch_rows=2, sequence_len=9, bos_id=BOS, max_tokens=max_tokens))
@@ -205,7 +201,7 @@ PATHOLOGICAL = [
 
 
 @given(conversations=st.lists(st.sampled_from(PATHOLOGICAL), min_size=1, max_size=6), T=st.integers(5, 40))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_no_row_is_without_a_target_when_rendered_conversations_are_cut(bytes_tokenizer, conversations, T):
     rendered = prepare_conversations([exchange("", "答"), *conversations], bytes_tokenizer, T)  # the first always fits
     load = chat_loader(rendered, T)
@@ -213,7 +209,6 @@ def test_no_row_is_without_a_target_when_rendered_conversations_are_cut(bytes_to
 
 
 @given(rendered_lists, st.integers(1, 9))
-@settings(deadline=None)
 def test_each_target_is_learnt_once_an_epoch_after_its_own_context_and_no_row_is_without_one(masks, buffer):
     wanted, found = learnt(numbered(masks)), []
     load = chat_loader(numbered(masks), rows=1, buffer_docs=buffer)

@@ -39,7 +39,7 @@ def bpe():
 
 
 @pytest.mark.parametrize("pattern", ["bpe", "char"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(docs=st.lists(st.text(alphabet="ab的一，\n", max_size=40), max_size=6).filter(any))
 @example(docs=CHINESE)
 @example(docs=MIXED)
@@ -49,19 +49,19 @@ def test_training_equals_the_reference(docs, pattern):
     assert BPE.train(docs, 256 + len(want), pattern).merges() == want
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=texts)
 def test_encoding_equals_the_reference(bpe, text):
     assert bpe.encode(text) == reference.encode(text, bpe.ranks(), bpe.pattern)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(alphabet=ALPHABET, max_size=80))
 def test_the_scanner_cuts_as_the_regex_does(bpe, text):
     assert bpe.split(text) == regex.findall(BPE_PATTERN, text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(max_size=80))
 @pytest.mark.parametrize("pattern", ["bpe", "char", r"\w+", "", r"(?=b)a|\s"])
 def test_no_pattern_loses_text(pattern, text):
@@ -109,7 +109,7 @@ def test_batches_equal_single_texts(bpe):
         refused("offsets do not fit", bpe.encode_joined, "好".encode(), np.array(wrong, "<i8").tobytes())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=200), text=texts)
 def test_any_bytes_survive_the_round_trip_and_those_of_a_text_encode_as_the_text(bpe, data, text):
     assert bpe.decode_bytes(bpe.encode_bytes(data)) == data

@@ -231,7 +231,7 @@ def test_an_unsupported_part_and_a_wrong_order_have_their_own_codes(live):
 
 
 def test_schemathesis_finds_no_server_error(live):
-    bounded = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    bounded = settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
     for operation in schemathesis.openapi.from_url(live.url + "/openapi.json").get_all_operations():
 
         @bounded

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanozhchat import records, sources
@@ -137,7 +137,6 @@ def test_each_document_is_in_one_split_by_nothing_but_its_content(tmp_path):
 
 
 @given(st.lists(st.text(min_size=1, max_size=8).filter(str.strip), max_size=12))
-@settings(deadline=None)
 def test_two_different_documents_give_two_splits_without_a_shared_document(texts):
     texts = [t for t in texts if t.isprintable()]
     stats = ReadStats()

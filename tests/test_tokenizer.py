@@ -159,7 +159,7 @@ def test_calls_of_tools_are_learnt_and_what_tools_answer_is_not(tokenizer):
     assert tokenizer.render_prompt(called[:3]) == ids[: len(tokenizer.render_prompt(called[:3]))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=9), system=st.booleans(), limit=st.integers(1, 200))
 def test_long_conversations_lose_whole_turns_first_and_never_raise(tokenizer, lengths, system, limit):
     turns = [Message("assistant" if i % 2 else "user", "字" * n) for i, n in enumerate(lengths)]
@@ -183,7 +183,7 @@ def test_a_long_prompt_keeps_the_question_and_the_system_message(tokenizer):
     assert shown.endswith("<|user|>今天星期几？<|end|><|assistant|>")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)), seed=st.integers(0, 9))
 def test_any_bytes_survive_the_round_trip_and_streamed_pieces_are_the_decoded_text(tokenizer, data, seed):
     ids = tokenizer.encode_bytes(data)
