@@ -1,12 +1,9 @@
 """README and guides: every command takes its flags, chains are run dry, Python blocks run, tables are as printed."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ ELSEWHERE = ("source", "uv", "sbatch", "docker", "git", "tensorboard")  # progra
 NAMES = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def blocks(page, language):
     if page.suffix == ".ipynb":  # lines of its cells that begin with ! go to the shell
         cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
         lines = [line.rstrip() for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
@@ -28,13 +25,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands(page: Path) -> list[list[str]]:
+def commands(page):
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @NAMES
-def test_every_command_is_one_of_ours_with_flags_it_takes(page, tmp_path, base_dir, monkeypatch, capsys) -> None:
+def test_every_command_is_one_of_ours_with_flags_it_takes(page, tmp_path, base_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for i, words in enumerate(commands(page)):
         knobs = dict(re.findall(r"^(\w+)=(.*)$", word)[0] for word in words if re.match(r"[A-Z_]+=", word))
@@ -56,19 +53,19 @@ def test_every_command_is_one_of_ours_with_flags_it_takes(page, tmp_path, base_d
 
 
 @NAMES
-def test_python_blocks_run(page, monkeypatch, capsys) -> None:
+def test_python_blocks_run(page, monkeypatch, capsys):
     if not (found := blocks(page, "python")):
         return
     with LiveServer(real_chat(sequence_len=256), batch=None) as server:
         monkeypatch.setattr("nanozhchat.chat.load", lambda *_a, **_k: real_chat(sequence_len=256))
-        names: dict[str, object] = {"__name__": page.stem}
+        names = {"__name__": page.stem}
         for code in found:
             exec(compile(code.replace("http://localhost:8000", server.url), page.name, "exec"), names)
     assert capsys.readouterr().out
 
 
 @NAMES
-def test_links_lead_somewhere_and_both_languages_have_the_same_commands(page) -> None:
+def test_links_lead_somewhere_and_both_languages_have_the_same_commands(page):
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), link
@@ -81,7 +78,7 @@ def test_links_lead_somewhere_and_both_languages_have_the_same_commands(page) ->
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_tables_of_depths_are_what_the_recipe_prints(language, capsys) -> None:
+def test_tables_of_depths_are_what_the_recipe_prints(language, capsys):
     page = (ROOT / "docs" / language / "bigger.md").read_text(encoding="utf-8")
     for hardware in re.findall(r"<!-- recipe: (\d\S*) -->", page):
         importlib.import_module("scripts.recipe").main(["--table", f"--hardware={hardware}"])

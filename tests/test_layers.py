@@ -1,7 +1,5 @@
 """The map of the code, kept true: who may import whom, how long things may be, and that importing does nothing."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import json
@@ -9,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -23,7 +20,7 @@ else:
     import tomli as tomllib
 
 # A module imports only from layers above its own line.
-LAYERS: tuple[tuple[str, str], ...] = (
+LAYERS = (
     ("leaves, standard library only",
      "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child zh_text"),
     ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality dedup"),
@@ -54,24 +51,24 @@ SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 
 
-def sources(folder: str) -> list[Path]:
+def sources(folder):
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def parsed(path: Path) -> ast.Module:
+def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def length(path: Path) -> int:
+def length(path):
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def unit(path: Path) -> str:
+def unit(path):
     """Name a file's module of the map: a sub-package counts as one."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path, tree: ast.AST | None = None) -> Iterator[str]:
+def imports(path, tree=None):
     """Yield the dotted name of everything a file imports, inside functions too; `from a import b` gives a.b."""
     for node in ast.walk(tree or parsed(path)):
         if isinstance(node, ast.Import):
@@ -81,24 +78,24 @@ def imports(path: Path, tree: ast.AST | None = None) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def top_imports(path: Path, tree: ast.AST | None = None) -> set[str]:
+def top_imports(path, tree=None):
     return {name.split(".")[0] for name in imports(path, tree)}
 
 
-def optional_imports(path: Path) -> set[str]:
+def optional_imports(path):
     """Top names whose absence a file handles: imported in a `try` with an `except ImportError`."""
     tries = (n for n in ast.walk(parsed(path)) if isinstance(n, ast.Try))
     handled = (n for n in tries if any(h.type and "ImportError" in ast.unparse(h.type) for h in n.handlers))
     return {name for n in handled for statement in n.body for name in top_imports(path, statement)}
 
 
-def package_imports(path: Path) -> set[str]:
+def package_imports(path):
     """Modules of the map that a file imports."""
     names = [f"{name}.".split(".")[1] for name in imports(path) if name.split(".")[0] == "nanozhchat"]
     return {name if name in LAYER else "__init__" for name in names}
 
 
-def test_every_module_has_its_place_on_the_map() -> None:
+def test_every_module_has_its_place_on_the_map():
     assert {unit(p) for p in sources("nanozhchat")} == set(LAYER)
 
 
@@ -107,7 +104,7 @@ def test_every_module_has_its_place_on_the_map() -> None:
     [p for p in sources("nanozhchat") if p != PACKAGE / "__init__.py"],  # that one: the next test
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
-def test_a_module_imports_only_lower_layers(path: Path) -> None:
+def test_a_module_imports_only_lower_layers(path):
     name = unit(path)
     for dep in package_imports(path) - {name}:
         assert LAYER[dep] < LAYER[name], (
@@ -115,7 +112,7 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
         )
 
 
-def test_the_package_itself_imports_nothing_of_its_own_until_asked() -> None:
+def test_the_package_itself_imports_nothing_of_its_own_until_asked():
     found = [
         ast.unparse(n) for n in parsed(PACKAGE / "__init__.py").body if isinstance(n, (ast.Import, ast.ImportFrom))
     ]
@@ -123,14 +120,14 @@ def test_the_package_itself_imports_nothing_of_its_own_until_asked() -> None:
 
 
 @pytest.mark.parametrize("package", ["builtin", "server"])
-def test_files_of_a_sub_package_do_not_import_in_a_circle(package: str) -> None:
+def test_files_of_a_sub_package_do_not_import_in_a_circle(package):
     graph, prefix = {}, f"nanozhchat.{package}."
     for path in (PACKAGE / package).glob("*.py"):
         graph[path.stem] = {n.removeprefix(prefix).split(".")[0] for n in imports(path) if n.startswith(prefix)}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) > 1
 
 
-def test_nothing_below_imports_what_is_above_the_package() -> None:
+def test_nothing_below_imports_what_is_above_the_package():
     above = {
         "nanozhchat": {"tasks", "scripts", "tests"},
         "tasks": {"scripts", "tests"},
@@ -151,7 +148,7 @@ sys.stderr.write(json.dumps({"torch": "torch" in sys.modules, "environment": cha
 """
 
 
-def import_in_fresh_process(names: list[str], folder: Path) -> tuple[dict[str, object], str, str]:
+def import_in_fresh_process(names, folder):
     """Import modules where every place to write is an empty folder; returns findings, stdout and other stderr."""
     places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NANOZHCHAT_BASE_DIR"), str(folder))
     env = {**os.environ, **places, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -163,20 +160,20 @@ def import_in_fresh_process(names: list[str], folder: Path) -> tuple[dict[str, o
     return json.loads(brace + found), done.stdout, said
 
 
-def test_importing_every_module_and_script_writes_prints_and_sets_nothing(tmp_path: Path) -> None:
+def test_importing_every_module_and_script_writes_prints_and_sets_nothing(tmp_path):
     (folder := tmp_path / "empty").mkdir()
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for f in SHIPPED for p in sources(f)]
     found, out, said = import_in_fresh_process([n.removesuffix(".__init__") for n in names], folder)
     assert (out, said, list(folder.rglob("*"))) == ("", "", [])
-    assert [k for k in found["environment"] if k.startswith(("NANOZHCHAT", "OMP", "CUDA", "PYTORCH", "HF_"))] == []  # type: ignore[union-attr]
+    assert [k for k in found["environment"] if k.startswith(("NANOZHCHAT", "OMP", "CUDA", "PYTORCH", "HF_"))] == []
 
 
-def test_the_lower_half_of_the_map_needs_no_torch(tmp_path: Path) -> None:
+def test_the_lower_half_of_the_map_needs_no_torch(tmp_path):
     names = [f"nanozhchat.{name}" for name, layer in LAYER.items() if layer <= NO_TORCH and name != "__init__"]
     assert import_in_fresh_process(names, tmp_path)[0]["torch"] is False
 
 
-def test_no_module_script_or_function_is_longer_than_its_budget() -> None:
+def test_no_module_script_or_function_is_longer_than_its_budget():
     limits = {"nanozhchat": MODULE_LINES, "tasks": MODULE_LINES, "scripts": SCRIPT_LINES}
     long = {str(p.relative_to(ROOT)): n for f in SHIPPED for p in sources(f) if (n := length(p)) > limits[f]}
     for path in (p for f in SHIPPED for p in sources(f)):
@@ -188,7 +185,7 @@ def test_no_module_script_or_function_is_longer_than_its_budget() -> None:
     assert long == {}
 
 
-def test_all_python_stays_small_what_users_install_and_together() -> None:
+def test_all_python_stays_small_what_users_install_and_together():
     assert sum(length(p) for f in SHIPPED for p in sources(f)) < TOTAL_LINES
     listed = subprocess.run(["git", "ls-files", "-z", "*.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     if listed.returncode:
@@ -198,7 +195,7 @@ def test_all_python_stays_small_what_users_install_and_together() -> None:
     assert sum(length(path) for path in paths if path.exists()) < TRACKED_LINES
 
 
-def test_every_import_is_a_declared_dependency() -> None:
+def test_every_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
     def declared(*lists: list[str]) -> set[str]:
@@ -209,7 +206,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     dev = shipped | declared(*project["dependency-groups"].values())
     known = packages_distributions()
     own = {*SHIPPED, "dev", "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
-    missing: dict[str, list[str]] = {}
+    missing = {}
     for path in (path for folder in (*SHIPPED, "tests") for path in sources(folder)):
         for top in top_imports(path) - set(sys.stdlib_module_names) - own:
             names = {d.lower().replace("_", "-") for d in known.get(top, [top])}

@@ -1,12 +1,8 @@
 """The report: true numbers, safe text, pictures that show something, and nothing that must exist beforehand."""
 
-from __future__ import annotations
-
 import os
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib import image
@@ -20,11 +16,11 @@ from tests.conftest import refused, write_jsonl
 HOSTILE = "甲|乙\n<script>alert(1)</script> `x` [链](https://a.b) ![图](x:y) <img src=x onerror=1> &lt; **粗**"
 
 
-def write(path: Path, *rows: Any) -> Path:
+def write(path, *rows):
     return write_jsonl(path, rows)
 
 
-def make_run(base: Path, tag: str = "d4", stage: str = "base") -> Path:
+def make_run(base, tag="d4", stage="base"):
     folder = base / stage / tag
     rows = [{"step": i, "time_s": 7.5 * i, "tokens": i * 8192, "val/bpb": 3 / (1 + i)} for i in range(0, 61, 10)]
     for step, row in zip(range(10, 61, 10), rows[1:]):
@@ -39,7 +35,7 @@ def make_run(base: Path, tag: str = "d4", stage: str = "base") -> Path:
     return folder
 
 
-def make_evaluations(base: Path, said: str) -> None:
+def make_evaluations(base, said):
     samples = [{"step": s, "prompt": p, "text": said} for s in (6, 30, 60) for p in ("从前，", said)]
     write(base / "base" / "d4" / "samples.jsonl", *samples)
     scored = {"step": 60, "bpb": 1.0, "ppl": 9.97, "tokens": 3000, "bytes": 9900}
@@ -55,12 +51,12 @@ def make_evaluations(base: Path, said: str) -> None:
     write(base / "tokenizer" / "t" / "stats.json", {"common_3500_frac": 0.25, "unused_frac": 0.5})
 
 
-def read(folder: Path) -> tuple[str, str]:
+def read(folder):
     return (folder / "report.md").read_text(encoding="utf-8"), (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full(tmp_path_factory):
     base = tmp_path_factory.mktemp("full")
     for stage in ("base", "sft"):
         make_run(base, stage=stage)
@@ -72,7 +68,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_report("d4")
 
 
-def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
+def test_the_numbers_are_those_of_the_files_in_both_forms(full):
     shown = (
         "0.42 bits per byte better than xz -9", "0.25 bits per byte worse than gzip -9 on the same held-out bytes",
         "比 gzip -9 多 0.25 比特", "7 min 30 s", "491,520", "0.1276", "90.0% of the questions that cannot be answered",
@@ -85,9 +81,7 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full: Path) -> None:
     assert "| reading | 86.0% | 81.0% – 91.0% | 5.0% | 100 |" in read(full)[0]
 
 
-def test_charts_show_something_without_boxes_and_stand_in_the_markdown_with_a_description(
-    full: Path, recwarn: Any
-) -> None:
+def test_charts_show_something_without_boxes_and_stand_in_the_markdown_with_a_description(full, recwarn):
     drawn = ("bpb", "loss-tokens", "loss-time", "speed", "lr", "memory", "reward")
     curves = {f"{s}-{c}.png" for s in ("base", "sft") for c in drawn} | {"base-mfu.png", "base-bpb-flops.png"}
     assert {*re.findall(r"!\[[^]]+\]\(([^)]+)\)", read(full)[0])} == curves | {"skills.png"}
@@ -100,11 +94,11 @@ def test_charts_show_something_without_boxes_and_stand_in_the_markdown_with_a_de
     assert not [w for w in recwarn if "missing from" in str(w.message)]
 
 
-def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full: Path) -> None:
+def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full):
     tags, attributes, said = set(), [], []
     parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attrs: (tags.add(tag), attributes.extend(attrs))  # type: ignore[method-assign]
-    parser.handle_data = said.append  # type: ignore[method-assign]
+    parser.handle_starttag = lambda tag, attrs: (tags.add(tag), attributes.extend(attrs))
+    parser.handle_data = said.append
     text, page = read(full)
     parser.feed(page)
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a"}
@@ -117,7 +111,7 @@ def test_text_of_the_model_stays_text_and_the_page_loads_and_runs_nothing(full: 
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "a cell broke out of its table"
 
 
-def test_what_is_not_there_is_named_with_the_next_commands(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_named_with_the_next_commands(base_dir, monkeypatch):
     monkeypatch.setattr("nanozhchat.report.draw_curve", lambda *_: b"")
     refused(r"bash runs/runcpu\.sh", paths.latest_tag, "metrics.jsonl", error=FileNotFoundError)
     (make_run(base_dir, tag="solo") / "base_eval.json").write_text('{"bpb": 1.')  # torn
@@ -129,7 +123,7 @@ def test_what_is_not_there_is_named_with_the_next_commands(base_dir: Path, monke
     refused("model tag '../x' is not valid", write_report, "../x")
 
 
-def test_metrics_alone_are_enough_and_the_script_takes_the_latest(base_dir: Path, capsys: Any) -> None:
+def test_metrics_alone_are_enough_and_the_script_takes_the_latest(base_dir, capsys):
     os.utime(make_run(base_dir, tag="old") / "metrics.jsonl", (1, 1))
     write(base_dir / "base" / "bare" / "metrics.jsonl", {"step": 1, "train/loss": float("nan")}, {"step": 2})
     script.main([])

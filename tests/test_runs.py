@@ -1,14 +1,11 @@
 """Dry runs of runs/*.sh: every command they would run exists and takes its flags; and the fits of their sweeps."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from tests.conftest import ROOT, refused
 CHAINS = sorted(p.name for p in (ROOT / "runs").glob("*.sh") if p.name not in ("lib.sh", "setup.sh", "test.sh"))
 
 
-def dry_run(chain: str, folder: Path, **knobs: str) -> tuple[list[list[str]], str]:
+def dry_run(chain, folder, **knobs):
     """Run a chain with DRY_RUN=1 and a `python` that only writes its arguments down; returns these, and stderr."""
     stub = folder / "bin" / "python"
     stub.parent.mkdir(exist_ok=True)
@@ -34,7 +31,7 @@ def dry_run(chain: str, folder: Path, **knobs: str) -> tuple[list[list[str]], st
     return [line.split("\037")[:-1] for line in (folder / "said").read_text().splitlines()], done.stderr
 
 
-def take_flags(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def take_flags(commands, monkeypatch):
     """Let each script parse its flags, as NANOZHCHAT_CHECK_FLAGS does in a dry run."""
     with monkeypatch.context() as patch:
         patch.setenv("NANOZHCHAT_CHECK_FLAGS", "1")
@@ -45,9 +42,7 @@ def take_flags(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(
-    chain, tmp_path, base_dir, monkeypatch, capsys
-) -> None:
+def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(chain, tmp_path, base_dir, monkeypatch, capsys):
     commands, said = dry_run(chain, tmp_path)
     modules = [module for _, module, *_ in commands]
     assert "scripts.base_train" in modules
@@ -60,7 +55,7 @@ def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(
         assert re.search(r"estimate\): [\d.]+ h, about \d+ USD; memory per device about", capsys.readouterr().out)
 
 
-def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, base_dir) -> None:
+def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, base_dir):
     knobs = {"DATA": "a/*.txt b.jsonl@2", "BUDGETS": "1e12 2e12", "DEPTHS": "1 2 3", "NAME": "x"}
     commands, said = dry_run("scaling_laws.sh", tmp_path, **knobs)
     fetched = next(c for c in commands if "scripts.data_fetch" in c)
@@ -73,7 +68,7 @@ def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, ba
     assert "--rdzv_endpoint=first-node:29500 -m scripts.base_train -- --depth=26" in said
 
 
-def make_sweep(base: Path, noise: float) -> None:
+def make_sweep(base, noise):
     """Finished runs of four budgets, whose best size is 0.3 * C^0.5 by construction."""
     rng = np.random.default_rng(0)
     for budget in (1e12, 1e13, 1e14, 1e16):
@@ -91,7 +86,7 @@ def make_sweep(base: Path, noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])
-def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_dir, capsys, monkeypatch) -> None:
+def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_dir, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "DRAWS", 200)
     refused(r"no finished run laws-\* .*runs/scaling_laws\.sh", fit_scaling.main, [], error=FileNotFoundError)
     make_sweep(base_dir, noise)

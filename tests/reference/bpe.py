@@ -1,7 +1,6 @@
 """Byte-level BPE, slow and readable: the twin that `rustbpe` is tested against.
 
-Splitting is left to the `regex` library, training recounts every pair after every merge, encoding looks up every
-neighbouring pair in every round.
+Splitting is left to the `regex` library; training recounts every pair after every merge.
 """
 
 from __future__ import annotations
@@ -28,15 +27,3 @@ def train(docs: Iterable[str], vocab_size: int, pattern: str) -> list[tuple[int,
                 if tuple(chunks[n][-2:]) == best:
                     chunks[n][-2:] = [token]
     return merges
-
-
-def encode(text: str, ranks: list[bytes], pattern: str) -> list[int]:
-    """Merge, in each chunk, the neighbours that make the lowest-ranked token, leftmost first, until none do."""
-    rank_of, ids = {token: rank for rank, token in enumerate(ranks)}, []
-    for chunk in regex.findall(pattern, text):
-        parts = [bytes([byte]) for byte in chunk.encode()]
-        while found := [(rank_of[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in rank_of]:
-            _, i = min(found)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        ids += [rank_of[part] for part in parts]
-    return ids
