@@ -22,11 +22,6 @@ from tests.conftest import CPU, make_model, make_recipe, opened, pack, refused
 from tests.fakes import ToyTask
 
 
-@pytest.fixture(scope="module")
-def tokenizer(bytes_tokenizer):
-    return bytes_tokenizer
-
-
 def make_source(tokenizer, model, compute=CPU, rows=4, **changes):
     settings = Settings(**{"prompts": 4, "group": 4, "max_tokens": 20, "seed": 1, **changes})
     brevity = ToyTask([(letter, "") for letter in "abcdef"], lambda *_: True)  # answers without end are never right
@@ -62,8 +57,8 @@ def train(tokenizer, *, tag, before=lambda step: None, steps):
         return model, files.read_jsonl(run.folder / "metrics.jsonl")
 
 
-def test_advantages_compare_the_answers_of_a_group_and_groups_without_a_difference_teach_nothing(tokenizer):
-    source = make_source(tokenizer, random_model(tokenizer).eval())
+def test_advantages_compare_the_answers_of_a_group_and_groups_without_a_difference_teach_nothing(bytes_tokenizer):
+    source = make_source(bytes_tokenizer, random_model(bytes_tokenizer).eval())
     teaching = source._rollouts()
     assert 0 < len(teaching) < 16
     assert len(teaching) % 4 == 0
@@ -75,12 +70,12 @@ def test_advantages_compare_the_answers_of_a_group_and_groups_without_a_differen
         assert all(not r.reward or r.finished for r in group)
 
 
-def test_micro_batches_hold_every_teaching_answer_once_and_score_only_what_the_model_chose(tokenizer):
-    source = make_source(tokenizer, random_model(tokenizer))
+def test_micro_batches_hold_every_teaching_answer_once_and_score_only_what_the_model_chose(bytes_tokenizer):
+    source = make_source(bytes_tokenizer, random_model(bytes_tokenizer))
     batches = [next(source) for _ in range(4)]
     assert [b.state["step"] for b in batches] == [1] * 4
     chosen = sum(int((b.targets >= 0).sum()) for b in batches)
-    again = make_source(tokenizer, source.model)
+    again = make_source(bytes_tokenizer, source.model)
     assert chosen == sum(sum(r.chosen) for r in again._rollouts())
     empty = source._batch([])
     loss = policy_gradient(source.model, empty)
@@ -88,8 +83,8 @@ def test_micro_batches_hold_every_teaching_answer_once_and_score_only_what_the_m
     assert (loss.total.item(), int(loss.count)) == (0.0, 0)
 
 
-def test_the_gradient_is_that_of_advantage_times_log_probability(tokenizer):
-    model = random_model(tokenizer)
+def test_the_gradient_is_that_of_advantage_times_log_probability(bytes_tokenizer):
+    model = random_model(bytes_tokenizer)
     ids = torch.tensor([[1, 2, 3, 4]])
     targets, advantages = torch.tensor([[-1, 3, 4, -1]]), torch.tensor([[0.0, 2.0, -1.0, 0.0]])
     batch = RolloutBatch(ids, targets, 0, {}, advantages=advantages)
@@ -104,28 +99,28 @@ def test_the_gradient_is_that_of_advantage_times_log_probability(tokenizer):
         assert float(policy_gradient(model, far, kl=1.0).total) > 0
 
 
-def test_ranks_share_the_problems_and_draw_the_same_answers_as_one(tokenizer):
-    model = random_model(tokenizer)
-    alone = sorted((tuple(r.ids), r.advantage) for r in make_source(tokenizer, model)._rollouts())
-    ranks = [make_source(tokenizer, model, Compute(torch.device("cpu"), rank=r, world_size=2), 2) for r in (0, 1)]
+def test_ranks_share_the_problems_and_draw_the_same_answers_as_one(bytes_tokenizer):
+    model = random_model(bytes_tokenizer)
+    alone = sorted((tuple(r.ids), r.advantage) for r in make_source(bytes_tokenizer, model)._rollouts())
+    ranks = [make_source(bytes_tokenizer, model, Compute(torch.device("cpu"), rank=r, world_size=2), 2) for r in (0, 1)]
     assert sorted((tuple(r.ids), r.advantage) for source in ranks for r in source._rollouts()) == alone
     third = Compute(torch.device("cpu"), rank=0, world_size=3)
-    refused("pass --prompts=6", make_source, tokenizer, model, third, 2)
+    refused("pass --prompts=6", make_source, bytes_tokenizer, model, third, 2)
 
 
-def test_an_epoch_asks_every_problem_once(tokenizer):
-    source = make_source(tokenizer, None, prompts=2)
+def test_an_epoch_asks_every_problem_once(bytes_tokenizer):
+    source = make_source(bytes_tokenizer, None, prompts=2)
     asked = []
     for source.step in range(3):
         asked += source.numbers()
     assert sorted(asked) == list(range(6))
 
 
-def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(tokenizer):
-    model, whole = train(tokenizer, tag="whole", steps=30)
+def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(bytes_tokenizer):
+    model, whole = train(bytes_tokenizer, tag="whole", steps=30)
     options = {"tag": "cut", "before": lambda n: n == 4 and os.kill(os.getpid(), signal.SIGTERM), "steps": 30}
-    refused(None, train, tokenizer, **options, error=StoppedError)
-    again, rows = train(tokenizer, tag="cut", steps=30)
+    refused(None, train, bytes_tokenizer, **options, error=StoppedError)
+    again, rows = train(bytes_tokenizer, tag="cut", steps=30)
     keys = ("step", "train/loss", "grad_norm", "train/reward", "tokens")
     assert [[r.get(k) for k in keys] for r in rows] == [[r.get(k) for k in keys] for r in whole]
     assert all(map(torch.equal, model.parameters(), again.parameters()))
@@ -157,21 +152,21 @@ class Scripted:
 
 
 @pytest.mark.parametrize(("call", "result"), [("37+48", "85"), ("1/0", "错误："), ("<|end|>", "错误：")])
-def test_a_call_is_answered_as_plain_text_that_is_not_learnt(tokenizer, call, result):
-    called = [*tokenizer.encode("算"), tokenizer.special("<|tool_call|>"), *tokenizer.encode(call)]
-    engine = Scripted(tokenizer, [called, tokenizer.encode("是85")])
+def test_a_call_is_answered_as_plain_text_that_is_not_learnt(bytes_tokenizer, call, result):
+    called = [*bytes_tokenizer.encode("算"), bytes_tokenizer.special("<|tool_call|>"), *bytes_tokenizer.encode(call)]
+    engine = Scripted(bytes_tokenizer, [called, bytes_tokenizer.encode("是85")])
     (rollout,) = roll_out(engine, [([1, 2, 3], 0, 0)], SamplingParams(max_tokens=200))
     assert (rollout.text, rollout.finished, rollout.calls) == ("是85", True, 1)
     opens, *said, ends, turn = (i for i, own in zip(rollout.ids[3:], rollout.chosen[3:], strict=True) if not own)
-    controls = [tokenizer.special(name) for name in ("<|tool_result|>", "<|end|>", "<|assistant|>", "<|user|>")]
+    controls = [bytes_tokenizer.special(name) for name in ("<|tool_result|>", "<|end|>", "<|assistant|>", "<|user|>")]
     assert [opens, ends, turn] == controls[:3]
-    assert (tokenizer.decode(said).startswith(result), {*said} & {*controls}) == (True, set())
+    assert (bytes_tokenizer.decode(said).startswith(result), {*said} & {*controls}) == (True, set())
     assert rollout.ids[: len(engine.prompts[1])] == engine.prompts[1]
 
 
-def test_calls_without_end_are_cut_off(tokenizer):
-    called = [tokenizer.special("<|tool_call|>"), *tokenizer.encode("1")]
-    (rollout,) = roll_out(Scripted(tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
+def test_calls_without_end_are_cut_off(bytes_tokenizer):
+    called = [bytes_tokenizer.special("<|tool_call|>"), *bytes_tokenizer.encode("1")]
+    (rollout,) = roll_out(Scripted(bytes_tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
     assert (rollout.calls, rollout.finished) == (8, False)
 
 
