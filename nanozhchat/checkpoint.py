@@ -116,94 +116,6 @@ class Keep:
     every: int = 0
 
 
-@dataclass
-class Pending:
-    """A checkpoint that a thread of each rank is writing; it exists once `commit`, called by all ranks, returns.
-
-    about: what the manifest says of it; written: SHA-256 of this rank's files by name.
-    """
-
-    folder: Path
-    work: Path
-    step: int
-    compute: Compute
-    keep: Keep
-    best: int | None
-    about: dict[str, Any]
-    written: Future[dict[str, str]]
-
-    def commit(self) -> Path:
-        """Wait for all ranks' files and make the checkpoint exist; raises DiskError on every rank if one failed."""
-        parts = self.compute.together(self.written.result)
-        final = self.folder / f"step_{self.step:08d}"
-
-        def finish() -> None:
-            if self.compute.is_main:
-                with files.disk_errors(final):
-                    self._name(final, {name: digest for part in parts for name, digest in part.items()})
-                prune(self.folder, self.keep.last, every=self.keep.every, best=self.best, verify=False)
-
-        self.compute.together(finish)
-        return final
-
-    def _name(self, final: Path, entries: dict[str, str]) -> None:
-        """Write the manifest and give the folder its name. entries: SHA-256 of each file."""
-        listed = [{"name": name, "bytes": (self.work / name).stat().st_size, "sha256": digest}
-                  for name, digest in sorted(entries.items())]  # fmt: skip
-        head = {"format_version": FORMAT_VERSION, "code_version": __version__, "step": self.step}
-        manifest = {**head, **self.about, "files": listed}
-        files.write_json(self.work / MANIFEST, {**manifest, "sha256": _digest(manifest)})
-        files.backend.replace(self.work, final)
-        files.backend.fsync_dir(self.folder)
-        files.write_json(self.folder / LATEST, {"step": self.step, "manifest_sha256": files.sha256(final / MANIFEST)})
-
-
-def begin(
-    folder: Path, *, step: int, model: GPT, optimizer_state: dict[str, Tensor], state: dict[str, Any],
-    identity: dict[str, Any], compute: Compute, keep: Keep = Keep(),
-) -> Pending | Path | None:  # fmt: skip
-    """Copy a run's tensors and start writing them; all ranks call it.
-
-    state: plain JSON types. identity: what must be equal to resume (stored in the manifest). Returns the checkpoint
-    to commit, its folder if it is there already, or None (with a warning) when space is short. Raises DivergedError
-    rather than save weights that are not finite.
-    """
-    final = folder / f"step_{step:08d}"
-
-    def prepare() -> Path | None:
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-            raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
-        if not compute.is_main or not problems(final):
-            return final
-        needed = sum(p.numel() * 4 for p in model.parameters()) * 3 + sum(b.nbytes for b in model.buffers())
-        needed *= SPACE_MARGIN
-        with files.disk_errors(final):
-            free = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
-            if free <= needed:
-                log.warning("checkpoint of step %d not saved: %.1f GiB free, about %.1f needed", step, free / 2**30,
-                            needed / 2**30)  # fmt: skip
-                return None
-            work = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
-            work.mkdir(parents=True)
-        return work
-
-    work = compute.together(prepare)[0]
-    if work is None or work == final:
-        return work
-    tensors = {f"optim.rank{compute.rank}.safetensors": optimizer_state}
-    if compute.is_main:
-        tensors["model.safetensors"] = model.state_dict()
-    copies = {name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in content.items()}
-              for name, content in tensors.items()}  # fmt: skip
-    about = {"model": model.config.to_dict(), "identity": identity, "world_size": compute.world_size}
-    thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-    written = thread.submit(_write, work, copies, copy.deepcopy(state) if compute.is_main else None)
-    thread.shutdown(wait=False)
-    return Pending(folder, work, step, compute, keep, state.get("best_step"), about, written)
-
-
 def _write(work: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None) -> dict[str, str]:
     """Write the tensor files, and on rank 0 the state; returns the SHA-256 of each."""
     written = {name: files.write_with(work / name, partial(_save_tensors, part)) for name, part in tensors.items()}
@@ -307,8 +219,22 @@ def remembered(folder: Path) -> dict[str, Any]:
 
 
 @dataclass
+class Pending:
+    """A checkpoint that a thread of each rank is writing. written: SHA-256 of this rank's files by name."""
+
+    work: Path
+    final: Path
+    step: int
+    best: int | None
+    written: Future[dict[str, str]]
+
+
+@dataclass
 class Checkpoints:
-    """The checkpoints of a training run: one in flight at most, reported once committed. All but `ready` collective."""
+    """The checkpoints of a training run: one in flight at most, reported once committed. All but `ready` collective.
+
+    identity: what must be equal to resume (kept in the manifest).
+    """
 
     folder: Path
     identity: dict[str, Any]
@@ -316,19 +242,51 @@ class Checkpoints:
     optimizer: Optimizer
     compute: Compute
     metrics: Metrics
-    keep: Keep
+    keep: Keep = Keep()
     pending: Pending | None = None
 
     def begin(self, state: dict[str, Any]) -> None:
-        """Start writing one, after committing the one in flight. Raises DiskError if the last one has no space."""
+        """Copy the tensors and start writing them, after committing the one in flight. state: plain JSON types.
+
+        Nothing is done where the checkpoint is already, or (with a warning) when space is short; for the last one of
+        a run that raises DiskError. Raises DivergedError rather than save weights that are not finite.
+        """
         self.commit()
-        started = begin(self.folder, step=state["step"], model=self.model, optimizer_state=self.optimizer.state_dict(),
-                        state={**state, "optimizer_steps": self.optimizer.steps_done}, identity=self.identity,
-                        compute=self.compute, keep=self.keep)  # fmt: skip
-        if isinstance(started, Pending):
-            self.pending = started
-        elif started is None and state["finished"]:
+        step, main, rank = state["step"], self.compute.is_main, self.compute.rank
+        final = self.folder / f"step_{step:08d}"
+        work = self.compute.together(lambda: self._prepare(step, final))[0]
+        if work is None and state["finished"]:
             raise DiskError(f"no space in {self.folder} for the last checkpoint; free some and run this again")
+        if work is None or work == final:
+            return
+        tensors = {f"optim.rank{rank}.safetensors": self.optimizer.state_dict()}
+        tensors |= {"model.safetensors": self.model.state_dict()} if main else {}
+        copies = {name: {k: t.detach().to("cpu", copy=True).contiguous() for k, t in content.items()}
+                  for name, content in tensors.items()}  # fmt: skip
+        kept = copy.deepcopy({**state, "optimizer_steps": self.optimizer.steps_done}) if main else None
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending = Pending(work, final, step, state["best_step"], thread.submit(_write, work, copies, kept))
+        thread.shutdown(wait=False)
+
+    def _prepare(self, step: int, final: Path) -> Path | None:
+        """Return a new folder to write into, on rank 0; `final` if it is there already, None when space is short."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
+        if not self.compute.is_main or not problems(final):
+            return final
+        weights = sum(p.numel() * 4 for p in self.model.parameters())
+        needed = SPACE_MARGIN * (3 * weights + sum(b.nbytes for b in self.model.buffers()))
+        with files.disk_errors(final):
+            free = shutil.disk_usage(next(p for p in final.parents if p.exists())).free
+            if free <= needed:
+                log.warning("checkpoint of step %d not saved: %.1f GiB free, about %.1f needed", step, free / 2**30,
+                            needed / 2**30)  # fmt: skip
+                return None
+            work = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)  # damaged, or without a manifest
+            work.mkdir(parents=True)
+        return work
 
     @property
     def ready(self) -> bool:
@@ -336,11 +294,38 @@ class Checkpoints:
         return self.pending is not None and self.pending.written.done()
 
     def commit(self) -> None:
-        """Finish the one in flight, if any, and report it; raises DiskError on every rank if it cannot be."""
+        """Wait for all ranks' files of the one in flight, if any, make it exist and report it.
+
+        Raises DiskError on every rank if one failed.
+        """
         pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.commit()
-            self.metrics.event("save", step=pending.step)
+        if pending is None:
+            return
+        parts = self.compute.together(pending.written.result)
+
+        def finish() -> None:
+            if self.compute.is_main:
+                with files.disk_errors(pending.final):
+                    self._name(pending, {name: digest for part in parts for name, digest in part.items()})
+                prune(self.folder, self.keep.last, every=self.keep.every, best=pending.best, verify=False)
+
+        self.compute.together(finish)
+        self.metrics.event("save", step=pending.step)
+
+    def _name(self, pending: Pending, entries: dict[str, str]) -> None:
+        """Write the manifest and give the folder its name. entries: SHA-256 of each file."""
+        listed = [{"name": name, "bytes": (pending.work / name).stat().st_size, "sha256": digest}
+                  for name, digest in sorted(entries.items())]  # fmt: skip
+        manifest = {
+            "format_version": FORMAT_VERSION, "code_version": __version__, "step": pending.step,
+            "model": self.model.config.to_dict(), "identity": self.identity, "world_size": self.compute.world_size,
+            "files": listed,
+        }  # fmt: skip
+        files.write_json(pending.work / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+        files.backend.replace(pending.work, pending.final)
+        files.backend.fsync_dir(self.folder)
+        latest = {"step": pending.step, "manifest_sha256": files.sha256(pending.final / MANIFEST)}
+        files.write_json(self.folder / LATEST, latest)
 
     def go_back(self, step: int) -> dict[str, Any] | None:
         """Load the newest whole one of at most `step`, delete later ones, return its state; None if there is none."""

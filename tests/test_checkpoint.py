@@ -14,23 +14,27 @@ from safetensors import SafetensorError
 
 from nanozhchat import checkpoint, files
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
+from nanozhchat.log import Metrics
 from tests.conftest import CPU, ROOT, cut, flip, make_config, make_model, refused
 from tests.test_files import Faulty
 
 # Tensor files, written and synced; state, manifest and latest with five operations each; rename and sync.
 WRITES = 2 * 2 + 3 * 5 + 2
-STATE = {"step": 0, "loss": 1.25, "loader": {"position": [1, 2]}, "名": "小猫"}
+STATE = {"step": 0, "best_step": None, "finished": False, "loss": 1.25, "loader": {"position": [1, 2]}, "名": "小猫"}
 PARTS = ["model.safetensors", "optim.rank0.safetensors", "state.json"]
 
 
-def write(folder, step, model=None, keep_last=3, every=0, best=None):
-    state = {**STATE, "step": step, **({"best_step": best} if best else {})}
-    pending = checkpoint.begin(
-        folder, step=step, model=model or make_model(seed=step), compute=CPU, state=state,
-        keep=checkpoint.Keep(keep_last, every), identity={"data_hash": "abc"},
-        optimizer_state={"muon/a/momentum": torch.full((2, 3), float(step))},
-    )  # fmt: skip
-    return pending.commit() if isinstance(pending, checkpoint.Pending) else pending
+def begin(folder, step, model=None, keep_last=3, every=0, best=None):
+    optimizer = Mock(state_dict=lambda: {"muon/a/momentum": torch.full((2, 3), float(step))}, steps_done=step)
+    run = (folder, {"data_hash": "abc"}, model or make_model(seed=step), optimizer, CPU)
+    made = checkpoint.Checkpoints(*run, Metrics(folder, enabled=False), checkpoint.Keep(keep_last, every))
+    made.begin({**STATE, "step": step, "best_step": best})
+    return made
+
+
+def write(folder, step, *args, **options):
+    begin(folder, step, *args, **options).commit()
+    return step_dir(folder, step) if step_dir(folder, step).exists() else None
 
 
 def step_dir(folder, step):
@@ -46,7 +50,7 @@ def test_everything_saved_comes_back_bit_for_bit_in_the_documented_layout(tmp_pa
     model = make_model(config, perturb=True)
     folder, saved = write(tmp_path, 1234, model), checkpoint.find(tmp_path)
     assert (saved.folder, saved.step, folder) == (folder, 1234, tmp_path / "step_00001234")
-    assert saved.state() == {**STATE, "step": 1234}
+    assert saved.state() == {**STATE, "step": 1234, "optimizer_steps": 1234}
     assert saved.manifest["identity"] == {"data_hash": "abc"}
     again = saved.load_model(torch.device("cpu"), torch.float32)
     assert (again.config, again.training) == (model.config, False)
@@ -142,12 +146,12 @@ def test_a_save_is_not_reported_before_its_files_are_on_the_disk_and_committed(t
     monkeypatch.setattr(checkpoint, "save_file", lambda *args: (gate.wait(30), real(*args)))
     model = make_model(seed=1)
     start = model.wte.weight.detach().clone()
-    pending = checkpoint.begin(tmp_path, step=3, model=model, optimizer_state={}, state={}, identity={}, compute=CPU)
+    made = begin(tmp_path, 3, model)
     with torch.no_grad():
         model.wte.weight.zero_()  # training goes on
-    assert (pending.written.done(), checkpoint.find(tmp_path)) == (False, None)
+    assert (made.ready, checkpoint.find(tmp_path)) == (False, None)
     gate.set()
-    pending.commit()
+    made.commit()
     assert torch.equal(weights(checkpoint.find(tmp_path)), start)
 
 

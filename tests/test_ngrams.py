@@ -11,6 +11,7 @@ from nanozhchat import checkpoint, ngram_counts
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import SamplingParams
 from tests.conftest import CPU, make_config, make_model, refused
+from tests.test_checkpoint import write
 
 V = 12
 
@@ -97,7 +98,7 @@ def test_loss_and_gate_are_those_of_the_mixture_and_the_network_learns_from_targ
 
 def test_a_saved_model_comes_back_with_its_counts_or_without(tmp_path):
     model, idx = model_with_counts(), torch.tensor(text()[:64] * 8).view(2, 32)
-    checkpoint.begin(tmp_path, step=1, model=model, optimizer_state={}, state={}, identity={}, compute=CPU).commit()
+    write(tmp_path, 1, model)
     saved = checkpoint.find(tmp_path)
     whole, alone = (saved.load_model(CPU.device, torch.float32, ngrams=with_counts) for with_counts in (True, False))
     with torch.no_grad():
