@@ -3,8 +3,6 @@
 Splitting is left to the `regex` library; training recounts every pair after every merge.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Muon for one matrix, slow and readable: numbers in, numbers out, float64, an exact decomposition for a check."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 
