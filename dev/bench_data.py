@@ -6,6 +6,8 @@ Documents are drawn anew from the sentences of `--text`, one in twenty nearly an
 stage is a process of its own; its rate is MB of text per second of processor time, so per core.
 """
 
+from __future__ import annotations
+
 import argparse
 import gzip
 import json
@@ -13,18 +15,18 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 from nanozhchat import sources
 
 FILE_BYTES = 100_000_000  # of text, in one file
-TOKENIZE = ("import sys; from nanozhchat import corpus, paths, token_store; from nanozhchat.tokenizer import Tokenizer;"
-            "token_store.tokenize(corpus.load('clean'), Tokenizer.load(paths.tokenizer_dir('t')))")  # fmt: skip
+TOKENIZE = (
+    "import sys; from nanozhchat import corpus, paths, token_store; from nanozhchat.tokenizer import Tokenizer;"
+    "token_store.tokenize(corpus.load('clean'), Tokenizer.load(paths.tokenizer_dir('t')))"
+)
 
 
 def generate(folder: Path, n_bytes: int, specs: list[str]) -> int:
@@ -53,18 +55,23 @@ def generate(folder: Path, n_bytes: int, specs: list[str]) -> int:
     return total
 
 
-def run(base: Path, command: list[str], kill_after_s: float = 1e9) -> tuple[bool, float, float, float]:
-    """Run a command: whether it ended by itself, wall and processor seconds, peak MiB."""
+def run(base: Path, command: list[str], kill_after_s: float | None = None) -> tuple[float, float, float, bool]:
+    """Run a command; returns wall and processor seconds, peak MiB, and whether it ended by itself."""
     begin = time.monotonic()
     environment = {**os.environ, "NANOZHCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.DEVNULL)
-    killer = threading.Timer(min(kill_after_s, threading.TIMEOUT_MAX), process.kill)
-    killer.start()
-    _, process.returncode, usage = os.wait4(process.pid, 0)
-    killer.cancel()
-    assert process.returncode in (0, signal.SIGKILL), command
-    took = time.monotonic() - begin
-    return not process.returncode, took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    if kill_after_s is not None:
+        try:
+            process.wait(kill_after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return time.monotonic() - begin, 0.0, 0.0, False
+        return time.monotonic() - begin, 0.0, 0.0, process.returncode == 0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0, command
+    return time.monotonic() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, True
 
 
 def main() -> None:
@@ -80,25 +87,27 @@ def main() -> None:
     packed = sum(p.stat().st_size for p in (args.folder / "c4").iterdir()) / 1e6
     print(f"generated {mb:,.0f} MB of text, {packed:,.0f} MB packed, in {time.monotonic() - begin:.0f} s", flush=True)
     data, one, two = ["--data", str(args.folder / "c4")], args.folder / "one", args.folder / "two"
-    limit = f"--memory-limit={max(32, round(mb / 20))}m"
+    clean = ["-m", "scripts.data_fetch", *data, "--clean=default", "--name=clean"]
     stages = {
-        "fetch": ["-m", "scripts.data_fetch", *data, "--name=raw"],
-        "fetch and clean": ["-m", "scripts.data_fetch", *data, "--clean=default", "--name=clean"],
-        "tokenizer": ["-m", "scripts.tok_train", *data, "--vocab-size=32768", "--name=t", "--chunk-files=1", limit],
+        "fetch": ["-m", "scripts.data_fetch", *data, "--name=raw"], "fetch and clean": clean,
+        "tokenizer": ["-m", "scripts.tok_train", *data, "--vocab-size=32768", "--name=t", "--memory-limit=1g"],
         "token shards": ["-c", TOKENIZE],
     }  # fmt: skip
     took = {}
     for name, command in stages.items():
-        _, took[name], cpu, peak = run(one, command)
-        print(f"{name:<16} {took[name]:7.1f} s, {mb / took[name]:6.1f} MB/s, {mb / cpu:6.1f} MB/s per core, "
-              f"peak {peak:,.0f} MiB", flush=True)  # fmt: skip
+        wall, cpu, peak, _ = run(one, command)
+        took[name] = wall
+        print(f"{name:<16} {wall:7.1f} s, {mb / wall:6.1f} MB/s, {mb / cpu:6.1f} MB/s per core, peak {peak:,.0f} MiB",
+              flush=True)  # fmt: skip
     rng, killed = random.Random(1), 0
-    for name, share in (("fetch and clean", 0.5), ("tokenizer", 0.25), ("token shards", 0.25)):
+    shutil.copytree(one / "tokenizer", two / "tokenizer")
+    for name, share in (("fetch and clean", 0.7), ("token shards", 0.3)):
         left = round(args.kills * share)
-        while not run(two, stages[name], rng.uniform(0.05, 0.6) * took[name] if left > 0 else 1e9)[0]:
+        while not run(two, stages[name], rng.uniform(0.05, 0.6) * took[name] if left > 0 else None)[3]:
             killed, left = killed + 1, left - 1
-    kinds = (".json", ".parquet", ".bin", ".idx")
-    found = [p.relative_to(one) for p in sorted(one.glob("*/*/*")) if p.suffix in kinds and "raw" not in p.parts]
+    found = sorted(
+        p.relative_to(one) for p in one.glob("*/clean*/*") if p.suffix in (".json", ".parquet", ".bin", ".idx")
+    )
     differ = [str(p) for p in found if (one / p).read_bytes() != (two / p).read_bytes()]
     print(f"killed {killed} times and started again: {len(found)} files, {len(differ)} differ {differ}")
 

@@ -1,9 +1,10 @@
 """Our tokenizer beside others on the same documents: seconds, MB/s, peak memory beyond the text, medians of --repeat.
 
-    python dev/bench_tokenizer.py train encode TEXT.jsonl.gz [...] --peer-python=/path/to/python
+    python dev/bench_tokenizer.py train encode memory TEXT.jsonl.gz [...] --peer-python=/path/to/python
 
 Each run is a process of its own, libraries in turns; with one thread, seconds are those of the processor. encode: the
-same vocabulary for all. From files to token shards, memory limits, kill -9: `dev.bench_data`.
+same vocabulary for all. memory: `scripts.tok_train` on --megabytes made of the text, with a limit of a twentieth of
+it, and on half. From files to token shards, and kill -9: `dev.bench_data`.
 
 PyPI's rustbpe has the name of ours, so the others run in --peer-python, an environment with rustbpe, tokenizers,
 sentencepiece, youtokentome, gigabpe, bpeasy, tiktoken as far as they are to be compared.
@@ -16,6 +17,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -31,17 +33,19 @@ LIBRARIES = {"train": ("ours", "rustbpe", "tokenizers", "sentencepiece", "youtok
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="train, encode; then JSON lines with key text, .gz or not")
+    parser.add_argument("what", nargs="+", help="train, encode, memory; then JSON lines with key text, .gz or not")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the others")
     parser.add_argument("--others", nargs="*", help="only these (default: all that are installed)")
     parser.add_argument("--vocab-size", type=int, nargs="+", default=[32768])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--megabytes", type=int, default=120)
     args = parser.parse_args()
-    docs = read([name for what in args.what if what not in LIBRARIES for name in sorted(glob.glob(what))])
-    for kind in (what for what in args.what if what in LIBRARIES):
+    parts = (*LIBRARIES, "memory")
+    docs = read([name for what in args.what if what not in parts for name in sorted(glob.glob(what))])
+    for kind in (what for what in args.what if what in parts):
         for size in args.vocab_size:
-            side_by_side(kind, docs, size, args)
+            memory(docs, size, args) if kind == "memory" else side_by_side(kind, docs, size, args)
 
 
 def read(names: list[str]) -> list[str]:
@@ -185,6 +189,33 @@ def side_by_side(kind: str, docs: list[str], size: int, args: argparse.Namespace
         note = {"train": "same tokens", "encode": "same number of ids"}[kind] if same else ""
         print(f"  {name:<14}{seconds:8.2f} s {seconds / ours:6.1f} x {n_bytes / 1e6 / seconds:7.1f} MB/s "
               f"{peak:7.0f} MB peak ({peak / n_bytes * 1e6:5.2f} per MB)  {note}", flush=True)  # fmt: skip
+
+
+def memory(docs: list[str], size: int, args: argparse.Namespace) -> None:
+    """Train on next to nothing, half of --megabytes, all of it, with a limit of a twentieth of the text or of all.
+
+    The text is spliced from pieces of the documents, so that new chunks never stop coming.
+    """
+    source, rng, (half, whole) = "".join(docs), random.Random(0), (args.megabytes / 2, args.megabytes)
+    for megabytes, limit in ((1, whole / 21), (half, whole / 21), (half, half / 21), (whole, whole / 21)):  # MB, MiB
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(8):
+                with open(f"{folder}/{number}.jsonl", "w", encoding="utf-8") as out:
+                    while out.tell() < megabytes * 1e6 / 8:
+                        starts = [rng.randrange(len(source)) for _ in range(60)]
+                        text = "".join(source[start : start + rng.randrange(5, 40)] for start in starts)
+                        out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            flags = [f"--data={folder}/*.jsonl", "--name=t", "--max-bytes=1000000000000", f"--threads={args.threads}",
+                     f"--memory-limit={limit:.3f}m", f"--vocab-size={size if megabytes > 1 else 2048}"]  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, "-m", "scripts.tok_train", *flags], stdout=subprocess.DEVNULL,
+                cwd=Path(__file__).resolve().parents[1], env={**os.environ, "NANOZHCHAT_BASE_DIR": folder},
+            )  # fmt: skip
+            _, process.returncode, usage = os.wait4(process.pid, 0)
+            assert process.returncode == 0
+            seconds = usage.ru_utime + usage.ru_stime
+            print(f"  {megabytes:.0f} MB, limit {limit:.1f} MiB: {seconds:.1f} s = {megabytes / seconds:.2f} MB/s, "
+                  f"peak {usage.ru_maxrss / 1024:.0f} MB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
