@@ -29,8 +29,6 @@ class BenchArgs:
 
 
 class NoText:
-    """A tokenizer for random weights: ids mean nothing."""
-
     def special(self, name: str) -> int:
         return 0
 

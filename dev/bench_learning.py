@@ -78,7 +78,6 @@ PRESETS: dict[str, Callable[[], list[str]]] = {
 
 
 def sample(shard: Path) -> list[str]:
-    """Read the documents that are scored."""
     left, texts = VAL_BYTES, []
     for i, record in enumerate(records.read_file(shard, stats=records.ReadStats())):
         if i % EVERY_DOC == 0:
@@ -88,7 +87,6 @@ def sample(shard: Path) -> list[str]:
 
 
 def train(preset: str, argv: list[str]) -> None:
-    """Run in a process of its own."""
     base_train.main([*argv, *PRESETS[preset]()])
 
 
@@ -117,7 +115,6 @@ def one_run(args: BenchArgs, shards: list[str], texts: list[str], seed: int) -> 
 
 
 def score(model: chat.Chat, texts: list[str]) -> float:
-    """Bits per byte on the sample."""
     tokenizer = model.tokenizer
     documents = [tokenizer.encode(text) for text in texts]
     batches = eval_batches(documents, batch_rows=4, sequence_len=model.engine.context, bos_id=tokenizer.bos_id)
@@ -169,7 +166,6 @@ def yardsticks(shards: list[str], texts: list[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train with every seed, count, print medians."""
     args = cli.parse(BenchArgs, argv, __doc__ or "")
     shards = [str(path) for path in sorted(Path(args.data).glob("*.jsonl.gz"))]
     if len(shards) < 2:

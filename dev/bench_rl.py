@@ -30,7 +30,6 @@ class BenchArgs:
 
 
 def one_run(args: BenchArgs, seed: int) -> list[dict[str, Any]]:
-    """Train once; returns the rows of metrics.jsonl with an evaluation."""
     with tempfile.TemporaryDirectory(prefix="bench-rl-") as folder:
         for part in ("tokenizer", "sft"):
             Path(folder, part).symlink_to(paths.base_dir() / part)

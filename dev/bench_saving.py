@@ -17,7 +17,6 @@ EVERY = 50
 
 
 def main() -> None:
-    """Train once and print the shares."""
     given = ["--depth=4", "--num-steps=300", f"--save-every={EVERY}", "--eval-every=0", "--sample-every=0"]
     given += ["--model-tag=saving", "--device-type=cpu", "--total-batch-size=4096", *sys.argv[1:]]
     with tempfile.TemporaryDirectory() as base:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {"train": ("ours", "rustbpe", "tokenizers", "sentencepiece", "youtokentome", "gigabpe", "bpeasy"),
              "encode": ("ours", "tiktoken", "tokenizers", "rustbpe")}  # fmt: skip
 
@@ -49,7 +50,6 @@ def main() -> None:
 
 
 def read(names: list[str]) -> list[str]:
-    """Read documents from JSON lines with key `text`, plain or gzipped."""
     docs: list[str] = []
     for name in names:
         with gzip.open(name, "rt", encoding="utf-8") if name.endswith(".gz") else open(name, encoding="utf-8") as lines:
@@ -74,7 +74,6 @@ def worker(kind: str, name: str, path: str, size: int, threads: int) -> None:
 
 
 def memory_kb(field: str) -> int:
-    """Return a figure of this process from the kernel, in KB."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
@@ -192,10 +191,7 @@ def side_by_side(kind: str, docs: list[str], size: int, args: argparse.Namespace
 
 
 def memory(docs: list[str], size: int, args: argparse.Namespace) -> None:
-    """Train on next to nothing, half of --megabytes, all of it, with a limit of a twentieth of the text or of all.
-
-    The text is spliced from pieces of the documents, so that new chunks never stop coming.
-    """
+    """Train on text spliced from pieces of the documents, so that new chunks never stop coming."""
     source, rng, (half, whole) = "".join(docs), random.Random(0), (args.megabytes / 2, args.megabytes)
     for megabytes, limit in ((1, whole / 21), (half, whole / 21), (half, half / 21), (whole, whole / 21)):  # MB, MiB
         with tempfile.TemporaryDirectory() as folder:
@@ -207,10 +203,8 @@ def memory(docs: list[str], size: int, args: argparse.Namespace) -> None:
                         out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             flags = [f"--data={folder}/*.jsonl", "--name=t", "--max-bytes=1000000000000", f"--threads={args.threads}",
                      f"--memory-limit={limit:.3f}m", f"--vocab-size={size if megabytes > 1 else 2048}"]  # fmt: skip
-            process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.tok_train", *flags], stdout=subprocess.DEVNULL,
-                cwd=Path(__file__).resolve().parents[1], env={**os.environ, "NANOZHCHAT_BASE_DIR": folder},
-            )  # fmt: skip
+            command, env = [sys.executable, "-m", "scripts.tok_train"], {**os.environ, "NANOZHCHAT_BASE_DIR": folder}
+            process = subprocess.Popen([*command, *flags], env=env, cwd=ROOT, stdout=subprocess.DEVNULL)
             _, process.returncode, usage = os.wait4(process.pid, 0)
             assert process.returncode == 0
             seconds = usage.ru_utime + usage.ru_stime

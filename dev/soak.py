@@ -83,7 +83,6 @@ def strike(stage: str, ranks: int, blow: str, rng: random.Random) -> bool:
 
 
 def result(folder: Path) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
-    """Tensors of the last checkpoint, and the losses of every step."""
     saved = checkpoint.find(folder)
     assert saved is not None
     tensors = {**checkpoint.read_tensors(saved.folder / "model.safetensors"), **saved.optimizer_tensors()}
@@ -120,7 +119,6 @@ def storm(options: argparse.Namespace, folder: Path) -> str:
 
 
 def main() -> None:
-    """Train undisturbed, then in storms; print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blows", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=1e9, help="end after so long, whatever has been survived")
