@@ -20,11 +20,19 @@ pub fn advise_huge<T>(array: &Vec<T>) {
 /// Asks the processor to bring `array[index]` near.
 #[inline]
 pub fn prefetch<T>(array: &[T], index: usize) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(element) = array.get(index) {
-        // SAFETY: the address is that of a live element, and a prefetch reads nothing the program can see.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>((&raw const *element).cast()) };
+        prefetch_at(element);
+    }
+}
+
+/// Asks the processor to bring what is at an address near.
+#[inline]
+pub fn prefetch_at<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing the program can see, and of a wrong address does nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (array, index);
+    let _ = address;
 }

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyInt, PyIterator, PyList, PyString};
 
+use crate::shard::AHEAD;
 use crate::{
-    spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned, PatternError, SpillTo, Spilled,
-    Splitter, Totals, TrainError, Vocab, VocabError,
+    memory, spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned, PatternError, SpillTo,
+    Spilled, Splitter, Totals, TrainError, Vocab, VocabError,
 };
 
 /// Documents are handed to the counting threads in batches of about this many bytes.
@@ -57,6 +59,8 @@ struct Bpe {
     encoder: Encoder,
     totals: Totals,
     counts: Vec<u64>,
+    /// All ids as Python's numbers: to count another reference is far quicker than to make another number.
+    ints: PyOnceLock<Vec<Py<PyInt>>>,
 }
 
 /// Ids, and offsets between texts.
@@ -154,7 +158,7 @@ impl Bpe {
     fn from_ranks(py: Python<'_>, ranks: Vec<Vec<u8>>, pattern: &str) -> PyResult<Self> {
         let splitter = Splitter::new(pattern)?;
         let encoder = py.detach(|| Ok::<_, PyErr>(Encoder::new(splitter, Vocab::from_ranks(ranks)?)))?;
-        Ok(Self { encoder, totals: Totals::default(), counts: Vec::new() })
+        Ok(Self { encoder, totals: Totals::default(), counts: Vec::new(), ints: PyOnceLock::new() })
     }
 
     /// The byte strings of all tokens; the index is the id.
@@ -206,22 +210,27 @@ impl Bpe {
     }
 
     /// The ids of a text.
-    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
+    fn encode<'py>(&self, py: Python<'py>, text: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyList>> {
         let text = utf8(text)?;
-        Ok(py.detach(|| self.encoder.encode(&text))?)
+        self.list(py, &py.detach(|| self.encoder.encode(&text))?)
     }
 
     /// The ids of any bytes, valid UTF-8 or not.
-    fn encode_bytes(&self, py: Python<'_>, data: &[u8]) -> PyResult<Vec<u32>> {
-        Ok(py.detach(|| self.encoder.encode_bytes(data))?)
+    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
+        self.list(py, &py.detach(|| self.encoder.encode_bytes(data))?)
     }
 
     /// The ids of each text. threads: 0 = one per core.
     #[pyo3(signature = (texts, threads = 0))]
-    fn encode_batch(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>, threads: usize) -> PyResult<Vec<Vec<u32>>> {
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+        threads: usize,
+    ) -> PyResult<Vec<Bound<'py, PyList>>> {
         let (ids, ends) = self.batch(py, &texts, threads)?;
         let mut from = 0;
-        Ok(ends.into_iter().map(|end| ids[std::mem::replace(&mut from, end)..end].to_vec()).collect())
+        ends.into_iter().map(|end| self.list(py, &ids[std::mem::replace(&mut from, end)..end])).collect()
     }
 
     /// All ids end to end as little-endian uint32, and the len(texts) + 1 offsets between texts as uint64.
@@ -316,7 +325,20 @@ fn count_to_files(
 impl Bpe {
     fn learned(splitter: Splitter, learned: Learned, totals: Totals) -> PyResult<Self> {
         let encoder = Encoder::new(splitter, Vocab::from_merges(&learned.merges)?);
-        Ok(Self { encoder, totals, counts: learned.counts })
+        Ok(Self { encoder, totals, counts: learned.counts, ints: PyOnceLock::new() })
+    }
+
+    fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        let all = 0..self.vocab_size() as u32;
+        let ints = self.ints.get_or_init(py, || all.map(|id| PyInt::new(py, id).unbind()).collect());
+        let ahead = ids.iter().skip(AHEAD).map(Some).chain(std::iter::repeat(None));
+        PyList::new(
+            py,
+            ids.iter().zip(ahead).map(|(&id, later)| {
+                later.into_iter().for_each(|&later| memory::prefetch_at(ints[later as usize].as_ptr()));
+                &ints[id as usize]
+            }),
+        )
     }
 
     fn batch(&self, py: Python<'_>, texts: &[Bound<'_, PyString>], threads: usize) -> PyResult<(Vec<u32>, Vec<usize>)> {
