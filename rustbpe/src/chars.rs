@@ -9,12 +9,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::DerefMut;
 
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::count::ChunkCounts;
-use crate::pairs::{halves, key, PairMap, Pairs};
+use crate::pairs::{halves, key, pop, restore, PairMap, Pairs};
 
 /// The characters of the text: the symbols.
 #[derive(Debug)]
@@ -134,25 +135,22 @@ impl Assembly {
             .iter()
             .map(|(_, c)| c.encode_utf8(&mut [0; 4]).bytes().map(u32::from).collect())
             .collect();
-        let mut neighbours: Vec<_> = neighbours.iter().map(|(key, n)| (halves(key).0, halves(key).1, n)).collect();
-        neighbours.sort_unstable_by_key(|&(left, ..)| left);
-        let by_left = starts(n, neighbours.iter().map(|&(left, ..)| left));
-        let by_right = starts(n, neighbours.iter().map(|&(_, right, _)| right));
-        let mut next = by_right.clone();
-        let mut right_order = vec![0; neighbours.len()];
-        for (&(_, right, _), i) in neighbours.iter().zip(0..) {
-            right_order[next[right as usize] as usize] = i;
-            next[right as usize] += 1;
-        }
+        let neighbours: Vec<_> = neighbours.iter().map(|(key, n)| (halves(key).0, halves(key).1, n)).collect();
+        let (by_left, neighbours) = grouped(n, neighbours.iter().map(|&pair| (pair.0, pair)));
+        let (by_right, right_order) = grouped(n, neighbours.iter().zip(0..).map(|(&(_, right, _), i)| (right, i)));
         let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
-        let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff));
+        let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff, 0, 1));
         let mut new =
             Self { totals, pieces, inside, order, across, neighbours, by_left, by_right, right_order, cutoff };
-        let mut deltas = Deltas::default();
+        let mut across = vec![0; 1 << 16];
         for &(left, right, count) in &new.neighbours {
-            new.note(left, right, count as i64, &mut deltas);
+            new.border(left, right)
+                .into_iter()
+                .for_each(|(before, after)| across[(before << 8 | after) as usize] += count);
         }
-        new.book(deltas);
+        for (i, count) in (0..).zip(across).filter(|&(_, count)| count >= cutoff) {
+            new.across.insert(key(i >> 8, i & 0xFF), count);
+        }
         for symbol in 0..n as u32 {
             new.note_inside(symbol, true);
         }
@@ -183,10 +181,10 @@ impl Assembly {
     }
 
     /// Chooses the next merge; `symbols` are the pairs of symbols in the text, and lose the one that is chosen.
-    pub fn next(&mut self, symbols: &mut Pairs) -> Next {
+    pub fn next(&mut self, symbols: &mut [impl DerefMut<Target = Pairs>]) -> Next {
         let inside = self.most_frequent_inside();
         let mut equal = Vec::new();
-        while let Some(pair) = symbols.pop() {
+        while let Some(pair) = pop(symbols) {
             equal.push(pair);
             if pair.1 < equal[0].1 {
                 break;
@@ -204,11 +202,9 @@ impl Assembly {
             (_, Some((tokens, (pair, count, id)))) => (Next::Symbols { pair, tokens, count, id }, count),
             (None, None) => (Next::Unsure, 0),
         };
-        let across = self.across.pop();
-        across.into_iter().for_each(|pair| self.across.restore(pair));
-        let next = if across.is_some_and(|(_, rival, _)| rival >= count) { Next::Unsure } else { next };
+        let next = if self.across.top().is_some_and(|(rival, _)| rival >= count) { Next::Unsure } else { next };
         let taken = if let Next::Symbols { pair, .. } = next { Some(pair) } else { None };
-        equal.into_iter().filter(|&(pair, ..)| Some(pair) != taken).for_each(|pair| symbols.restore(pair));
+        equal.into_iter().filter(|&(pair, ..)| Some(pair) != taken).for_each(|pair| restore(symbols, pair));
         next
     }
 
@@ -240,14 +236,16 @@ impl Assembly {
                 merged.push(if hit { token } else { *first });
                 rest = if hit { &tail[1..] } else { tail };
             }
-            if merged.len() == self.pieces(symbol).len() {
+            let pieces = self.pieces(symbol);
+            if merged.len() == pieces.len() {
                 continue;
             }
-            self.note_around(symbol, -1, &mut deltas);
+            let changed = (merged.first() != pieces.first(), merged.last() != pieces.last());
+            self.note_around(symbol, changed, -1, &mut deltas);
             self.note_inside(symbol, false);
             self.pieces[symbol as usize] = merged;
             self.note_inside(symbol, true);
-            self.note_around(symbol, 1, &mut deltas);
+            self.note_around(symbol, changed, 1, &mut deltas);
         }
         self.inside.remove(&pair);
         self.book(deltas);
@@ -270,25 +268,26 @@ impl Assembly {
         }
     }
 
-    /// Notes all pairs across the borders of a character; the one with itself once.
-    fn note_around(&self, symbol: u32, sign: i64, deltas: &mut Deltas) {
+    /// Notes the pairs across those borders of a character whose piece is another one; the pair with itself once.
+    fn note_around(&self, symbol: u32, (first, last): (bool, bool), sign: i64, deltas: &mut Deltas) {
         let range = |starts: &[u32]| starts[symbol as usize] as usize..starts[symbol as usize + 1] as usize;
-        for &(left, right, count) in &self.neighbours[range(&self.by_left)] {
-            self.note(left, right, sign * count as i64, deltas);
-        }
-        for &i in &self.right_order[range(&self.by_right)] {
-            let (left, right, count) = self.neighbours[i as usize];
-            if left != symbol {
-                self.note(left, right, sign * count as i64, deltas);
+        let after = if last { range(&self.by_left) } else { 0..0 };
+        let before = if first { range(&self.by_right) } else { 0..0 };
+        let before = self.right_order[before].iter().map(|&i| &self.neighbours[i as usize]);
+        let before = before.filter(|&&(left, ..)| left != symbol || !last);
+        for &(left, right, count) in self.neighbours[after].iter().chain(before) {
+            if let Some((before, after)) = self.border(left, right) {
+                *deltas.entry(key(before, after)).or_default() += sign * count as i64;
             }
         }
     }
 
-    fn note(&self, left: u32, right: u32, count: i64, deltas: &mut Deltas) {
-        if let ([.., before], [after, ..]) = (self.pieces(left), self.pieces(right)) {
-            if self.pieces(left).len() + self.pieces(right).len() > 2 {
-                *deltas.entry(key(*before, *after)).or_default() += count;
-            }
+    /// The pieces next to each other where two characters meet that are not both whole.
+    fn border(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        match (self.pieces(left), self.pieces(right)) {
+            ([_], [_]) => None,
+            ([.., before], [after, ..]) => Some((*before, *after)),
+            _ => None,
         }
     }
 
@@ -303,12 +302,17 @@ impl Assembly {
     }
 }
 
-/// Where the items of each symbol start in a list ordered by symbol.
-fn starts(n: usize, symbols: impl Iterator<Item = u32>) -> Vec<u32> {
+/// Orders items by symbol; returns where those of each symbol start, and the items.
+fn grouped<T: Copy + Default>(n: usize, items: impl Iterator<Item = (u32, T)> + Clone) -> (Vec<u32>, Vec<T>) {
     let mut starts = vec![0; n + 1];
-    symbols.for_each(|symbol| starts[symbol as usize + 1] += 1);
+    items.clone().for_each(|(symbol, _)| starts[symbol as usize + 1] += 1);
     for i in 0..n {
         starts[i + 1] += starts[i];
     }
-    starts
+    let (mut next, mut ordered) = (starts.clone(), vec![T::default(); starts[n] as usize]);
+    for (symbol, item) in items {
+        ordered[next[symbol as usize] as usize] = item;
+        next[symbol as usize] += 1;
+    }
+    (starts, ordered)
 }

@@ -1,10 +1,10 @@
 //! Threads that work in step: thousands of short turns a second, too short to put anyone to sleep in between.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Turns of the waiting loop before the processor is offered to others.
-const SPINS: u32 = 1000;
+const SPINS: u32 = 200;
 
 /// Runs `work` on every item, each in a thread of its own.
 pub fn each<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
@@ -19,41 +19,47 @@ pub fn each<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync
 }
 
 /// Locks; what a thread left behind that panicked is never used, since the panic is passed on.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Gives orders to one thread per item.
+/// Locks to change; see `read`.
+pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives orders to threads.
 #[derive(Debug)]
-pub struct Crew<'a, T, O> {
-    items: &'a [Mutex<T>],
+pub struct Crew<W, O> {
+    work: W,
     order: RwLock<O>,
-    work: fn(&mut T, &O),
+    followers: usize,
     turn: AtomicU64,
     done: AtomicUsize,
     over: AtomicBool,
 }
 
-/// Runs `leader`, which may give orders; item 0 is worked on by its own thread, every other by one of the crew.
-pub fn lead<T: Send, O: Default + Send + Sync, R>(
-    items: &[Mutex<T>],
-    work: fn(&mut T, &O),
-    leader: impl FnOnce(&Crew<'_, T, O>) -> R,
+/// Runs `leader`, which may give orders; each of `n >= 1` threads, the leader's first, does `work(number, order)`.
+pub fn lead<W: Fn(usize, O) + Sync, O: Copy + Default + Send + Sync, R>(
+    n: usize,
+    work: W,
+    leader: impl FnOnce(&Crew<W, O>) -> R,
 ) -> R {
     let crew = Crew {
-        items,
-        order: RwLock::default(),
         work,
+        order: RwLock::default(),
+        followers: n - 1,
         turn: AtomicU64::new(0),
         done: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
-        for item in items.iter().skip(1) {
-            scope.spawn(|| crew.follow(item));
+        let crew = &crew;
+        for number in 1..n {
+            scope.spawn(move || crew.follow(number));
         }
         let _over = Over(&crew.over);
-        leader(&crew)
+        leader(crew)
     })
 }
 
@@ -66,26 +72,17 @@ impl Drop for Over<'_> {
     }
 }
 
-impl<T, O> Crew<'_, T, O> {
-    /// Has all items worked on by one order, and returns the order.
-    pub fn order(&self, order: O) -> O
-    where
-        O: Default,
-    {
-        let followers = self.items.len().saturating_sub(1);
-        if followers == 0 {
-            self.items.iter().for_each(|item| (self.work)(&mut lock(item), &order));
-            return order;
-        }
-        *self.order.write().unwrap_or_else(PoisonError::into_inner) = order;
+impl<W: Fn(usize, O) + Sync, O: Copy> Crew<W, O> {
+    /// Has all threads obey an order.
+    pub fn order(&self, order: O) {
+        *write(&self.order) = order;
         self.done.store(0, Ordering::Release);
         self.turn.fetch_add(1, Ordering::Release);
-        self.obey(&self.items[0]);
-        self.wait_until(|| self.done.load(Ordering::Acquire) == followers);
-        std::mem::take(&mut *self.order.write().unwrap_or_else(PoisonError::into_inner))
+        (self.work)(0, order);
+        self.wait_until(|| self.done.load(Ordering::Acquire) == self.followers);
     }
 
-    fn follow(&self, item: &Mutex<T>) {
+    fn follow(&self, number: usize) {
         let _over = Over(&self.over);
         let mut seen = 0;
         loop {
@@ -94,13 +91,9 @@ impl<T, O> Crew<'_, T, O> {
                 return;
             }
             seen += 1;
-            self.obey(item);
+            (self.work)(number, *read(&self.order));
             self.done.fetch_add(1, Ordering::Release);
         }
-    }
-
-    fn obey(&self, item: &Mutex<T>) {
-        (self.work)(&mut lock(item), &self.order.read().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits for a condition, or for the end.

@@ -2,12 +2,16 @@
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::{BinaryHeap, PeekMut};
+use std::mem::take;
+use std::ops::DerefMut;
+use std::sync::RwLockReadGuard;
 
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
+use crate::crew::each;
 use crate::memory;
-use crate::shard::{Side, AHEAD};
+use crate::shard::{Merge, Shard, Side, AHEAD};
 use crate::word::{Slot, Words};
 
 /// Up to this many tokens, pairs are counted in a square table.
@@ -37,22 +41,22 @@ pub struct PairMap {
     /// Pairs of tokens below `side`, row by left token: low ids are the frequent ones.
     square: Vec<u64>,
     side: usize,
-    /// All others, by key.
-    table: HashMap<u64, u64, FxBuildHasher>,
+    /// All others, by key, in parts: see [`Pairs`].
+    tables: Vec<HashMap<u64, u64, FxBuildHasher>>,
 }
 
 impl PairMap {
-    /// No counts yet.
-    pub fn new(n_tokens: usize) -> Self {
+    /// No counts yet, in `n` parts.
+    pub fn new(n_tokens: usize, n: usize) -> Self {
         let side = n_tokens.min(SQUARE_MAX_TOKENS);
-        let map = Self { square: vec![0; side * side], side, table: HashMap::default() };
+        let map = Self { square: vec![0; side * side], side, tables: vec![HashMap::default(); n] };
         memory::advise_huge(&map.square);
         map
     }
 
     /// The count of every pair of neighbours.
-    pub fn count<S: Slot>(words: &Words<S>, n_tokens: usize) -> Self {
-        let mut map = Self::new(n_tokens);
+    pub fn count<S: Slot>(words: &Words<S>, n_tokens: usize, n: usize) -> Self {
+        let mut map = Self::new(n_tokens, n);
         words.pairs(|left, right, _, count| *map.entry(left, right) += count);
         map
     }
@@ -62,15 +66,37 @@ impl PairMap {
         if (left.max(right) as usize) < self.side {
             &mut self.square[left as usize * self.side + right as usize]
         } else {
-            self.table.entry(key(left, right)).or_default()
+            let n = self.tables.len();
+            self.tables[part_of(key(left, right), n)].entry(key(left, right)).or_default()
         }
     }
 
-    /// Adds the counts of another map over as many tokens.
-    pub fn absorb(mut self, other: Self) -> Self {
-        self.square.iter_mut().zip(other.square).for_each(|(value, other)| *value += other);
-        other.table.into_iter().for_each(|(key, count)| *self.table.entry(key).or_default() += count);
-        self
+    /// The sums of maps in as many parts, with squares like the first's or none. A thread adds up every part.
+    pub fn sum(maps: Vec<Self>) -> Self {
+        let mut maps = maps.into_iter();
+        let Some(mut all) = maps.next() else { return Self::default() };
+        let (side, n) = (all.side.max(1), all.tables.len());
+        let mut tables: Vec<_> = all.tables.drain(..).map(|table| vec![table]).collect();
+        let mut squares = Vec::new();
+        for map in maps {
+            squares.push(map.square);
+            tables.iter_mut().zip(map.tables).for_each(|(tables, table)| tables.push(table));
+        }
+        all.tables = each(&mut tables, |tables| {
+            let sum = |mut all: HashMap<u64, u64, FxBuildHasher>, table| {
+                HashMap::into_iter(table).for_each(|(key, count)| *all.entry(key).or_default() += count);
+                all
+            };
+            take(tables).into_iter().reduce(sum).unwrap_or_default()
+        });
+        let mut rows: Vec<_> = all.square.chunks_mut(side * side.div_ceil(n)).enumerate().collect();
+        each(&mut rows, |(number, rows)| {
+            for square in &squares {
+                let others = square.get(*number * side * side.div_ceil(n)..).unwrap_or(&[]);
+                rows.iter_mut().zip(others).for_each(|(value, other)| *value += other);
+            }
+        });
+        all
     }
 
     /// Adds to the count of a pair if it is in the square, or its hash is wanted.
@@ -83,29 +109,38 @@ impl PairMap {
 
     /// Forgets pairs outside the square that are not wanted by hash.
     pub fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
-        self.table.retain(|&pair, _| wanted(hash(halves(pair).0, halves(pair).1)));
+        let wanted = |&pair: &u64, _: &mut u64| wanted(hash(halves(pair).0, halves(pair).1));
+        self.tables.iter_mut().for_each(|table| table.retain(wanted));
     }
 
     /// Forgets pairs below a count.
     pub fn retain_from(&mut self, cutoff: u64) {
         self.square.iter_mut().filter(|count| **count < cutoff).for_each(|count| *count = 0);
-        self.table.retain(|_, &mut count| count >= cutoff);
-        self.table.shrink_to_fit();
+        for table in &mut self.tables {
+            table.retain(|_, &mut count| count >= cutoff);
+            table.shrink_to_fit();
+        }
     }
 
     /// Pairs outside the square, which are what takes memory.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.tables.iter().map(HashMap::len).sum()
+    }
+
+    /// The count of a pair, if it is known.
+    #[inline]
+    pub fn get(&self, left: u32, right: u32) -> Option<u64> {
+        if (left.max(right) as usize) < self.side {
+            Some(self.square[left as usize * self.side + right as usize])
+        } else {
+            self.tables[part_of(key(left, right), self.tables.len())].get(&key(left, right)).copied()
+        }
     }
 
     /// The count of a pair.
     #[inline]
     pub fn count_of(&self, left: u32, right: u32) -> u64 {
-        if (left.max(right) as usize) < self.side {
-            self.square[left as usize * self.side + right as usize]
-        } else {
-            self.table.get(&key(left, right)).copied().unwrap_or(0)
-        }
+        self.get(left, right).unwrap_or(0)
     }
 
     /// All pairs that occur, with their counts.
@@ -113,54 +148,77 @@ impl PairMap {
         let side = self.side.max(1);
         let square = self.square.iter().enumerate().filter(|&(_, &count)| count > 0);
         let square = square.map(move |(i, &count)| (key((i / side) as u32, (i % side) as u32), count));
-        square.chain(self.table.iter().map(|(&key, &count)| (key, count)))
+        square.chain(self.tables.iter().flatten().map(|(&key, &count)| (key, count)))
     }
 
-    /// Turns the counts into ids from 0 up, or [`NONE`] below the cutoff, and returns the pairs that have one.
-    pub fn number(&mut self, cutoff: u64) -> Pairs {
-        let mut pairs = Pairs::new(cutoff);
-        let mut number = |key, value: &mut u64| {
-            *value = if *value < cutoff { NONE.into() } else { pairs.insert(key, *value).into() };
-        };
-        for (i, value) in self.square.iter_mut().enumerate() {
-            number(key((i / self.side) as u32, (i % self.side) as u32), value);
-        }
-        self.table.iter_mut().for_each(|(&key, value)| number(key, value));
-        pairs
+    /// Turns the counts into ids, or [`NONE`] below the cutoff, and returns the pairs that have one, in parts.
+    pub fn number(&mut self, cutoff: u64) -> Vec<Pairs> {
+        let (n, side, square) = (self.tables.len(), self.side, &self.square);
+        let mut tables: Vec<_> = self.tables.iter_mut().enumerate().collect();
+        let parts = each(&mut tables, |(number, table)| {
+            let (mut pairs, mut ids) = (Pairs::new(cutoff, *number, n), Vec::new());
+            for (i, &count) in square.iter().enumerate().filter(|&(_, &count)| count >= cutoff) {
+                let pair = key((i / side) as u32, (i % side) as u32);
+                if pairs.owns(pair) {
+                    ids.push((i, pairs.insert(pair, count)));
+                }
+            }
+            for (&pair, value) in table.iter_mut() {
+                *value = if *value < cutoff { NONE.into() } else { pairs.insert(pair, *value).into() };
+            }
+            (pairs, ids)
+        });
+        self.square.fill(NONE.into());
+        let (parts, ids): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        ids.into_iter().flatten().for_each(|(i, id)| self.square[i] = id.into());
+        parts
     }
 
     /// The id of a pair, or [`NONE`].
     #[inline]
     pub fn id(&self, left: u32, right: u32) -> u32 {
-        if (left.max(right) as usize) < self.side {
-            self.square[left as usize * self.side + right as usize] as u32
-        } else {
-            self.table.get(&key(left, right)).map_or(NONE, |&id| id as u32)
-        }
+        self.get(left, right).map_or(NONE, |id| id as u32)
     }
 }
 
-/// All pairs that reach the cutoff, and those that did. A pair is new once, so none is ever removed.
+/// A part of the pairs that reach the cutoff, and of those that did. A pair is new once, so none is ever removed.
+///
+/// Which part a pair belongs to depends on the pair alone. Each part has a thread that books merges in it, and ids of its
+/// own: `number` and every `n`-th from there.
 #[derive(Debug)]
 pub struct Pairs {
+    number: usize,
+    n: usize,
     /// (key, id). Open addressing, at most half full.
     slots: Vec<(u64, u32)>,
-    /// Counts by id; 0 of a pair that was taken out.
+    /// Counts by index; 0 of a pair that was taken out.
     counts: Vec<u64>,
-    /// (count, key, id). Counts here may be out of date, but never too low.
+    /// (count, key, index). Counts here may be out of date, but never too low.
     heap: BinaryHeap<(u64, Reverse<u64>, u32)>,
     cutoff: u64,
+    /// (neighbour, id) of the new pairs (neighbour, token) of the last merge booked.
+    pub filed_before: Vec<(u32, u32)>,
+    /// (neighbour, id) of the new pairs (token, neighbour).
+    pub filed_after: Vec<(u32, u32)>,
+}
+
+/// Which of `n` parts a pair belongs to.
+#[inline]
+fn part_of(key: u64, n: usize) -> usize {
+    // Not the bits that choose a place in a part.
+    ((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64 >> 16) as usize
 }
 
 impl Pairs {
-    /// No pairs yet.
-    pub fn new(cutoff: u64) -> Self {
-        Self { slots: vec![(0, NONE); 1 << 10], counts: Vec::new(), heap: BinaryHeap::new(), cutoff }
+    /// Part `number` of `n`, without pairs yet.
+    pub fn new(cutoff: u64, number: usize, n: usize) -> Self {
+        let (slots, counts, heap) = (vec![(0, NONE); 1 << 10], Vec::new(), BinaryHeap::new());
+        Self { number, n, slots, counts, heap, cutoff, filed_before: Vec::new(), filed_after: Vec::new() }
     }
 
-    /// Ids given so far.
-    pub fn n_ids(&self) -> usize {
-        self.counts.len()
+    #[inline]
+    fn owns(&self, key: u64) -> bool {
+        self.n == 1 || part_of(key, self.n) == self.number
     }
 
     fn slot_of(&self, key: u64) -> usize {
@@ -169,31 +227,31 @@ impl Pairs {
 
     /// Adds a pair and returns its id.
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
-        let id = self.counts.len() as u32;
+        let index = self.counts.len() as u32;
         self.counts.push(count);
-        self.heap.push((count, Reverse(key), id));
+        self.heap.push((count, Reverse(key), index));
         if 2 * self.counts.len() > self.slots.len() {
             let twice = vec![(0, NONE); 2 * self.slots.len()];
             memory::advise_huge(&twice);
             let old = std::mem::replace(&mut self.slots, twice);
-            old.into_iter().filter(|slot| slot.1 != NONE).for_each(|(key, id)| self.place(key, id));
+            old.into_iter().filter(|slot| slot.1 != NONE).for_each(|(key, index)| self.place(key, index));
         }
-        self.place(key, id);
-        id
+        self.place(key, index);
+        index * self.n as u32 + self.number as u32
     }
 
-    fn place(&mut self, key: u64, id: u32) {
+    fn place(&mut self, key: u64, index: u32) {
         let mut at = self.slot_of(key);
         while self.slots[at].1 != NONE {
             at = (at + 1) & (self.slots.len() - 1);
         }
-        self.slots[at] = (key, id);
+        self.slots[at] = (key, index);
     }
 
-    /// Puts back what `pop` took out.
-    pub fn restore(&mut self, (key, count, id): (u64, u64, u32)) {
-        self.counts[id as usize] = count;
-        self.heap.push((count, Reverse(key), id));
+    fn restore(&mut self, (key, count, id): (u64, u64, u32)) {
+        let index = id / self.n as u32;
+        self.counts[index as usize] = count;
+        self.heap.push((count, Reverse(key), index));
     }
 
     /// Lowers the count of a pair, if the pair is known and not taken out.
@@ -203,8 +261,8 @@ impl Pairs {
         loop {
             match self.slots[at] {
                 (_, NONE) => return,
-                (found, id) if found == key => {
-                    let count = &mut self.counts[id as usize];
+                (found, index) if found == key => {
+                    let count = &mut self.counts[index as usize];
                     *count = count.saturating_sub(lost);
                     return;
                 }
@@ -213,28 +271,45 @@ impl Pairs {
         }
     }
 
-    /// Takes the most frequent pair out: (key, count, id).
-    pub fn pop(&mut self) -> Option<(u64, u64, u32)> {
+    /// The most frequent pair: (count, key), the lowest of equals.
+    pub fn top(&mut self) -> Option<(u64, Reverse<u64>)> {
         while let Some(mut top) = self.heap.peek_mut() {
-            let (noted, Reverse(key), id) = *top;
-            let count = self.counts[id as usize];
-            if count < noted && count >= self.cutoff {
-                top.0 = count;
-                continue;
+            let count = self.counts[top.2 as usize];
+            if count == top.0 {
+                return Some((count, top.1));
             }
-            PeekMut::pop(top);
-            if count == noted {
-                self.counts[id as usize] = 0;
-                return Some((key, count, id));
+            if count >= self.cutoff {
+                top.0 = count;
+            } else {
+                PeekMut::pop(top);
             }
         }
         None
     }
 
+    fn pop(&mut self) -> Option<(u64, u64, u32)> {
+        self.top()?;
+        let (count, Reverse(key), index) = self.heap.pop()?;
+        self.counts[index as usize] = 0;
+        Some((key, count, index * self.n as u32 + self.number as u32))
+    }
+
+    /// Books a merge in this part, as all shards have done it.
+    pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], merge: Merge) {
+        let Merge { left, right, token, .. } = merge;
+        let (mut filed_before, mut filed_after) = (take(&mut self.filed_before), take(&mut self.filed_after));
+        let before: Vec<&Side> = shards.iter().map(|shard| &shard.before).collect();
+        let after: Vec<&Side> = shards.iter().map(|shard| &shard.after).collect();
+        self.book_side(&before, token, NONE, |x| (key(x, left), key(x, token)), &mut filed_before);
+        self.book_side(&after, token, left, |y| (key(right, y), key(token, y)), &mut filed_after);
+        (self.filed_before, self.filed_after) = (filed_before, filed_after);
+        self.top();
+    }
+
     /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
     /// lost and gained; `half` is the neighbour that a token next to itself is first taken for. Leaves in `filed` the
-    /// (neighbour, id) of the new pairs that reach the cutoff, ids ascending.
-    pub fn book(
+    /// (neighbour, id) of the new pairs that reach the cutoff.
+    fn book_side(
         &mut self,
         sides: &[&Side],
         token: u32,
@@ -249,21 +324,44 @@ impl Pairs {
                 if let Some(&later) = side.touched.get(i + AHEAD) {
                     memory::prefetch(&self.slots, self.slot_of(keys(later).0));
                 }
+                let (loser, gainer) = keys(neighbour);
+                let (loses, gains) = (self.owns(loser), self.owns(gainer));
+                if !loses && !gains {
+                    continue;
+                }
                 let seen = |side: &&Side| side.seen[neighbour as usize];
                 if sides[..index].iter().any(|side| seen(side) > 0) {
                     continue; // booked with that shard
                 }
                 let lost = sides[index..].iter().map(seen).sum();
-                let (loser, gainer) = keys(neighbour);
-                self.subtract(loser, lost);
+                if loses {
+                    self.subtract(loser, lost);
+                }
                 let gained = if neighbour == half { lost - overlap } else { lost };
-                if gained >= self.cutoff {
+                if gains && gained >= self.cutoff {
                     filed.push((neighbour, self.insert(gainer, gained)));
                 }
             }
         }
-        if overlap >= self.cutoff {
+        if overlap >= self.cutoff && self.owns(keys(token).1) {
             filed.push((token, self.insert(keys(token).1, overlap)));
         }
     }
+}
+
+/// All ids given so far are below this.
+pub fn id_limit(parts: &[Pairs]) -> usize {
+    parts.iter().map(|part| part.counts.len()).max().unwrap_or(0) * parts.len()
+}
+
+/// Takes the most frequent pair out of all parts: (key, count, id).
+pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
+    let (_, best) = parts.iter_mut().map(|part| part.top()).zip(0..).max()?;
+    parts[best].pop()
+}
+
+/// Puts back what `pop` took out.
+pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], pair: (u64, u64, u32)) {
+    let n = parts.len();
+    parts[part_of(pair.0, n)].restore(pair);
 }

@@ -1,7 +1,9 @@
 //! One thread's part of the text, with the positions of all pairs in it.
 
+use std::sync::RwLockReadGuard;
+
 use crate::memory;
-use crate::pairs::{PairMap, NONE};
+use crate::pairs::{PairMap, Pairs, NONE};
 use crate::word::{Slot, Words};
 
 /// Memory is asked for this many items ahead of being visited.
@@ -18,17 +20,6 @@ pub struct Merge {
     pub right: u32,
     /// The new token.
     pub token: u32,
-}
-
-/// What every shard does next.
-#[derive(Debug, Default)]
-pub struct Order {
-    /// (neighbour, id) of new pairs (neighbour, token) of the merge before.
-    pub filed_before: Vec<(u32, u32)>,
-    /// (neighbour, id) of new pairs (token, neighbour) of the merge before.
-    pub filed_after: Vec<(u32, u32)>,
-    /// The merge to do now.
-    pub merge: Option<Merge>,
 }
 
 /// What one merge does to the pairs with the neighbours on one side: dense by token id, with the list of those met.
@@ -62,14 +53,20 @@ impl Side {
         self.found.push((neighbour, position));
     }
 
-    /// Writes the lists of the new pairs in `filed`, whose ids ascend and are new to `lists`; then forgets everything.
-    fn file(&mut self, filed: &[(u32, u32)], lists: &mut Vec<(usize, u32)>, positions: &mut Vec<u32>) {
-        if !filed.is_empty() {
-            for &(neighbour, id) in filed {
-                self.list_of[neighbour as usize] = id;
-            }
-            let (first, last) = (filed[0].1 as usize, filed[filed.len() - 1].1 as usize);
-            lists.resize(last + 1, (0, 0));
+    /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`; then forgets everything.
+    fn file<'a>(
+        &mut self,
+        filed: impl Iterator<Item = &'a (u32, u32)> + Clone,
+        lists: &mut Vec<(usize, u32)>,
+        positions: &mut Vec<u32>,
+    ) {
+        let mut n_lists = 0;
+        for &(neighbour, id) in filed.clone() {
+            self.list_of[neighbour as usize] = id;
+            n_lists = n_lists.max(id as usize + 1);
+        }
+        if n_lists > 0 {
+            lists.resize(n_lists.max(lists.len()), (0, 0));
             for &(neighbour, _) in &self.found {
                 let id = self.list_of[neighbour as usize];
                 if id != NONE {
@@ -77,7 +74,8 @@ impl Side {
                 }
             }
             let mut end = positions.len();
-            for list in &mut lists[first..] {
+            for &(_, id) in filed.clone() {
+                let list = &mut lists[id as usize];
                 list.0 = end;
                 end += list.1 as usize;
                 list.1 = 0;
@@ -176,18 +174,15 @@ impl<S: Slot> Shard<S> {
         self.lists.extend(lens.iter().zip(next).map(|(&len, end)| ((end - len) as usize, len)));
     }
 
-    /// Writes the lists of the pairs made by the merge before, then does the next merge.
-    pub fn follow(&mut self, order: &Order) {
+    /// Writes the lists of the pairs made by the merge before, as all parts booked it.
+    pub fn file(&mut self, parts: &[RwLockReadGuard<'_, Pairs>]) {
         let Self { lists, positions, before, after, .. } = self;
-        before.file(&order.filed_before, lists, positions);
-        after.file(&order.filed_after, lists, positions);
-        if let Some(merge) = order.merge {
-            self.merge(merge);
-        }
+        before.file(parts.iter().flat_map(|part| &part.filed_before), lists, positions);
+        after.file(parts.iter().flat_map(|part| &part.filed_after), lists, positions);
     }
 
     /// Merges a pair wherever it stands and notes what that does to its neighbours.
-    fn merge(&mut self, Merge { id, left, right, token }: Merge) {
+    pub fn merge(&mut self, Merge { id, left, right, token }: Merge) {
         self.words.new_token(left, right);
         let Self { words, lists, positions, before, after } = self;
         let (start, len) = lists[id as usize];

@@ -24,6 +24,9 @@ use crate::word::{Slot, Words};
 /// Bytes of a pair in a table that may be half empty.
 const PAIR_BYTES: usize = 40;
 
+/// Readings in which a round counts pairs, if that is enough to go on at all.
+const MAX_READINGS: usize = 3;
+
 fn io_error(path: &Path, error: &std::io::Error) -> TrainError {
     TrainError::File { path: path.to_path_buf(), reason: error.to_string() }
 }
@@ -139,38 +142,55 @@ impl Spilled {
 
     /// The counts of all pairs that reach the cutoff, and the cutoff, which is raised until they fit in memory.
     ///
-    /// One reading gives every pair an upper bound of its count; the next counts the pairs whose bound is high enough.
-    fn count_pairs(&self, encoder: &Encoder, wanted: u64, most: usize) -> Result<(PairMap, u64), TrainError> {
+    /// One reading gives every pair an upper bound of its count. Each reading after that counts the pairs with the
+    /// highest bounds not counted yet, as many as fit, until there are enough that reach the lowest of these bounds.
+    fn count_pairs(&self, encoder: &Encoder, wanted: u64) -> Result<(PairMap, u64), TrainError> {
         let new = || Bounds::new(self.memory / 2 / self.threads);
         let bounds = self.stream(encoder, new, |bounds, ids, count| {
             ids.windows(2).for_each(|pair| bounds.add(hash(pair[0], pair[1]), count));
             Ok(())
         })?;
-        let bound = |hash| bounds.iter().map(|bounds| bounds.of(hash)).fold(0, u64::saturating_add);
-        let side = (self.memory / 8 / size_of::<u64>() / self.threads).isqrt();
-        let new = || PairMap::new(encoder.vocab().len().min(side));
-        let cutoff = AtomicU64::new(wanted);
-        let maps = self.stream(encoder, new, |map, ids, count| {
-            let now = cutoff.load(Ordering::Relaxed);
-            ids.windows(2).for_each(|pair| map.add_if(pair[0], pair[1], count, |hash| bound(hash) >= now));
-            while map.len() > most / self.threads && cutoff.load(Ordering::Relaxed) < u64::MAX {
-                let raised = raise(&cutoff, u64::MAX);
-                map.retain(|hash| bound(hash) >= raised);
+        let bound = |hash| bounds.iter().map(|bounds| bounds.of(hash)).fold(0, u64::saturating_add).min(u64::MAX - 1);
+        let side = encoder.vocab().len().min((self.memory / 8 / size_of::<u64>() / self.threads).isqrt());
+        let (mut all, mut known) = (PairMap::new(side, self.threads), u64::MAX);
+        let mut most = self.memory / 4 / PAIR_BYTES;
+        for reading in 1.. {
+            // The square is counted in the first reading.
+            let (first, skipped) = if reading == 1 { (side, 0) } else { (0, side as u32) };
+            let room = most.saturating_sub(all.len()) / self.threads;
+            let cutoff = AtomicU64::new(wanted);
+            let mut maps = self.stream(
+                encoder,
+                || PairMap::new(first, self.threads),
+                |map, ids, count| {
+                    let now = cutoff.load(Ordering::Relaxed);
+                    for pair in ids.windows(2).filter(|pair| pair[0].max(pair[1]) >= skipped) {
+                        map.add_if(pair[0], pair[1], count, |hash| (now..known).contains(&bound(hash)));
+                    }
+                    while map.len() > room && cutoff.load(Ordering::Relaxed) < known {
+                        let raised = raise(&cutoff, known);
+                        map.retain(|hash| bound(hash) >= raised);
+                    }
+                    Ok(())
+                },
+            )?;
+            known = cutoff.into_inner();
+            maps.insert(0, all);
+            all = PairMap::sum(maps);
+            // Pairs whose bound reaches the last cutoff reached all before it, and were counted from the start.
+            all.retain(|hash| bound(hash) >= known);
+            all.retain_from(wanted);
+            let found = all.iter().filter(|&(_, count)| count >= known).count();
+            let full = 2 * all.len() > most || reading >= MAX_READINGS;
+            if known <= wanted || found >= most / 8 || (found > 0 && full) {
+                break;
             }
-            Ok(())
-        })?;
-        let cutoff = cutoff.into_inner();
-        // Pairs whose bound reaches the last cutoff reached all before it, and were counted from the start.
-        let complete = |mut map: PairMap| {
-            map.retain(|hash| bound(hash) >= cutoff);
-            map
-        };
-        let mut all = maps.into_iter().map(complete).reduce(PairMap::absorb).unwrap_or_default();
-        all.retain_from(cutoff);
-        if cutoff > wanted && all.iter().next().is_none() {
-            return self.count_pairs(encoder, wanted, 2 * most); // too little memory to go on within
+            if found == 0 {
+                most *= 2; // too little memory to go on within
+            }
         }
-        Ok((all, cutoff))
+        all.retain_from(known);
+        Ok((all, known))
     }
 
     /// The pieces between neighbours whose pair is too rare, and the cutoff that made them fit.
@@ -289,7 +309,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             let before = self.n_tokens();
             let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
             let encoder = Encoder::new(Splitter::new("bpe")?, vocab);
-            let (mut ids, cutoff) = spilled.count_pairs(&encoder, wanted, spilled.memory / 4 / PAIR_BYTES)?;
+            let (mut ids, cutoff) = spilled.count_pairs(&encoder, wanted)?;
             let (mut parts, cutoff) = spilled.cut::<S>(&encoder, &ids, cutoff)?;
             drop(encoder);
             let pairs = ids.number(cutoff);

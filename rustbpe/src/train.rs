@@ -17,14 +17,14 @@
 //! never a merge.
 
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 use crate::chars::{characters, count_characters, Alphabet, Assembly, Next};
 use crate::count::{shares, ChunkCounts};
-use crate::crew::{each, lead, lock};
+use crate::crew::{each, lead, read, write};
 use crate::error::TrainError;
-use crate::pairs::{halves, key, PairMap, Pairs, NONE};
-use crate::shard::{Merge, Order, Shard, Side};
+use crate::pairs::{halves, id_limit, pop, PairMap, Pairs};
+use crate::shard::{Merge, Shard};
 use crate::vocab::MAX_TOKENS;
 use crate::word::{Slot, Words};
 
@@ -115,7 +115,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             let mut ids = count_pairs(&mut words, self.n_tokens());
             let pairs = ids.number(cutoff);
             let pieces = each(&mut words, |words| {
-                let mut lens = vec![0; pairs.n_ids()];
+                let mut lens = vec![0; id_limit(&pairs)];
                 let cut =
                     words.cut(|left, right| lens.get_mut(ids.id(left, right) as usize).map(|len| *len += 1).is_some());
                 (cut, Some(lens))
@@ -161,38 +161,49 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
     pub fn round(
         &mut self,
         words: Vec<(Words<S>, Option<Vec<u32>>)>,
-        mut pairs: Pairs,
+        pairs: Vec<Pairs>,
         ids: PairMap,
         mut assembly: Option<&mut Assembly>,
     ) -> Result<Vec<Words<S>>, TrainError> {
         let n_symbols = words.first().map_or(0, |(words, _)| words.n_tokens());
         let new = |(words, lens)| (Shard::new(words, n_symbols + self.vocab_size as usize), lens);
         let mut shards: Vec<_> = words.into_iter().map(new).collect();
-        each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, pairs.n_ids(), lens.take()));
+        each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, id_limit(&pairs), lens.take()));
         drop(ids);
-        let shards: Vec<_> = shards.into_iter().map(|(shard, _)| Mutex::new(shard)).collect();
+        let shards: Vec<_> = shards.into_iter().map(|(shard, _)| RwLock::new(shard)).collect();
+        let pairs: Vec<_> = pairs.into_iter().map(RwLock::new).collect();
         lead(
-            &shards,
-            |shard: &mut Shard<S>, order: &Order| shard.follow(order),
+            shards.len(),
+            |number, order| match order {
+                Order::Rest => {}
+                Order::Merge(merge) => {
+                    let mut shard = write(&shards[number]);
+                    shard.file(&pairs.iter().map(read).collect::<Vec<_>>());
+                    shard.merge(merge);
+                }
+                Order::Book(merge) => write(&pairs[number]).book(&shards.iter().map(read).collect::<Vec<_>>(), merge),
+            },
             |crew| {
-                let (mut order, mut symbol) = (Order::default(), n_symbols as u32);
+                let mut symbol = n_symbols as u32;
                 while self.n_tokens() < self.vocab_size as usize {
                     let token = self.n_tokens() as u32;
+                    let mut parts: Vec<_> = pairs.iter().map(write).collect();
                     let next = match &mut assembly {
-                        Some(assembly) => assembly.next(&mut pairs),
-                        None => pairs.pop().map_or(Next::Unsure, |(pair, count, id)| Next::Symbols {
+                        Some(assembly) => assembly.next(&mut parts),
+                        None => pop(&mut parts).map_or(Next::Unsure, |(pair, count, id)| Next::Symbols {
                             pair,
                             tokens: pair,
                             count,
                             id,
                         }),
                     };
+                    drop(parts);
                     let (merged, count) = match (next, &mut assembly) {
                         (Next::Symbols { pair, tokens, count, id }, assembly) => {
                             let (left, right) = halves(pair);
-                            order.merge = Some(Merge { id, left, right, token: symbol });
-                            order = crew.order(order);
-                            book(&mut pairs, &shards, &mut order);
+                            let merge = Merge { id, left, right, token: symbol };
+                            crew.order(Order::Merge(merge));
+                            crew.order(Order::Book(merge));
                             assembly.iter_mut().for_each(|assembly| assembly.add_symbol(token));
                             symbol += 1;
                             (tokens, count)
@@ -220,18 +231,19 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
 }
 
 fn count_pairs<S: Slot>(words: &mut [Words<S>], n_tokens: usize) -> PairMap {
-    let maps = each(words, |words| PairMap::count(words, n_tokens)).into_iter();
-    maps.reduce(PairMap::absorb).unwrap_or_default()
+    let n = words.len();
+    PairMap::sum(each(words, |words| PairMap::count(words, n_tokens, n)))
 }
 
-/// Books what a merge did in all shards, and leaves in the order which new pairs to list.
-fn book<S: Slot>(pairs: &mut Pairs, shards: &[Mutex<Shard<S>>], order: &mut Order) {
-    let Some(Merge { left, right, token, .. }) = order.merge else { return };
-    let shards: Vec<_> = shards.iter().map(lock).collect();
-    let before: Vec<&Side> = shards.iter().map(|shard| &shard.before).collect();
-    let after: Vec<&Side> = shards.iter().map(|shard| &shard.after).collect();
-    pairs.book(&before, token, NONE, |x| (key(x, left), key(x, token)), &mut order.filed_before);
-    pairs.book(&after, token, left, |y| (key(right, y), key(token, y)), &mut order.filed_after);
+/// What every thread does next.
+#[derive(Debug, Default, Clone, Copy)]
+enum Order {
+    #[default]
+    Rest,
+    /// Merge in its shard, once the merge before is booked.
+    Merge(Merge),
+    /// Book the merge in its part of the pairs, once all shards have done it.
+    Book(Merge),
 }
 
 #[cfg(test)]
