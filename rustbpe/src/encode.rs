@@ -178,6 +178,13 @@ impl Encoder {
         self.merge(chunk, ids);
     }
 
+    /// Appends the ids of a chunk that is given in tokens, as all merges of lower ranks than some left it.
+    pub(crate) fn encode_on(&self, tokens: impl Iterator<Item = u32>, ids: &mut Vec<u32>) {
+        let first = ids.len();
+        ids.extend(tokens.map(|id| self.pairs.piece(id)));
+        self.merge_pieces(first, ids, false);
+    }
+
     /// Appends the tokens that merging makes of a chunk.
     #[inline]
     fn merge(&self, chunk: &[u8], ids: &mut Vec<u32>) -> Done {
@@ -188,11 +195,17 @@ impl Encoder {
             ids.push(piece);
             from += bytes;
         }
+        self.merge_pieces(first, ids, true)
+    }
+
+    /// Turns the pieces from `first` on into the tokens that merging makes of them. `small`: none is more than a character.
+    #[inline]
+    fn merge_pieces(&self, first: usize, ids: &mut Vec<u32>, small: bool) -> Done {
         let pieces = &mut ids[first..];
         let mut done = NOTHING_DONE;
         let left = match pieces.len() {
             0 | 1 => pieces.len(),
-            2..=SHORT => self.merge_short(pieces, &mut done),
+            2..=SHORT => self.merge_short(pieces, small, &mut done),
             _ => self.merge_long(pieces, &mut done),
         };
         pieces.iter_mut().take(left).for_each(|piece| *piece >>= FLAG_BITS);
@@ -203,14 +216,14 @@ impl Encoder {
     /// Merges 2 to [`SHORT`] pieces in place; returns how many are left. What takes time is branches that cannot be
     /// foreseen, so there are few.
     #[inline]
-    fn merge_short(&self, pieces: &mut [u32], done: &mut Done) -> usize {
+    fn merge_short(&self, pieces: &mut [u32], small: bool, done: &mut Done) -> usize {
         let mut keys = [u32::MAX; SHORT];
         let mut ends = 1u64 << (pieces.len() - 1);
         for (at, pair) in pieces.windows(2).enumerate() {
             let made = self.pairs.get(pair[0], pair[1]);
             keys[at] = made << AT_BITS | at as u32;
             // Between characters that no token has side by side, the chunk can be cut.
-            ends |= u64::from(are_apart(pair[0], pair[1], made)) << at;
+            ends |= u64::from(small && are_apart(pair[0], pair[1], made)) << at;
         }
         let (mut start, mut left) = (0, 0);
         while ends != 0 {
@@ -367,7 +380,7 @@ mod tests {
             let bytes: Vec<u32> = chunk.iter().map(|&byte| e.byte_pieces[usize::from(byte)]).collect();
             let (mut short, mut long) = (bytes.clone(), bytes);
             let mut done = [NOTHING_DONE; 2];
-            let n_short = e.merge_short(&mut short, &mut done[0]);
+            let n_short = e.merge_short(&mut short, true, &mut done[0]);
             let n_long = e.merge_long(&mut long, &mut done[1]);
             assert_eq!((&short[..n_short], done[0].highest), (&long[..n_long], done[1].highest));
         }

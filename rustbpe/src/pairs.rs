@@ -206,7 +206,7 @@ pub struct Pairs {
 #[inline]
 fn part_of(key: u64, n: usize) -> usize {
     // Not the bits that choose a place in a part.
-    ((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64 >> 16) as usize
+    (((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64) >> 16) as usize
 }
 
 impl Pairs {

@@ -1,7 +1,7 @@
 //! Training on more text than memory holds, with the same merges.
 //!
-//! Counted chunks are written to files as memory fills up; the files are read again, as they are, in every round. A
-//! round encodes the chunks with the merges so far, counts the pairs, cuts the chunks between neighbours whose pair is
+//! Counted chunks are written to files as memory fills up. A round encodes the chunks with the merges so far, into
+//! files beside them from which the next round goes on; reads these several times to count the pairs; cuts the chunks between neighbours whose pair is
 //! rarer than the cutoff, and keeps only the pieces, equal ones once. What the merge loop then does above the cutoff is
 //! exactly what it would do to the whole text (see `train.rs`). The cutoff is as low as memory allows: where the
 //! pieces do not fit it is raised and they are cut again. Pairs that do not fit are counted in several readings.
@@ -24,6 +24,9 @@ use crate::word::{Slot, Words};
 /// Bytes of a pair in a table that may be half empty.
 const PAIR_BYTES: usize = 40;
 
+/// Bytes of a file that are read or written at once.
+const BUFFER: usize = 1 << 18;
+
 /// Readings in which a round counts pairs, if that is enough to go on at all.
 const MAX_READINGS: usize = 3;
 
@@ -34,16 +37,20 @@ fn io_error(path: &Path, error: &std::io::Error) -> TrainError {
 /// Writes counted chunks to a new file, safely on disk when this returns.
 pub fn write(counts: &ChunkCounts, path: &Path) -> Result<(), TrainError> {
     let write = || {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
+        let mut out = BufWriter::with_capacity(BUFFER, File::create_new(path)?);
         for index in 0..counts.len() {
             let (chunk, count) = counts.get(index);
-            write_number(&mut out, chunk.len() as u64)?;
-            out.write_all(chunk)?;
-            write_number(&mut out, count)?;
+            write_chunk(&mut out, chunk, count)?;
         }
         out.into_inner()?.sync_all()
     };
     write().map_err(|error| io_error(path, &error))
+}
+
+fn write_chunk(out: &mut impl Write, chunk: &[u8], count: u64) -> std::io::Result<()> {
+    write_number(out, chunk.len() as u64)?;
+    out.write_all(chunk)?;
+    write_number(out, count)
 }
 
 fn write_number(out: &mut impl Write, mut number: u64) -> std::io::Result<()> {
@@ -70,7 +77,7 @@ fn read_number(input: &mut impl Read) -> std::io::Result<u64> {
 /// Calls `visit(chunk, count)` for everything in a file.
 fn read(path: &Path, mut visit: impl FnMut(&[u8], u64) -> Result<(), TrainError>) -> Result<(), TrainError> {
     let fail = |error| io_error(path, &error);
-    let mut input = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
+    let mut input = BufReader::with_capacity(BUFFER, File::open(path).map_err(fail)?);
     let mut chunk = Vec::new();
     while !input.fill_buf().map_err(fail)?.is_empty() {
         chunk.resize(read_number(&mut input).map_err(fail)? as usize, 0);
@@ -116,42 +123,79 @@ pub fn train_spilled(
 }
 
 impl Spilled {
-    /// Reads all files, encoded; every thread has a state of its own.
-    fn stream<T: Send>(
+    /// Does some work on each of the files; every thread has a state of its own.
+    fn share<T: Send>(
         &self,
-        encoder: &Encoder,
         new: impl Fn() -> T + Sync,
-        visit: impl Fn(&mut T, &[u32], u64) -> Result<(), TrainError> + Sync,
+        work: impl Fn(&mut T, &Path) -> Result<(), TrainError> + Sync,
     ) -> Result<Vec<T>, TrainError> {
         let next = AtomicUsize::new(0);
         let mut states: Vec<_> = (0..self.threads).map(|_| Some(new())).collect();
         let results = each(&mut states, |state| {
             let Some(mut state) = state.take() else { unreachable!("each state is taken once") };
-            let mut ids = Vec::new();
             while let Some(path) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                read(path, |chunk, count| {
-                    ids.clear();
-                    encoder.encode_chunk(chunk, &mut ids);
-                    visit(&mut state, &ids, count)
-                })?;
+                work(&mut state, path)?;
             }
             Ok(state)
         });
         results.into_iter().collect()
     }
 
+    /// Writes all chunks in tokens, but for those that are a single one, to files beside them. They replace those of
+    /// the round before, which are read if this is not the first round: merging goes on from there.
+    fn encode<S: Slot>(&self, encoder: &Encoder, first: bool) -> Result<(), TrainError> {
+        let encode = |ids: &mut Vec<u32>, path: &Path| {
+            let (from, to) = (tokens_beside(path), path.with_extension("new.counts"));
+            let fail = |error| io_error(&to, &error);
+            let mut out = BufWriter::with_capacity(BUFFER, File::create(&to).map_err(fail)?);
+            let mut bytes = Vec::new();
+            read(if first { path } else { &from }, |chunk, count| {
+                ids.clear();
+                if first {
+                    encoder.encode_chunk(chunk, ids);
+                } else {
+                    encoder.encode_on(ids_of::<S>(chunk), ids);
+                }
+                if ids.len() > 1 {
+                    to_bytes::<S>(ids, &mut bytes);
+                    write_chunk(&mut out, &bytes, count).map_err(fail)?;
+                }
+                Ok(())
+            })?;
+            out.flush().and_then(|()| std::fs::rename(&to, &from)).map_err(fail)
+        };
+        self.share(Vec::new, encode).map(|_| ())
+    }
+
+    /// Reads all chunks in tokens, as the round wrote them; every thread has a state of its own.
+    fn stream<S: Slot, T: Send>(
+        &self,
+        new: impl Fn() -> T + Sync,
+        visit: impl Fn(&mut T, &[u32], u64) -> Result<(), TrainError> + Sync,
+    ) -> Result<Vec<T>, TrainError> {
+        let new = || (new(), Vec::new());
+        let states = self.share(new, |(state, ids), path| {
+            read(&tokens_beside(path), |chunk, count| {
+                ids.clear();
+                ids.extend(ids_of::<S>(chunk));
+                visit(state, ids, count)
+            })
+        })?;
+        Ok(states.into_iter().map(|(state, _)| state).collect())
+    }
+
     /// The counts of all pairs that reach the cutoff, and the cutoff, which is raised until they fit in memory.
     ///
     /// One reading gives every pair an upper bound of its count. Each reading after that counts the pairs with the
     /// highest bounds not counted yet, as many as fit, until there are enough that reach the lowest of these bounds.
-    fn count_pairs(&self, encoder: &Encoder, wanted: u64) -> Result<(PairMap, u64), TrainError> {
+    fn count_pairs<S: Slot>(&self, n_tokens: usize, wanted: u64) -> Result<(PairMap, u64), TrainError> {
         let new = || Bounds::new(self.memory / 2 / self.threads);
-        let bounds = self.stream(encoder, new, |bounds, ids, count| {
+        let bounds = self.stream::<S, _>(new, |bounds, ids, count| {
             ids.windows(2).for_each(|pair| bounds.add(hash(pair[0], pair[1]), count));
             Ok(())
         })?;
         let bound = |hash| bounds.iter().map(|bounds| bounds.of(hash)).fold(0, u64::saturating_add).min(u64::MAX - 1);
-        let side = encoder.vocab().len().min((self.memory / 8 / size_of::<u64>() / self.threads).isqrt());
+        let side = n_tokens.min((self.memory / 8 / size_of::<u64>() / self.threads).isqrt());
         let (mut all, mut known) = (PairMap::new(side, self.threads), u64::MAX);
         let mut most = self.memory / 4 / PAIR_BYTES;
         for reading in 1.. {
@@ -159,8 +203,7 @@ impl Spilled {
             let (first, skipped) = if reading == 1 { (side, 0) } else { (0, side as u32) };
             let room = most.saturating_sub(all.len()) / self.threads;
             let cutoff = AtomicU64::new(wanted);
-            let mut maps = self.stream(
-                encoder,
+            let mut maps = self.stream::<S, _>(
                 || PairMap::new(first, self.threads),
                 |map, ids, count| {
                     let now = cutoff.load(Ordering::Relaxed);
@@ -194,16 +237,11 @@ impl Spilled {
     }
 
     /// The pieces between neighbours whose pair is too rare, and the cutoff that made them fit.
-    fn cut<S: Slot>(
-        &self,
-        encoder: &Encoder,
-        counts: &PairMap,
-        cutoff: u64,
-    ) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
+    fn cut<S: Slot>(&self, counts: &PairMap, cutoff: u64) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
         let most = self.memory / 5 * 2 / self.threads;
         let highest = counts.iter().map(|(_, count)| count).max().unwrap_or(0);
         let cutoff = AtomicU64::new(cutoff);
-        let mut parts = self.stream(encoder, ChunkCounts::default, |pieces, ids, count| {
+        let mut parts = self.stream::<S, _>(ChunkCounts::default, |pieces, ids, count| {
             add_pieces::<S>(pieces, ids, count, |l, r| counts.count_of(l, r) >= cutoff.load(Ordering::Relaxed));
             // The most frequent pair alone always fits: there is progress in every round, however little.
             while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
@@ -270,13 +308,17 @@ fn add_pieces<S: Slot>(pieces: &mut ChunkCounts, ids: &[u32], count: u64, joined
     for to in 1..=ids.len() {
         if to == ids.len() || !joined(ids[to - 1], ids[to]) {
             if to - from > 1 {
-                bytes.clear();
-                bytes.extend(ids[from..to].iter().flat_map(|&id| id.to_le_bytes().into_iter().take(size_of::<S>())));
+                to_bytes::<S>(&ids[from..to], &mut bytes);
                 pieces.add(&bytes, count);
             }
             from = to;
         }
     }
+}
+
+fn to_bytes<S: Slot>(ids: &[u32], bytes: &mut Vec<u8>) {
+    bytes.clear();
+    ids.iter().for_each(|id| bytes.extend_from_slice(&id.to_le_bytes()[..size_of::<S>()]));
 }
 
 fn ids_of<S: Slot>(piece: &[u8]) -> impl Iterator<Item = u32> + '_ {
@@ -305,13 +347,16 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         if let Some(&last) = self.learned.counts.last() {
             wanted = self.next_cutoff(last);
         }
+        let mut first = true;
         while self.n_tokens() < self.vocab_size as usize {
             let before = self.n_tokens();
             let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
             let encoder = Encoder::new(Splitter::new("bpe")?, vocab);
-            let (mut ids, cutoff) = spilled.count_pairs(&encoder, wanted)?;
-            let (mut parts, cutoff) = spilled.cut::<S>(&encoder, &ids, cutoff)?;
+            spilled.encode::<S>(&encoder, first)?;
+            first = false;
             drop(encoder);
+            let (mut ids, cutoff) = spilled.count_pairs::<S>(before, wanted)?;
+            let (mut parts, cutoff) = spilled.cut::<S>(&ids, cutoff)?;
             let pairs = ids.number(cutoff);
             let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));
             let words = each(&mut parts, |part| {
@@ -330,6 +375,12 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             }
             wanted = if cutoff > wanted { wanted } else { self.next_cutoff(cutoff) };
         }
+        spilled.files.iter().for_each(|path| drop(std::fs::remove_file(tokens_beside(path))));
         Ok(self.learned)
     }
+}
+
+/// Where the chunks of a file are in tokens.
+fn tokens_beside(path: &Path) -> PathBuf {
+    path.with_extension("tokens.counts")
 }
