@@ -137,12 +137,6 @@ impl PairMap {
         }
     }
 
-    /// The count of a pair.
-    #[inline]
-    pub fn count_of(&self, left: u32, right: u32) -> u64 {
-        self.get(left, right).unwrap_or(0)
-    }
-
     /// All pairs that occur, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let side = self.side.max(1);
@@ -196,10 +190,8 @@ pub struct Pairs {
     /// (count, key, index). Counts here may be out of date, but never too low.
     heap: BinaryHeap<(u64, Reverse<u64>, u32)>,
     cutoff: u64,
-    /// (neighbour, id) of the new pairs (neighbour, token) of the last merge booked.
-    pub filed_before: Vec<(u32, u32)>,
-    /// (neighbour, id) of the new pairs (token, neighbour).
-    pub filed_after: Vec<(u32, u32)>,
+    /// (neighbour, id) of the new pairs of the last merge booked, by whether the neighbour is before or after the token.
+    pub filed: [Vec<(u32, u32)>; 2],
 }
 
 /// Which of `n` parts a pair belongs to.
@@ -213,7 +205,7 @@ impl Pairs {
     /// Part `number` of `n`, without pairs yet.
     pub fn new(cutoff: u64, number: usize, n: usize) -> Self {
         let (slots, counts, heap) = (vec![(0, NONE); 1 << 10], Vec::new(), BinaryHeap::new());
-        Self { number, n, slots, counts, heap, cutoff, filed_before: Vec::new(), filed_after: Vec::new() }
+        Self { number, n, slots, counts, heap, cutoff, filed: [const { Vec::new() }; 2] }
     }
 
     #[inline]
@@ -246,12 +238,6 @@ impl Pairs {
             at = (at + 1) & (self.slots.len() - 1);
         }
         self.slots[at] = (key, index);
-    }
-
-    fn restore(&mut self, (key, count, id): (u64, u64, u32)) {
-        let index = id / self.n as u32;
-        self.counts[index as usize] = count;
-        self.heap.push((count, Reverse(key), index));
     }
 
     /// Lowers the count of a pair, if the pair is known and not taken out.
@@ -287,37 +273,29 @@ impl Pairs {
         None
     }
 
-    fn pop(&mut self) -> Option<(u64, u64, u32)> {
-        self.top()?;
-        let (count, Reverse(key), index) = self.heap.pop()?;
-        self.counts[index as usize] = 0;
-        Some((key, count, index * self.n as u32 + self.number as u32))
-    }
-
     /// Books a merge in this part, as all shards have done it.
     pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], merge: Merge) {
         let Merge { left, right, token, .. } = merge;
-        let (mut filed_before, mut filed_after) = (take(&mut self.filed_before), take(&mut self.filed_after));
         let before: Vec<&Side> = shards.iter().map(|shard| &shard.before).collect();
         let after: Vec<&Side> = shards.iter().map(|shard| &shard.after).collect();
-        self.book_side(&before, token, NONE, |x| (key(x, left), key(x, token)), &mut filed_before);
-        self.book_side(&after, token, left, |y| (key(right, y), key(token, y)), &mut filed_after);
-        (self.filed_before, self.filed_after) = (filed_before, filed_after);
+        self.filed = [
+            self.book_side(&before, token, NONE, |x| (key(x, left), key(x, token))),
+            self.book_side(&after, token, left, |y| (key(right, y), key(token, y))),
+        ];
         self.top();
     }
 
     /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
-    /// lost and gained; `half` is the neighbour that a token next to itself is first taken for. Leaves in `filed` the
-    /// (neighbour, id) of the new pairs that reach the cutoff.
+    /// lost and gained; `half` is the neighbour that a token next to itself is first taken for. Returns the (neighbour, id)
+    /// of the new pairs that reach the cutoff.
     fn book_side(
         &mut self,
         sides: &[&Side],
         token: u32,
         half: u32,
         keys: impl Fn(u32) -> (u64, u64),
-        filed: &mut Vec<(u32, u32)>,
-    ) {
-        filed.clear();
+    ) -> Vec<(u32, u32)> {
+        let mut filed = Vec::with_capacity(64);
         let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
         for (index, side) in sides.iter().enumerate() {
             for (i, &neighbour) in side.touched.iter().enumerate() {
@@ -346,6 +324,7 @@ impl Pairs {
         if overlap >= self.cutoff && self.owns(keys(token).1) {
             filed.push((token, self.insert(keys(token).1, overlap)));
         }
+        filed
     }
 }
 
@@ -357,11 +336,14 @@ pub fn id_limit(parts: &[Pairs]) -> usize {
 /// Takes the most frequent pair out of all parts: (key, count, id).
 pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
     let (_, best) = parts.iter_mut().map(|part| part.top()).zip(0..).max()?;
-    parts[best].pop()
+    let (count, Reverse(key), index) = parts[best].heap.pop()?;
+    parts[best].counts[index as usize] = 0;
+    Some((key, count, (index as usize * parts.len() + best) as u32))
 }
 
 /// Puts back what `pop` took out.
-pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], pair: (u64, u64, u32)) {
-    let n = parts.len();
-    parts[part_of(pair.0, n)].restore(pair);
+pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], (key, count, id): (u64, u64, u32)) {
+    let (index, number) = (id / parts.len() as u32, id as usize % parts.len());
+    parts[number].counts[index as usize] = count;
+    parts[number].heap.push((count, Reverse(key), index));
 }

@@ -177,8 +177,8 @@ impl<S: Slot> Shard<S> {
     /// Writes the lists of the pairs made by the merge before, as all parts booked it.
     pub fn file(&mut self, parts: &[RwLockReadGuard<'_, Pairs>]) {
         let Self { lists, positions, before, after, .. } = self;
-        before.file(parts.iter().flat_map(|part| &part.filed_before), lists, positions);
-        after.file(parts.iter().flat_map(|part| &part.filed_after), lists, positions);
+        before.file(parts.iter().flat_map(|part| &part.filed[0]), lists, positions);
+        after.file(parts.iter().flat_map(|part| &part.filed[1]), lists, positions);
     }
 
     /// Merges a pair wherever it stands and notes what that does to its neighbours.

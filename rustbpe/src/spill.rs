@@ -242,7 +242,7 @@ impl Spilled {
         let highest = counts.iter().map(|(_, count)| count).max().unwrap_or(0);
         let cutoff = AtomicU64::new(cutoff);
         let mut parts = self.stream::<S, _>(ChunkCounts::default, |pieces, ids, count| {
-            add_pieces::<S>(pieces, ids, count, |l, r| counts.count_of(l, r) >= cutoff.load(Ordering::Relaxed));
+            add_pieces::<S>(pieces, ids, count, |l, r| counts.get(l, r) >= Some(cutoff.load(Ordering::Relaxed)));
             // The most frequent pair alone always fits: there is progress in every round, however little.
             while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
                 *pieces = cut_again::<S>(pieces, counts, raise(&cutoff, highest));
@@ -332,7 +332,7 @@ fn cut_again<S: Slot>(pieces: &ChunkCounts, counts: &PairMap, cutoff: u64) -> Ch
         let (piece, count) = pieces.get(index);
         ids.clear();
         ids.extend(ids_of::<S>(piece));
-        add_pieces::<S>(&mut again, &ids, count, |left, right| counts.count_of(left, right) >= cutoff);
+        add_pieces::<S>(&mut again, &ids, count, |left, right| counts.get(left, right) >= Some(cutoff));
     }
     again
 }
