@@ -64,7 +64,8 @@ class BPE:
 
         bytes: UTF-8 bytes of the text that was counted. merges: [(left id, right id, count)] of an earlier call to go
         on from; saved(merges) is handed such a list now and then, never a wrong one. The rest is as in `train`.
-        Raises OSError if a file cannot be read.
+        Writes a `*.tokens.counts` of about the same size beside every file, and removes it in the end.
+        Raises OSError if a file cannot be read or written.
         """
 
     @staticmethod

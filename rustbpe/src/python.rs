@@ -109,7 +109,8 @@ impl Bpe {
     ///
     /// bytes: UTF-8 bytes of the text that was counted. merges: [(left id, right id, count)] of an earlier call to go on
     /// from; saved(merges) is handed such a list now and then, never a wrong one. The rest is as in `train`.
-    /// Raises OSError if a file cannot be read.
+    /// Writes a `*.tokens.counts` of about the same size beside every file, and removes it in the end.
+    /// Raises OSError if a file cannot be read or written.
     #[staticmethod]
     #[pyo3(signature = (files, bytes, vocab_size, memory, pattern = "bpe", threads = 0, merges = vec![], progress = None, saved = None))]
     #[allow(clippy::too_many_arguments)]

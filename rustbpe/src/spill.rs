@@ -24,6 +24,9 @@ use crate::word::{Slot, Words};
 /// Bytes of a pair in a table that may be half empty.
 const PAIR_BYTES: usize = 40;
 
+/// The bytes, in which chunks come.
+const FIRST_TOKENS: usize = 256;
+
 /// Bytes of a file that are read or written at once.
 const BUFFER: usize = 1 << 18;
 
@@ -167,17 +170,24 @@ impl Spilled {
         self.share(Vec::new, encode).map(|_| ())
     }
 
-    /// Reads all chunks in tokens, as the round wrote them; every thread has a state of its own.
+    /// Reads all chunks in tokens, as the round wrote them, or bytes; every thread has a state of its own.
     fn stream<S: Slot, T: Send>(
         &self,
+        n_tokens: usize,
         new: impl Fn() -> T + Sync,
         visit: impl Fn(&mut T, &[u32], u64) -> Result<(), TrainError> + Sync,
     ) -> Result<Vec<T>, TrainError> {
         let new = || (new(), Vec::new());
         let states = self.share(new, |(state, ids), path| {
-            read(&tokens_beside(path), |chunk, count| {
+            let bytes = n_tokens == FIRST_TOKENS;
+            let path = if bytes { path.to_path_buf() } else { tokens_beside(path) };
+            read(&path, |chunk, count| {
                 ids.clear();
-                ids.extend(ids_of::<S>(chunk));
+                if bytes {
+                    ids.extend(chunk.iter().copied().map(u32::from));
+                } else {
+                    ids.extend(ids_of::<S>(chunk));
+                }
                 visit(state, ids, count)
             })
         })?;
@@ -190,7 +200,7 @@ impl Spilled {
     /// highest bounds not counted yet, as many as fit, until there are enough that reach the lowest of these bounds.
     fn count_pairs<S: Slot>(&self, n_tokens: usize, wanted: u64) -> Result<(PairMap, u64), TrainError> {
         let new = || Bounds::new(self.memory / 2 / self.threads);
-        let bounds = self.stream::<S, _>(new, |bounds, ids, count| {
+        let bounds = self.stream::<S, _>(n_tokens, new, |bounds, ids, count| {
             ids.windows(2).for_each(|pair| bounds.add(hash(pair[0], pair[1]), count));
             Ok(())
         })?;
@@ -204,6 +214,7 @@ impl Spilled {
             let room = most.saturating_sub(all.len()) / self.threads;
             let cutoff = AtomicU64::new(wanted);
             let mut maps = self.stream::<S, _>(
+                n_tokens,
                 || PairMap::new(first, self.threads),
                 |map, ids, count| {
                     let now = cutoff.load(Ordering::Relaxed);
@@ -237,11 +248,16 @@ impl Spilled {
     }
 
     /// The pieces between neighbours whose pair is too rare, and the cutoff that made them fit.
-    fn cut<S: Slot>(&self, counts: &PairMap, cutoff: u64) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
+    fn cut<S: Slot>(
+        &self,
+        n_tokens: usize,
+        counts: &PairMap,
+        cutoff: u64,
+    ) -> Result<(Vec<ChunkCounts>, u64), TrainError> {
         let most = self.memory / 5 * 2 / self.threads;
         let highest = counts.iter().map(|(_, count)| count).max().unwrap_or(0);
         let cutoff = AtomicU64::new(cutoff);
-        let mut parts = self.stream::<S, _>(ChunkCounts::default, |pieces, ids, count| {
+        let mut parts = self.stream::<S, _>(n_tokens, ChunkCounts::default, |pieces, ids, count| {
             add_pieces::<S>(pieces, ids, count, |l, r| counts.get(l, r) >= Some(cutoff.load(Ordering::Relaxed)));
             // The most frequent pair alone always fits: there is progress in every round, however little.
             while pieces.memory() > most && cutoff.load(Ordering::Relaxed) < highest {
@@ -350,13 +366,13 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         let mut first = true;
         while self.n_tokens() < self.vocab_size as usize {
             let before = self.n_tokens();
-            let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
-            let encoder = Encoder::new(Splitter::new("bpe")?, vocab);
-            spilled.encode::<S>(&encoder, first)?;
-            first = false;
-            drop(encoder);
+            if before > FIRST_TOKENS {
+                let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
+                spilled.encode::<S>(&Encoder::new(Splitter::new("bpe")?, vocab), first)?;
+                first = false;
+            }
             let (mut ids, cutoff) = spilled.count_pairs::<S>(before, wanted)?;
-            let (mut parts, cutoff) = spilled.cut::<S>(&ids, cutoff)?;
+            let (mut parts, cutoff) = spilled.cut::<S>(before, &ids, cutoff)?;
             let pairs = ids.number(cutoff);
             let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));
             let words = each(&mut parts, |part| {
