@@ -1,6 +1,6 @@
 """Storms of kill -9, SIGTERM, SIGSTOP, full disks and flipped bits against a tiny run, until N of them are survived.
 
-    OMP_NUM_THREADS=1 python -m dev.soak --blows=200 --minutes=30 [--ranks=2] [--stage=sft]
+    OMP_NUM_THREADS=1 python -m dev.soak --blows=200 --minutes=30 [--ranks=2] [--stage=sft|rl]
 
 Every run that ends must have the weights, optimizer state and losses of the undisturbed one bit for bit, every rerun
 must start at the newest whole checkpoint, and no rank may wait for a dead one for longer than the timeout. Runs are
@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 
 from nanozhchat import checkpoint, cli, faults, files, paths
-from scripts import base_train, chat_sft
+from scripts import base_train, chat_rl, chat_sft
 from tests.conftest import end_ranks, start_ranks
 
 COMMON = "--num-steps=150 --save-every=5 --eval-every=50 --device-type=cpu --dtype=float32 --model-tag=soak"
 FLAGS = {"base": "--depth=1 --vocab-size=300 --max-seq-len=128 --total-batch-size=512 --device-batch-size=2 "
-         "--eval-tokens=256 --sample-every=0 " + COMMON, "sft": "--max-conversations=400 " + COMMON}  # fmt: skip
-SCRIPTS = {"base": base_train, "sft": chat_sft}
+         "--eval-tokens=256 --sample-every=0 " + COMMON, "sft": "--max-conversations=400 " + COMMON,
+         "rl": "--source=base --tasks builtin:antonyms --num-problems=40 --held-out=4 --prompts=2 --group=2 --max-tokens=4 "
+         "--eval-samples=1 " + COMMON}  # fmt: skip
+SCRIPTS = {"base": base_train, "sft": chat_sft, "rl": chat_rl}
 BLOWS = ("kill", "term", "stop", "stop_kill", "disk_full", "kill_in_write", "flip")
 ENDS = {0, 6, 143, -signal.SIGKILL, -signal.SIGTERM}  # the last: before there was anything to save
 TIMEOUT_S, HANG_S = 5, 60  # of the process group; ranks that still run after this hang

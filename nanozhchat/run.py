@@ -1,6 +1,7 @@
 """A training run's folder: its lock, what identifies it, where it left off, and how it is saved."""
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -177,7 +178,7 @@ def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *
 
 def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Compute, change_ranks: bool) -> None:
     """Raise ValueError with the differences between a saved run and this one."""
-    old, new = saved.manifest["identity"], identity
+    old, new = saved.manifest["identity"], json.loads(json.dumps(identity))  # as it is saved: lists, no tuples
     keys = sorted(old.keys() | new.keys())
     if changed := [f"{k}: saved {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]:
         raise ValueError(

@@ -23,6 +23,7 @@ from nanozhchat.trainer import Hook, fit
 from tests.conftest import CPU, end_ranks, make_model, make_recipe, opened, refused, start_ranks
 
 TOKEN_BYTES = torch.arange(100) % 4
+IDENTITY = {"data_hash": "abc", "tasks": ("one", "two")}  # what a script passes; saved as JSON, which has no tuples
 
 
 class Killed(BaseException):
@@ -66,7 +67,7 @@ def train(
     started=None, **flags,
 ):  # fmt: skip
     made = recipe or for_world(make_recipe(), compute.world_size)
-    with opened("base", tag, made, {"data_hash": "abc"}, compute, flags=flags) as (run, made, model, optimizer):
+    with opened("base", tag, made, IDENTITY, compute, flags=flags) as (run, made, model, optimizer):
         loader = Loader(compute, run.state.loader.get("rows", 0), made.device_batch_size, before)
         clock = {"started": time.monotonic() if started is None else started, "save_every": save_every}
         plan = run.plan(model, optimizer, made, TOKEN_BYTES, **clock)
@@ -141,7 +142,7 @@ def test_a_finished_run_does_nothing_more_and_without_resume_is_kept_aside(undis
 def test_a_run_with_other_settings_is_refused_with_the_difference():
     train()
     with pytest.raises(ValueError, match="data_hash: saved 'abc', now 'xyz'.*--no-resume"):
-        opened("base", "d2", make_recipe(), {"data_hash": "xyz"}).__enter__()
+        opened("base", "d2", make_recipe(), {**IDENTITY, "data_hash": "xyz"}).__enter__()
 
 
 def test_the_loss_is_the_mean_over_all_scored_tokens_of_the_step(undisturbed):
