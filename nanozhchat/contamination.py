@@ -8,7 +8,7 @@ import numpy as np
 
 from nanozhchat import sources
 from nanozhchat.corpus import Corpus
-from nanozhchat.dedup import NOT_WORDS, ngram_hashes
+from nanozhchat.dedup import NOT_WORDS, ngram_hashes, units
 from nanozhchat.records import ReadStats
 
 N_GRAM = 13
@@ -37,13 +37,13 @@ def check(corpus: Corpus, benchmark: Sequence[str], *, split: str = "train") -> 
     """
     read = (sources.file_records(sources.parse(spec), stats=ReadStats()) for spec in benchmark)
     items = ["\n".join(_strings(record.value)) for records in read for record in records]
-    grams = [np.unique(ngram_hashes(fold(text), N_GRAM)) for text in items]
+    grams = [np.unique(ngram_hashes(units(fold(text)), N_GRAM)) for text in items]
     if not any(map(len, grams)):
         raise ValueError(f"{' '.join(benchmark)}: none of {len(items)} items has {N_GRAM} characters")
     known = np.unique(np.concatenate(grams))
     found, documents, first = np.zeros(len(known), bool), 0, dict[int, str]()
     for text in corpus.documents(split):
-        own = ngram_hashes(fold(text), N_GRAM)
+        own = ngram_hashes(units(fold(text)), N_GRAM)
         at = np.searchsorted(known, own).clip(max=len(known) - 1)
         hits = np.unique(at[known[at] == own])
         documents += bool(len(hits))

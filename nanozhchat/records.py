@@ -23,6 +23,7 @@ BLOCK_CHARS = 1_000  # blank-line separated blocks of .txt are joined up to this
 BLOCK_MAX_CHARS = 100_000  # a .txt without blank lines is cut at a line end about here
 READ_BYTES = 1 << 20
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
+TEXT_FIELDS = ("text", "content")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # what Arrow calls them
 OWN_FILES = ("manifest.json", "building.json")  # beside the shards of our own corpora, which can be read like others
 KINDS_TEXT = ".txt, .jsonl or .json (each plain, .gz or .zst), or .parquet"
@@ -257,3 +258,37 @@ def parquet_columns(path: Path) -> list[str]:
         return list(pq.read_schema(path).names)
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, None, f"parquet: {str(error).splitlines()[0]}") from error
+
+
+class NoFieldError(ValueError):
+    """Records without the text's field."""
+
+
+def choose_field(record: Record, text_field: str | None) -> str:
+    """Return the field that holds the text: the one asked for, else `text`, else `content`."""
+    wanted = (text_field,) if text_field else TEXT_FIELDS
+    for name in wanted:
+        if name in record.value:
+            return name
+    found = ", ".join(sorted(record.value)) or "none"
+    problem = f"no field {text_field!r}" if text_field else "no field text or content"
+    raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
+
+
+def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[str]:
+    """Leave out and count what is no document."""
+    for text in values:
+        if not isinstance(text, str):
+            stats.skip("null" if text is None else "not a string")
+        elif not text or text.isspace():
+            stats.skip("empty")
+        else:
+            try:
+                too_long = len(text.encode()) > MAX_DOCUMENT_BYTES
+            except UnicodeEncodeError:  # lone surrogates from JSON escapes
+                stats.skip("not UTF-8")
+                continue
+            if too_long:
+                stats.skip("too long")
+            else:
+                yield text

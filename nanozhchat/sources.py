@@ -13,21 +13,22 @@ import heapq
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from nanozhchat import hub, records
+from nanozhchat.cleaning import Cleaner
 from nanozhchat.errors import DamagedError
 from nanozhchat.presets import presets
-from nanozhchat.records import MAX_DOCUMENT_BYTES, ReadStats, Record
+from nanozhchat.records import NoFieldError, ReadStats, Record, choose_field
 
 T = TypeVar("T")
-Clean = Callable[[str], "str | None"]
 VAL_FRAC = 0.01  # of documents, by hash
 BUILTIN_VAL_FRAC = 1 / 49  # of bytes: one part validation to 48 parts training
-TEXT_FIELDS = ("text", "content")
 SPLITS = ("train", "val")
 WEIGHTED = re.compile(r"(.+)@(-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 
@@ -194,21 +195,6 @@ def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) ->
         yield from records.read_file(get(name), stats=stats, skip_bad=skip_bad)
 
 
-class NoFieldError(ValueError):
-    """Records without the text's field."""
-
-
-def choose_field(record: Record, text_field: str | None) -> str:
-    """Return the field that holds the text: the one asked for, else `text`, else `content`."""
-    wanted = (text_field,) if text_field else TEXT_FIELDS
-    for name in wanted:
-        if name in record.value:
-            return name
-    found = ", ".join(sorted(record.value)) or "none"
-    problem = f"no field {text_field!r}" if text_field else "no field text or content"
-    raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
-
-
 def _go_on(rows: Iterator[T], place: dict[str, Any], stats: ReadStats) -> Iterator[T]:
     """Count rows in `place`; those counted there already are read once more, unseen."""
     before = stats.skipped.copy()
@@ -269,29 +255,31 @@ def _field_values(rows: Iterator[Record], text_field: str | None, place: dict[st
         yield row.value.get(place["field"])
 
 
-def _checked(texts: Iterator[Any], stats: ReadStats, clean: Clean | None = None) -> Iterator[Document]:
-    """Leave out and count what is no document; give the others, cleaned, their split."""
+def _splits(texts: Iterable[str | None]) -> Iterator[Document]:
+    """Give documents their split."""
     for text in texts:
-        if not isinstance(text, str):
-            stats.skip("null" if text is None else "not a string")
-        elif not text or text.isspace():
-            stats.skip("empty")
-        else:
-            try:
-                data = text.encode()
-            except UnicodeEncodeError:  # lone surrogates from JSON escapes
-                stats.skip("not UTF-8")
-                continue
-            if len(data) > MAX_DOCUMENT_BYTES:
-                stats.skip("too long")
-                continue
-            if clean:
-                if (cleaned := clean(text)) is None:
-                    continue
-                if cleaned is not text:
-                    text, data = cleaned, cleaned.encode()
+        if text:
+            data = text.encode()
             key = content_key(data)
             yield Document("val" if key < VAL_FRAC * 2**64 else "train", text, len(data), key)
+
+
+def _cleaned(
+    read: Callable[[ReadStats, dict[str, Any]], Iterator[str]], clean: Cleaner, stats: ReadStats, place: dict[str, Any]
+) -> Iterator[str | None]:
+    """Clean texts that are read ahead; stats and place follow what comes out."""
+    ahead, ahead_place = ReadStats(), dict(place)
+
+    def pairs() -> Iterator[tuple[str | None, tuple[dict[str, Any], Counter[str]]]]:
+        for text in itertools.chain(read(ahead, ahead_place), [None]):
+            skipped, ahead.skipped = ahead.skipped, Counter()
+            yield text, (dict(ahead_place), skipped)
+
+    for text, (now, skipped) in clean.run(pairs()):
+        place.clear()
+        place.update(now)
+        stats.skipped.update(skipped)
+        yield text
 
 
 def builtin_parts(name: str) -> tuple[str, ...] | None:
@@ -317,8 +305,9 @@ def _builtin(source: Source, seed: int, split: str | None) -> Iterator[Document]
 
 def tagged(
     specs: Sequence[str], *, text_field: str | None = None, stats: ReadStats | None = None, seed: int = 0,
-    skip_bad: bool = False, builtin_split: str | None = None, max_bytes: int | None = None, clean: Clean | None = None,
-    part: tuple[int, int] | None = None, state: dict[str, Any] | None = None, weigh: Callable[[str], int] | None = None,
+    skip_bad: bool = False, builtin_split: str | None = None, max_bytes: int | None = None,
+    clean: Cleaner | None = None, part: tuple[int, int] | None = None, state: dict[str, Any] | None = None,
+    weigh: Callable[[str], int] | None = None,
 ) -> Iterator[Document]:  # fmt: skip
     """Read all documents of the specs, each with its split: what a corpus is built from.
 
@@ -330,13 +319,17 @@ def tagged(
     stats = stats if stats is not None else ReadStats()
     state = {} if state is None else state
     streams = []
+
+    def read(source: Source, stats: ReadStats, place: dict[str, Any]) -> Iterator[str]:
+        return records.documents(_texts(source, text_field, stats, skip_bad, place, part), stats)
+
     for number, source in enumerate(map(parse, resolve_specs(specs))):
         place = state.setdefault("places", {}).setdefault(str(number), {})
         if source.kind == "builtin":
             streams.append((source, _go_on(_builtin(source, seed, builtin_split), place, stats)))
         else:
-            texts = _texts(source, text_field, stats, skip_bad, place, part)
-            streams.append((source, _checked(texts, stats, clean)))
+            texts = _cleaned(partial(read, source), clean, stats, place) if clean else read(source, stats, place)
+            streams.append((source, _splits(texts)))
     merged = mix(streams, lambda d: weigh(d.text) if weigh else d.n_bytes, state)
     merged = _limited(merged, max_bytes, state)
     if builtin_split is not None or part is not None:  # one split of built-in text alone, or a share of the files

@@ -3,8 +3,11 @@
 import json
 import random
 import re
+import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanozhchat import cleaning, corpus, dedup
 from nanozhchat.cleaning import Cleaner, Dropped
@@ -87,7 +90,8 @@ def test_steps_are_named_in_any_order_and_unknown_ones_refused():
 
 def test_traditional_characters_become_simplified_by_words():
     pytest.importorskip("opencc")
-    assert Cleaner(["simplify"])("頭髮發財，乾淨的幹部在後臺") == "头发发财，干净的干部在后台"
+    cleaned = Cleaner(["simplify"]).run([("頭髮發財，乾淨的幹部在後臺", 1)])
+    assert [*cleaned] == [("头发发财，干净的干部在后台", 1)]
 
 
 def edited(text, rng, n):
@@ -100,28 +104,27 @@ def edited(text, rng, n):
 def test_planted_near_duplicates_are_found_and_others_are_kept_even_if_much_is_forgotten():
     rng = random.Random(0)
     originals = [article(seed, rng.randint(6, 40)) for seed in range(1000)]
-    planted = [(edited(rng.choice(originals), rng, rng.randint(0, 3)), True) for _ in range(500)]
+    planted = [edited(rng.choice(originals), rng, rng.randint(0, 3)) for _ in range(500)]
     near = dedup.NearDuplicates()
-    found = [(near.seen(text), is_planted) for text, is_planted in [(text, False) for text in originals] + planted]
-    hits = sum(seen and is_planted for seen, is_planted in found)
-    assert hits / len(planted) >= 0.95
-    assert hits / max(1, sum(seen for seen, _ in found)) >= 0.99
+    found = [*map(near.seen, near.keys(originals + planted))]
+    assert sum(found[len(originals) :]) / len(planted) >= 0.95
+    assert sum(found[len(originals) :]) / sum(found) >= 0.99
     small = dedup.NearDuplicates(table_bytes=1)
-    assert not any(small.seen(article(seed)) for seed in range(2000))
-    assert small.seen(article(1999))
+    keys = small.keys([*map(article, range(2000))])
+    assert not any(map(small.seen, keys))
+    assert small.seen(keys[-1])
 
 
 @pytest.mark.parametrize("kind", [dedup.ExactDuplicates, dedup.NearDuplicates])
 def test_a_memory_restored_at_any_point_answers_as_the_one_that_went_on(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(dedup, "MERGE_KEYS", 10)
-    texts = [article(seed % 60) for seed in range(90)]
-    whole = kind()
-    want = [whole.seen(text) for text in texts]
+    keys = kind.keys([article(seed % 60) for seed in range(90)])
+    want = [*map(kind().seen, keys)]
     first = kind(tmp_path)
-    assert [first.seen(text) for text in texts[:50]] == want[:50]
+    assert [*map(first.seen, keys[:50])] == want[:50]
     n = first.save()
-    [first.seen(text) for text in texts[50:80]]  # what a killed build did after its last state
-    assert [x for again in [kind(tmp_path, n)] for x in map(again.seen, texts[50:])] == want[50:]
+    [*map(first.seen, keys[50:80])]  # what a killed build did after its last state
+    assert [*map(kind(tmp_path, n).seen, keys[50:])] == want[50:]
     assert sum(want) == 30
 
 
@@ -139,6 +142,35 @@ def test_a_corpus_is_cleaned_and_says_what_was_dropped_with_samples(tmp_path):
     assert report["kept_bytes"] == sum(built.n_bytes(split) for split in ("train", "val"))
     assert "41 of 44 documents kept" in said[-1]
     assert corpus.build([str(path)], "c", clean=(), progress=said.append).hash != built.hash
+
+
+def test_any_number_of_processes_gives_the_same_texts_and_counts(monkeypatch):
+    monkeypatch.setattr(cleaning, "BATCH_CHARS", 3000)
+    texts = [None if i % 50 == 9 else article(i % 170) * (i % 40 != 7) + "\u3000" * (i % 3) + "短" for i in range(200)]
+    found = []
+    for workers in (1, 2):
+        cleaner = Cleaner(cleaning.DEFAULT, workers=workers)
+        found.append(([*cleaner.run(zip(texts, range(200), strict=True))], cleaner.report()))
+    assert found[0] == found[1]
+    assert [number for _, number in found[0][0]] == [*range(200)]
+
+
+PIECES = ["首页|", "京ICP备", "Cookie", "来源：", article(1), *"。的 \t\n\u3000\xa0\u200bａ１7abİΣ가あ😀\ufb01\u0301Ⅸ"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+@settings(deadline=None)
+def test_what_is_done_by_tables_is_what_the_plain_rules_say(text):
+    shown = unicodedata.normalize("NFC", re.sub(r"[ \t\u3000\xa0]+$|^[\u3000\xa0]+", "", text, flags=re.MULTILINE))
+    assert cleaning.unicode_display(text) == "".join(cleaning.DISPLAY.get(c, c) for c in shown).strip("\n")
+    bad = [cleaning.BOILERPLATE, cleaning.TECHNICAL]
+    lines = [x for x in text.split("\n") if len(x) > 60 or not any(p.match(x.strip()) for p in bad)]
+    assert cleaning.boilerplate_lines(text) == "\n".join(lines).strip()
+    found = [sum(map(len, re.findall(pattern, text))) for pattern in cleaning.KINDS.values()]
+    assert [*cleaning._counts(text).values()] == found
+    words = re.sub(r"[\W_]+", "", text.lower().replace("ς", "σ"))
+    own = dedup.signature(text)
+    assert (own is None and len(words) < 5) or (own == dedup.signature(words)).all()
 
 
 def test_benchmark_items_are_found_in_a_corpus_whatever_their_marks_and_width(tmp_path, capsys):

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from nanozhchat import corpus, files, sources
+from nanozhchat import cleaning, corpus, files, sources
 from nanozhchat.errors import DamagedError, DiskError
 from scripts import data_fetch
 from tests.conftest import cut, flip, pack, refused, write_jsonl
@@ -148,6 +148,8 @@ def test_verify_finds_a_flipped_bit_or_a_missing_shard_and_reading_a_torn_one_is
 @pytest.mark.parametrize(("kind", "every"), [("plain", 150), ("of several kinds, weighted, cleaned, partly bad", 120)])
 def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_path, monkeypatch, kind, every):
     small_shards(monkeypatch, 4000, 1500)
+    monkeypatch.setattr(cleaning, "BATCH_CHARS", 500)
+    monkeypatch.setattr(cleaning, "WORKERS", 1)
     options = {"skip_bad": True}
     specs = [str(write_jsonl(tmp_path / "in.jsonl", TEXTS[140:] + TEXTS[:140]))]
     if kind != "plain":
@@ -157,7 +159,7 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
         pack(tmp_path / "two" / "b.jsonl", rows * 90)
         specs = [f"{specs[0]}@1", f"{tmp_path / 'two'}@2", "builtin@0.5"]
         options["clean"] = ("unicode", "exact", "near")
-    whole, said, real, read = build(*specs, name="whole", **options), [], sources._checked, itertools.count(1)
+    whole, said, real, read = build(*specs, name="whole", **options), [], sources._splits, itertools.count(1)
 
     def killed(*args):
         for doc in real(*args):
@@ -165,7 +167,7 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
                 raise KeyboardInterrupt
             yield doc
 
-    monkeypatch.setattr(sources, "_checked", killed)
+    monkeypatch.setattr(sources, "_splits", killed)
     for _ in range(50):
         with contextlib.suppress(KeyboardInterrupt):
             built = build(*specs, said=said, **options)

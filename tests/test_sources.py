@@ -85,7 +85,7 @@ def test_the_field_is_text_content_or_the_one_asked_for_and_a_missing_one_lists_
 
 
 def test_bad_documents_and_lines_are_skipped_and_counted_by_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(records, "MAX_LINE_BYTES", 500)
     rows = [{"text": t} for t in (None, "", " \n", 3, "\ud800", "长" * 50, "长" * 200, "好")] + [{"id": 1}]
     data = b"".join(json.dumps(row).encode() + b"\n" for row in rows) + b'{"text": "\xff\xfe"}\n'
@@ -140,7 +140,7 @@ def test_each_document_is_in_one_split_by_nothing_but_its_content(tmp_path):
 def test_two_different_documents_give_two_splits_without_a_shared_document(texts):
     texts = [t for t in texts if t.isprintable()]
     stats = ReadStats()
-    docs = list(sources.balance(sources._checked(iter(texts), stats)))
+    docs = list(sources.balance(sources._splits(records.documents(iter(texts), stats))))
     splits = {s: {d.text for d in docs if d.split == s} for s in sources.SPLITS}
     assert sorted(d.text for d in docs) == sorted(texts)
     assert not splits["train"] & splits["val"]
@@ -149,7 +149,7 @@ def test_two_different_documents_give_two_splits_without_a_shared_document(texts
 
 def test_if_no_document_would_be_val_the_one_with_the_smallest_hash_is():
     texts = [t for t in (f"篇{i}" for i in range(40)) if not is_val(t)]
-    docs = list(sources.balance(sources._checked(iter(texts), ReadStats())))
+    docs = list(sources.balance(sources._splits(records.documents(iter(texts), ReadStats()))))
     smallest = min(texts, key=lambda t: sources.content_key(t.encode()))
     assert [d.text for d in docs if d.split == "val"] == [smallest]
 
