@@ -27,8 +27,8 @@ from tests.conftest import end_ranks, start_ranks
 COMMON = "--num-steps=150 --save-every=5 --eval-every=50 --device-type=cpu --dtype=float32 --model-tag=soak"
 FLAGS = {"base": "--depth=1 --vocab-size=300 --max-seq-len=128 --total-batch-size=512 --device-batch-size=2 "
          "--eval-tokens=256 --sample-every=0 " + COMMON, "sft": "--max-conversations=400 " + COMMON,
-         "rl": "--source=base --tasks builtin:antonyms --num-problems=40 --held-out=4 --prompts=2 --group=2 --max-tokens=4 "
-         "--eval-samples=1 " + COMMON}  # fmt: skip
+         "rl": "--source=base --tasks builtin:antonyms --num-problems=40 --held-out=4 --prompts=2 --group=2 "
+         "--max-tokens=4 --eval-samples=1 " + COMMON}  # fmt: skip
 SCRIPTS = {"base": base_train, "sft": chat_sft, "rl": chat_rl}
 BLOWS = ("kill", "term", "stop", "stop_kill", "disk_full", "kill_in_write", "flip")
 ENDS = {0, 6, 143, -signal.SIGKILL, -signal.SIGTERM}  # the last: before there was anything to save

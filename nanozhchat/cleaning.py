@@ -282,34 +282,25 @@ def _follow_parent() -> None:
 class Cleaner:
     """Runs steps over documents, counting. folder: where the duplicates' memory lies, None = in memory only.
 
-    workers: processes to share the work, all cores when None; they start when there is more than one batch to do. What
-    comes out is the same for any number.
+    After the first batch a process a core shares the work; what comes out is the same for any number of them.
     """
 
-    def __init__(
-        self, steps: Sequence[str], folder: Path | None = None, state: dict[str, Any] | None = None,
-        workers: int | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, steps: Sequence[str], folder: Path | None = None, state: dict[str, Any] | None = None) -> None:
         """Start, or go on where `save` returned this state."""
         self.names = tuple(steps)
         self.counts: dict[str, Any] = {"documents": 0, "kept": 0, "bytes": 0, "kept_bytes": 0}
         self.steps: dict[str, Any] = {name: {"changed": 0, "dropped": {}, "samples": {}} for name in self.names}
-        self.memories = {
-            name: kind(folder, state["memories"][name] if state else 0)
-            for name, kind in MEMORIES.items() if name in self.names
-        }  # fmt: skip
+        chosen = [(name, kind) for name, kind in MEMORIES.items() if name in self.names]
+        self.memories = {name: kind(folder, state["memories"][name] if state else 0) for name, kind in chosen}
         if state:
             self.counts.update({name: state["report"][name] for name in self.counts})
             self.steps.update(state["report"]["steps"])
         _steps(self.names)  # a missing library is better missed here
-        self.workers = min(WORKERS, os.cpu_count() or 1) if workers is None else workers
+        self.workers = min(WORKERS, os.cpu_count() or 1)
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Clean the texts of (text, anything) pairs, reading some batches ahead; None passes, and stands for dropped.
-
-        Texts are valid UTF-8.
-        """
+        """Clean the texts (valid UTF-8) of (text, anything) pairs, some batches ahead; None passes; None is dropped."""
         for batch, prepared in self._prepared(pairs):
             results = iter(prepared)
             for text, anything in batch:
@@ -318,13 +309,10 @@ class Cleaner:
     def _prepared(self, pairs: Iterable[Pair]) -> Iterator[tuple[list[Pair], list[Prepared]]]:
         waiting: deque[tuple[list[Pair], Callable[[], list[Prepared]]]] = deque()
         for number, batch in enumerate(_batches(pairs)):
-            texts = [text for text, _ in batch if text is not None]
-            if number == 0 or self.workers < 2:
-                waiting.append((batch, partial(prepare, self.names, texts)))
-            else:
-                if self._pool is None:  # spawned: a fork would hold our locks
-                    self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _follow_parent)
-                waiting.append((batch, self._pool.submit(prepare, self.names, texts).result))
+            task = partial(prepare, self.names, [text for text, _ in batch if text is not None])
+            if number and self.workers > 1 and not self._pool:  # spawned: a fork would hold our locks
+                self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _follow_parent)
+            waiting.append((batch, self._pool.submit(task).result if self._pool else task))
             if number == 0 or len(waiting) > 2 * self.workers:
                 batch, result = waiting.popleft()
                 yield batch, result()

@@ -149,7 +149,8 @@ def test_any_number_of_processes_gives_the_same_texts_and_counts(monkeypatch):
     texts = [None if i % 50 == 9 else article(i % 170) * (i % 40 != 7) + "\u3000" * (i % 3) + "短" for i in range(200)]
     found = []
     for workers in (1, 2):
-        cleaner = Cleaner(cleaning.DEFAULT, workers=workers)
+        cleaner = Cleaner(cleaning.DEFAULT)
+        cleaner.workers = workers
         found.append(([*cleaner.run(zip(texts, range(200), strict=True))], cleaner.report()))
     assert found[0] == found[1]
     assert [number for _, number in found[0][0]] == [*range(200)]
