@@ -139,7 +139,7 @@ class FakeChat:
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0):
+    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0, wrap=lambda app: app):
         self.chat, self.library = chat, Library(chat, listed, load, batch=batch)
         self.socket = bind("127.0.0.1", port)
         self.port = self.socket.getsockname()[1]
@@ -147,7 +147,7 @@ class LiveServer:
         self.http = httpx.Client(base_url=self.url, timeout=10)
         options = {"log_level": "error", "ws": "none", "timeout_graceful_shutdown": 2}
         self.server = uvicorn.Server(
-            uvicorn.Config(create_app(self.library, settings), http=DeadlineProtocol, **options)
+            uvicorn.Config(wrap(create_app(self.library, settings)), http=DeadlineProtocol, **options)
         )
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -176,6 +176,21 @@ def until(condition, timeout_s):
     while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.01)
     return bool(true)
+
+
+def one_byte_pieces(app):
+    """Wrap an app so that its streams leave one byte at a time."""
+
+    async def wrapped(scope, receive, send):
+        async def drip(message):
+            more = message.get("more_body", False)
+            pieces = [bytes([byte]) for byte in message["body"]] if more else [None]
+            for piece in pieces:
+                await send({**message, "body": piece} if more else message)
+
+        await app(scope, receive, drip)
+
+    return wrapped
 
 
 def real_chat(tokenizer=None, kind="native", **changes):

@@ -448,9 +448,9 @@ def real():
         yield server
 
 
-def test_fifty_answers_streamed_and_read_byte_by_byte_equal_the_whole_ones(real):
+def test_two_hundred_answers_streamed_and_read_byte_by_byte_equal_the_whole_ones(real):
     """The random model makes bytes of any kind, broken characters among them."""
-    for seed in range(50):
+    for seed in range(200):
         body = ask(seed=seed, temperature=1.2, max_tokens=10)
         with real.http.stream("POST", CHAT, json={**body, "stream": True}) as response:
             text = b"".join(response.iter_bytes(1)).decode()
