@@ -132,8 +132,7 @@ class Request:
         return choice.token if self.finish_reason is None else None
 
     def _end(self, reason: str) -> None:
-        rest = self._decoder.flush()
-        self._held += rest if reason == "stop" else ""  # a character that was cut in two is left out
+        self._held += self._decoder.flush()
         found = first_stop(self._held, self.params.stop)
         self.finish_reason = reason if found is None else "stop"
         self._held = self._held[:found]

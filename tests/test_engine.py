@@ -155,7 +155,7 @@ def test_the_pieces_of_a_stream_are_the_decoded_answer_even_if_it_is_not_utf8(en
 
 def test_an_answer_cut_by_its_limit_or_the_context_says_so_and_has_exactly_that_length(bytes_tokenizer):
     for said, context, length, limit, shown in (
-        ("好" * 20, 256, 3, 7, "好好"), ("x" * 20, 16, 15, 100, "x"), ("x" * 20, 16, 10, 100, "xxxxxx"),
+        ("好" * 20, 256, 3, 7, "好好\ufffd"), ("x" * 20, 16, 15, 100, "x"), ("x" * 20, 16, 10, 100, "xxxxxx"),
     ):  # fmt: skip
         deltas = stream(scripted(bytes_tokenizer, [*said.encode()], context), ids=prompt(length), max_tokens=limit)
         n = min(limit, context - length)
