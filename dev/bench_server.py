@@ -34,8 +34,7 @@ def serve(port, engine, depth):
 
     rng = random.Random(0)
     sentences = ("".join(chr(rng.randrange(0x4E00, 0x5800)) for _ in range(20)) for _ in range(TRAINED_ON))
-    heads = depth  # as the dial has it: 64 channels a layer
-    shape = {"sequence_len": 512, "n_layer": depth, "n_head": heads, "n_kv_head": heads, "n_embd": 64 * depth}
+    shape = {"sequence_len": 512, "n_layer": depth, "n_head": depth, "n_kv_head": depth, "n_embd": 64 * depth}
     chat = real_chat(Tokenizer.train(sentences, 4096), engine, **shape)
     run(create_app(Library(chat)), bind("127.0.0.1", port))
 

@@ -5,8 +5,6 @@ samples. Thresholds follow published filters (C4, arXiv 1910.10683; Gopher, 2112
 over from words to characters: a Chinese word is about 1.7 characters, sentences have no spaces, marks are full-width.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import re

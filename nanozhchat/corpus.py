@@ -4,8 +4,6 @@ The manifest is written last and removed first: a folder without one holds no co
 inputs are reused, a build that was cut off goes on after its last whole shard; anything else is built again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -5,8 +5,6 @@ and blanks don't count). 96 minima in 16 bands of 6 find pairs, all 96 confirm t
 size: a new entry takes the place of an old one, so memory stays, and what is found less is what lies far back.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

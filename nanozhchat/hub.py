@@ -4,8 +4,6 @@
 commit found first is written down and stays: later runs read the same files, with HF_HUB_OFFLINE=1 too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -6,8 +6,6 @@ read; with weights the ratio is kept and the stream ends when one source ends. B
 its split by the generator itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import itertools

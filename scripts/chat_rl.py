@@ -25,7 +25,6 @@ from tasks import registry
 log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 200
-SHORTER = 4  # times that a usual prompt and answer are shorter than the longest possible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Re
     total, steps = args.prompts * args.group * row, args.num_steps or DEFAULT_STEPS
     seconds = parse_duration(args.budget) if args.budget else None
     recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=args.lr_frac)
-    rows = max(1, SHORTER * base.device_batch_size * base.sequence_len // row)
+    rows = max(1, 4 * base.device_batch_size * base.sequence_len // row)  # most are a quarter of the longest possible
     return for_world(replace(recipe, sequence_len=row), comp.world_size, device_batch_size=rows)
 
 

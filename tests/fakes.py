@@ -183,10 +183,10 @@ def one_byte_pieces(app):
 
     async def wrapped(scope, receive, send):
         async def drip(message):
-            more = message.get("more_body", False)
-            pieces = [bytes([byte]) for byte in message["body"]] if more else [None]
-            for piece in pieces:
-                await send({**message, "body": piece} if more else message)
+            for i in range(len(message["body"]) if message.get("more_body") else 0):
+                await send({**message, "body": message["body"][i : i + 1]})
+            if not message.get("more_body"):
+                await send(message)
 
         await app(scope, receive, drip)
 

@@ -146,8 +146,9 @@ def test_a_download_killed_midway_goes_on_where_it_was(fetch, base_dir):
         time.sleep(0.05)
     process.kill()
     process.communicate()
+    held = sum(p.stat().st_size for p in base_dir.glob("hub/**/.*.part"))
     assert fetch(hub.url)[1] == 0
-    assert hub.asked[1][1] == 10 << 20
+    assert hub.asked[1][1] == held > 0
     assert fetched() == sorted(TEXTS)
 
 
