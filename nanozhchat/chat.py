@@ -48,7 +48,7 @@ def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[
     """Find a checkpoint: the tag, the stage and what was saved. source None = the furthest stage that exists."""
     if step is not None and source is None:
         raise ValueError("--step needs --source: each stage counts its own steps")
-    name = paths.check_tag(tag) if tag else paths.latest_tag("latest.json")
+    name = paths.check_tag(tag) if tag else paths.latest_tag("latest.json", [source] if source else ("sft", "rl"))
     stages = [source] if source else list(reversed(paths.STAGES))
     for stage in stages:
         saved = checkpoint.find(paths.run_dir(stage, name), step)
@@ -63,7 +63,8 @@ def load(
     tag: str | None = None, *, source: str | None = None, step: int | None = None, device: str | None = None,
     dtype: str | None = None, engine: str = "auto",
 ) -> Chat:  # fmt: skip
-    """Load a model by tag, stage and step; None = the most recent model, its furthest stage, its newest step.
+    """Load a model by tag, stage and step; None = the most recent chat model (base model if there is
+    none), its furthest stage, its newest step.
 
     tag: also a folder that `scripts.export` wrote with --to=hf or --to=int8.
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 STAGES = ("base", "sft", "rl")
@@ -48,9 +49,14 @@ def run_files(name: str) -> list[Path]:
     return [path for stage in STAGES for path in (base_dir() / stage).glob(f"*/{name}")]
 
 
-def latest_tag(name: str) -> str:
-    """Return the model whose file of this name was written last; raises FileNotFoundError if there is none."""
-    if not (found := run_files(name)):
+def latest_tag(name: str, stages: Sequence[str] = STAGES) -> str:
+    """Return the model whose file of this name was written last, in these stages if any has it.
+
+    Raises FileNotFoundError if there is none.
+    """
+    found = run_files(name)
+    found = [path for path in found if path.parent.parent.name in stages] or found
+    if not found:
         remedy = "run `bash runs/runcpu.sh` or set NANOZHCHAT_BASE_DIR"
         raise FileNotFoundError(f"no trained model under {base_dir()}; {remedy}")
     return max(found, key=lambda p: p.stat().st_mtime).parent.name

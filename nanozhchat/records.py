@@ -126,7 +126,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 def _damaged(path: Path, number: int | None, reason: str) -> DamagedError:
     place = f"{path}:{number}" if number else str(path)
-    return DamagedError(f"{place} is damaged ({reason}); fetch the file again, or pass --skip-bad to go on without it")
+    return DamagedError(f"{place} is damaged ({reason}); mend or fetch the file, or pass --skip-bad to go on")
 
 
 def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:

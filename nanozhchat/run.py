@@ -181,9 +181,10 @@ def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Comp
     old, new = saved.manifest["identity"], json.loads(json.dumps(identity))  # as it is saved: lists, no tuples
     keys = sorted(old.keys() | new.keys())
     if changed := [f"{k}: saved {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]:
+        ways = {"base": "another --model-tag, ", "sft": "another --save-as, "}
         raise ValueError(
-            f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, another "
-            "--model-tag, or --no-resume to start over (the old run is kept aside)"
+            f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, "
+            f"{ways.get(saved.folder.parent.parent.name, '')}or --no-resume to start over (the old run is kept aside)"
         )
     ranks = saved.manifest.get("world_size", compute.world_size)
     if ranks != compute.world_size and not change_ranks and not saved.state()["finished"]:

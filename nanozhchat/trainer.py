@@ -90,7 +90,8 @@ class _Training:
     def __post_init__(self) -> None:
         state, self.recipe, self.checkpoints = self.state, self.plan.recipe, self.plan.checkpoints
         self.waited_s = self.rate = self.step_s = self.shown = 0.0  # rate: tokens a second; shown: last console line
-        self.origin = self.plan.started - state.time_s
+        # What came before the first step belongs to the budget, but once: not again after each interruption.
+        self.origin = (time.monotonic() if state.step else self.plan.started) - state.time_s
         state.loader = state.loader or self.batches.state_dict()
         state.loss_scale = state.loss_scale or (START_LOSS_SCALE if self.compute.dtype is torch.float16 else 1.0)
 

@@ -46,7 +46,7 @@ require_free_gb() {
 }
 
 count_cores() {
-  getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
+  nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
 }
 
 # Without the traceback that torchrun prints when a signal ends it: the ranks have saved and said so.

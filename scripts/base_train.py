@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     args = cli.parse(BaseTrainArgs, argv, __doc__ or "", "python -m scripts.base_train")
     setup_logging(int(os.environ.get("RANK", 0)))
-    if args.depth != "auto" and not args.depth.isdecimal():
-        raise ValueError(f"--depth={args.depth!r} must be a whole number or auto")
+    if args.depth != "auto" and not (args.depth.isdecimal() and int(args.depth)):
+        raise ValueError(f"--depth={args.depth!r} must be a whole number from 1 or auto")
     if args.depth == "auto" and not args.budget:
         raise ValueError("--depth=auto needs --budget, such as --budget=10m")
     overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})

@@ -51,7 +51,10 @@ def run_folders(args: CkptArgs) -> list[Path]:
     """Folders of the runs asked for."""
     stages = [args.source] if args.source else list(paths.STAGES)
     names = paths.check_tag(args.model_tag) if args.model_tag else "*"
-    return sorted(p for stage in stages for p in (paths.base_dir() / stage).glob(names) if p.is_dir())
+    found = sorted(p for stage in stages for p in (paths.base_dir() / stage).glob(names) if p.is_dir())
+    if args.model_tag and not found:
+        raise FileNotFoundError(f"no run of model tag {args.model_tag!r} under {paths.base_dir()}; see `ckpt list`")
+    return found
 
 
 if __name__ == "__main__":

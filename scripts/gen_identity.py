@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in made)
     files.atomic_write(Path(args.out), text.encode())
     print(f"{len(made)} conversations in {args.out}; teach them, beside other ones, with:")
-    print(f"python -m scripts.chat_sft --data {args.out}@1 builtin@9")
+    print(f"python -m scripts.chat_sft --data {args.out}@1 builtin@9 --model-tag=TAG --save-as=NAME")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(toke
     ours = Engine(model, tokenizer).batch(prompts[:3], greedy)
     for ids, want in zip(prompts[:3], ours, strict=True):
         end_ids = list(Engine(model, tokenizer).end_ids)
-        made = theirs.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=end_ids)
+        given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}  # as tokenizers give them
+        made = theirs.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=end_ids)
         made = made[0, len(ids) :].tolist()
         assert [i for i in made if i not in end_ids] == want
     hf_tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,11 +1,13 @@
 """Places: one base directory, and names that cannot leave it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nanozhchat import paths
-from tests.conftest import refused
+from scripts import ckpt
+from tests.conftest import pack, refused
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,14 @@ def test_every_kind_of_result_has_its_documented_place_which_asking_does_not_cre
 def test_names_that_could_leave_the_base_directory_are_refused_by_every_place(tag):
     for place in (paths.corpus_dir, paths.tokenizer_dir, paths.report_dir, lambda t: paths.run_dir("base", t)):
         refused("is not valid", place, tag)
+
+
+def test_the_model_meant_without_a_tag_is_the_last_of_the_wanted_stages_if_they_have_any(base_dir):
+    for age, folder in enumerate(("sft/talks", "base/grows")):
+        os.utime(pack(base_dir / folder / "latest.json", ""), (age, age))
+    found = [paths.latest_tag("latest.json", stages) for stages in (paths.STAGES, ("sft", "rl"), ("rl",))]
+    assert found == ["grows", "talks", "grows"]
+
+
+def test_a_model_tag_that_no_run_has_is_not_verified(base_dir):
+    refused("no run of model tag 'typo'", ckpt.main, ["verify", "--model-tag=typo"], error=FileNotFoundError)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.server import serve
 from nanozhchat.server.app import Settings
-from nanozhchat.server.library import Listed, list_checkpoints
+from nanozhchat.server.library import Library, Listed, list_checkpoints
 from nanozhchat.server.scheduler import Limits
 from scripts import chat_web
 from tests.conftest import pack, refused
@@ -368,11 +368,13 @@ def test_models_are_loaded_when_asked_for_and_the_idle_one_used_longest_ago_leav
 
 def test_the_list_holds_every_checkpoint_but_none_outside_the_base_directory(base_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("nanozhchat.checkpoint.list_steps", lambda folder: [1, 2])
-    for folder in (base_dir / "base" / "d4", tmp_path / "elsewhere"):
+    for folder in (base_dir / "base" / "d4", base_dir / "base" / "d6", tmp_path / "elsewhere"):
         for step in (1, 2):
             pack(folder / f"step_{step:08d}" / "manifest.json", "")
     (base_dir / "base" / "link").symlink_to(tmp_path / "elsewhere")
-    assert [item.name for item in list_checkpoints(FakeChat())] == ["d4", "d4:base:2", "d4:base:1"]
+    listed = list_checkpoints(FakeChat())
+    assert [item.name for item in listed] == ["d4", "d4:base:2", "d4:base:1", "d6:base:2", "d6:base:1"]
+    assert Library(FakeChat(), listed).find("d6").name == "d6:base:2"  # a tag alone: its newest
 
 
 @pytest.fixture

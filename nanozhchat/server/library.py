@@ -114,6 +114,8 @@ class Library:
     def find(self, name: str | None) -> Listed:
         """Look a name up in the list; None = the default. Raises ApiError 404."""
         item = self.listed.get(self.default if name is None else name)
+        # A tag alone means its furthest stage and newest step, which is listed first.
+        item = item or next((one for one in self.listed.values() if one.tag == name), None)
         if item is None:
             message = f"that model is not served here; GET /v1/models lists those that are, such as {self.default}"
             raise ApiError(404, message, code="model_not_found", param="model")
