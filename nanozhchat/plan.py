@@ -66,7 +66,7 @@ class Hook:
 class Plan:
     """How long, at what pace, and where to save.
 
-    started: `time.monotonic()` when the command began: a wall-clock budget counts from there.
+    started: `time.monotonic()` when the command began: a wall-clock budget counts from there, once.
     stop: signals received so far; it grows while the loop runs.
     """
 
