@@ -6,7 +6,7 @@
 #   DEPTHS="6 8 10 12 16 20"                      NPROC=1            processes or GPUs
 #   TARGET_RATIO=12   tokens per scaling parameter  VOCAB=32768      tokens of the one tokenizer
 #   DATA=fineweb-edu-zh   text                    MAX_BYTES=30000000000  text to fetch
-#   HARDWARE=8xH100   for the estimate            RUN=dummy          wandb run name; dummy = off
+#   HARDWARE=NPROCxH100   for the estimate        RUN=dummy          wandb run name; dummy = off
 #   NAME=series     beginning of the models' tags   EVAL_TOKENS=524288  held-out tokens scored at the end of each
 #   DRY_RUN=0       1 = print the commands, check flags, estimate
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat       where everything is kept
@@ -17,7 +17,7 @@ DEPTHS="${DEPTHS:-6 8 10 12 16 20}"
 NPROC="${NPROC:-1}"
 TARGET_RATIO="${TARGET_RATIO:-12}"
 MAX_BYTES="${MAX_BYTES:-30000000000}"
-HARDWARE="${HARDWARE:-8xH100}"
+HARDWARE="${HARDWARE:-${NPROC}xH100}"
 RUN="${RUN:-dummy}"
 NAME="${NAME:-series}"
 EVAL_TOKENS="${EVAL_TOKENS:-524288}"

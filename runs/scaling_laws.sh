@@ -8,7 +8,7 @@
 #   BATCH=          tokens per step; empty = by the recipe (too many for budgets of a few steps)
 #   NPROC=1         processes or GPUs             VOCAB=32768        tokens of the one tokenizer
 #   DATA=fineweb-edu-zh   text                    MAX_BYTES=60000000000  text to fetch
-#   HARDWARE=8xH100   for the estimate            RUN=dummy          wandb run name; dummy = off
+#   HARDWARE=NPROCxH100   for the estimate        RUN=dummy          wandb run name; dummy = off
 #   NAME=laws       beginning of the models' tags   EVAL_TOKENS=524288  held-out tokens scored at the end of each
 #   DRY_RUN=0       1 = print the commands, check flags, estimate
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat       where everything is kept
@@ -20,7 +20,7 @@ DEPTHS="${DEPTHS:-8 10 12 14 16 18 20}"
 BATCH="${BATCH:-}"
 NPROC="${NPROC:-1}"
 MAX_BYTES="${MAX_BYTES:-60000000000}"
-HARDWARE="${HARDWARE:-8xH100}"
+HARDWARE="${HARDWARE:-${NPROC}xH100}"
 RUN="${RUN:-dummy}"
 NAME="${NAME:-laws}"
 EVAL_TOKENS="${EVAL_TOKENS:-524288}"

@@ -1,18 +1,48 @@
-"""README and guides: every command takes its flags, chains are run dry, Python blocks run, tables are as printed."""
+"""README and guides: the commands run, made small, or say what they take; Python blocks run; tables are as printed."""
 
 import importlib
+import io
 import json
 import re
 import shlex
+import shutil
+from dataclasses import replace
+from itertools import islice
+from unittest.mock import AsyncMock
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.conftest import ROOT
+from nanozhchat import budget, builtin, compute, corpus, files, prepare, sources
+from nanozhchat.tokenizer import Tokenizer
+from tasks import registry
+from tests.conftest import ROOT, pack, write_jsonl
 from tests.fakes import LiveServer, real_chat
+from tests.test_benchmarks import write
+from tests.test_foreign import write_one
 from tests.test_runs import dry_run, take_flags
 
 PAGES = [*ROOT.glob("README*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "docs" / "colab.ipynb"]
-QUICK = ("scripts.recipe", "scripts.gen_identity")  # run for real, not only their flags
+GUIDES = re.findall(r"\((\w+\.md)\)", (ROOT / "docs" / "en" / "index.md").read_text(encoding="utf-8"))
+BOOKS = {  # pages that one reader follows, in this order; the Chinese ones have the same commands
+    "readme": [ROOT / "README.md"],
+    "guides": [*(ROOT / "docs" / "en" / name for name in GUIDES), ROOT / "docs" / "colab.ipynb"],
+}
+SMALL = {  # flags put behind those printed: the last one wins
+    "scripts.data_fetch": "--max-bytes=50000",
+    "scripts.tok_train": "--max-bytes=50000 --vocab-size=500",
+    "scripts.base_train": "--depth=1 --max-seq-len=128 --total-batch-size=256 --device-batch-size=2 --eval-tokens=512",
+    "scripts.base_eval": "--eval-tokens=512 --max-items=1 --max-tokens=4",
+    "scripts.chat_sft": "--max-conversations=50",
+    "scripts.chat_rl": "--num-problems=4 --held-out=2 --prompts=2 --group=2 --max-tokens=4",
+    "scripts.chat_eval": "--num-questions=1 --max-tokens=4",
+    "scripts.chat_cli": "--max-tokens=4",
+    "scripts.chat_web": "--port=0",
+}
+TRAINING = ("scripts.base_train", "scripts.chat_sft", "scripts.chat_rl")
+LENGTHS = {"--budget": "1s", "--target-ratio": 0.001, "--target-flops": 1e8, "--num-steps": 2}  # as asked, else steps
+CHAINS = ("runs/runcpu.sh", "runs/novel.sh", "runs/miniseries.sh", "runs/scaling_laws.sh")  # run as their commands
+SLOW = ("dev.bench_learning",)  # a minute at least, and it changes the modules of its process
 ELSEWHERE = ("source", "uv", "sbatch", "docker", "git", "tensorboard")  # programs that are not ours
 NAMES = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -26,30 +56,106 @@ def blocks(page, language):
 
 
 def commands(page):
-    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """Yield the knobs and words of each command, and whether a comment stands beside it, or above it in its block."""
+    for block in blocks(page, "bash"):
+        said = False
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            knobs = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+            said |= not words
+            if words:
+                yield knobs, words[len(knobs) :], said or "#" in line
+
+
+def ours(knobs, words, folder, monkeypatch):
+    """Return what a command runs of ours: itself, or the commands of a chain, whose flags are checked as they are."""
+    first, *rest = words
+    if "-m" in rest:
+        assert first in ("python", ".venv/bin/python", "torchrun")
+        return [rest[rest.index("-m") :]]
+    assert first in (*ELSEWHERE, "bash"), shlex.join(words)
+    if first != "bash" or rest[0] in ("runs/setup.sh", "runs/test.sh"):
+        return []
+    text = (ROOT / rest[0]).read_text(encoding="utf-8")
+    assert [k for k in knobs if f"{k}=" not in text.split("\ncd ")[0]] == [], "a knob that is not explained"
+    folder.mkdir()
+    made = dry_run(rest[0].removeprefix("runs/"), folder, **knobs)[0]
+    take_flags(made, monkeypatch)
+    return made
+
+
+def small(module, flags):
+    more = SMALL.get(module, "").split()
+    if module in TRAINING:
+        asked = [name for name in LENGTHS for flag in flags if flag.startswith(f"{name}=")]
+        more += [f"{name}={LENGTHS[name]}" for name in asked or ["--num-steps"]]
+    return [*flags, *more]
+
+
+def of_the_hub(word):
+    source = sources.parse(word or "-")
+    return sources.data_set(source) if source.kind == "hub" else None
+
+
+@pytest.fixture
+def world(tmp_path, base_dir, monkeypatch):
+    """A folder with the files that the pages name; where they name none there is little text, and a quick probe."""
+    monkeypatch.chdir(tmp_path)
+    texts = list(islice(builtin.documents(1, split="train"), 320))
+    for i in range(8):
+        write_jsonl(tmp_path / f"texts/{i}.jsonl.gz", texts[i::8])
+        write_jsonl(tmp_path / f"c4/{i}.json.gz", ["\n".join(texts[j : j + 5]) for j in range(40 * i, 40 * i + 40, 5)])
+    for name in ("novel.txt", "hongloumeng.txt"):
+        pack(tmp_path / name, "\n\n".join(texts))
+    sums = [{"prompt": f"{i}加{i}等于几？", "completion": f"等于{2 * i}。"} for i in range(50)]
+    write_jsonl(tmp_path / "conversations.jsonl", sums)
+    pairs = [{"prompt": s["prompt"], "chosen": s["completion"], "rejected": "不知道。"} for s in sums]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    for name in (*registry.CORE_ZH, "cmmlu", "cmath"):
+        write(tmp_path / "FOLDER", name)
+    (tmp_path / "gpt2").mkdir()
+    write_one(tmp_path / "gpt2" / "tokenizer.json", "gpt2")
+    entries = Tokenizer.from_file(tmp_path / "gpt2" / "tokenizer.json").vocab_size
+    config = GPT2Config(vocab_size=entries, n_positions=128, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(corpus, "BUILTIN_BYTES", 200_000)
+    monkeypatch.setattr(prepare, "TOKENIZER_BYTES", 50_000)
+    monkeypatch.setattr(budget, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(budget, "PROBE", replace(budget.PROBE, n_layer=1, n_head=1, n_kv_head=1, n_embd=64))
+    monkeypatch.setattr(compute, "PROBE_SHAPE", (8, 8, 8))
+    monkeypatch.setattr("nanozhchat.server.serve.Server.main_loop", AsyncMock())  # once started, it stops
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:Polyfit")  # all models of the sweeps have one size here
+@pytest.mark.parametrize("book", BOOKS)
+def test_every_command_runs_in_the_order_printed(book, world, monkeypatch, capsys):
+    done = set()
+    for number, (knobs, words, _) in enumerate(line for page in BOOKS[book] for line in commands(page)):
+        todo = ours(knobs, words, world / f"chain{number}", monkeypatch)
+        if words[0] == "bash" and (knobs.get("DRY_RUN") or words[1] not in CHAINS or words[1] in done):
+            todo = [command for command in todo if command[1] == "scripts.recipe"]  # the estimate
+        elif words[0] == "bash":
+            done.add(words[1])
+        for _, module, *flags in todo:
+            if module in SLOW:
+                take_flags([["-m", module, *flags]], monkeypatch)
+                continue
+            for remote in filter(None, map(of_the_hub, flags)):  # as if fetched before
+                shutil.copytree(world / "texts", remote.folder, dirs_exist_ok=True)
+                files.write_json(remote._listing, {"revision": "c" * 40, "files": [f"{i}.jsonl.gz" for i in range(8)]})
+            if (command := shlex.join([module, *small(module, flags)])) not in done:
+                done.add(command)
+                print("+", command)  # shown when it fails
+                monkeypatch.setattr("sys.stdin", io.StringIO("你好\n"))
+                importlib.import_module(module).main(small(module, flags))
 
 
 @NAMES
-def test_every_command_is_one_of_ours_with_flags_it_takes(page, tmp_path, base_dir, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for i, words in enumerate(commands(page)):
-        knobs = dict(re.findall(r"^(\w+)=(.*)$", word)[0] for word in words if re.match(r"[A-Z_]+=", word))
-        first, *rest = words[len(knobs) :]
-        if first == "bash" and rest[0] not in ("runs/setup.sh", "runs/test.sh"):
-            chain = rest[0].removeprefix("runs/")
-            text = (ROOT / rest[0]).read_text(encoding="utf-8")
-            assert [k for k in knobs if f"{k}=" not in text.split("\ncd ")[0]] == [], "a knob that is not explained"
-            (tmp_path / str(i)).mkdir()
-            take_flags(dry_run(chain, tmp_path / str(i), **knobs)[0], monkeypatch)
-        elif "-m" in rest:
-            at = rest.index("-m") + 1
-            assert first in ("python", ".venv/bin/python", "torchrun")
-            take_flags([["-m", *rest[at:]]], monkeypatch)
-            if rest[at] in QUICK and "--measure" not in rest:
-                importlib.import_module(rest[at]).main(rest[at + 1 :])
-        else:
-            assert first in (*ELSEWHERE, "bash"), shlex.join(words)
+def test_what_takes_long_or_needs_hardware_or_the_network_says_so(page):
+    for knobs, words, said in commands(page):
+        runs = words[0].endswith("python") and words[2] not in SLOW and not any(map(of_the_hub, words))
+        assert said or runs or knobs.get("DRY_RUN") == "1", shlex.join(words)
 
 
 @NAMES
@@ -72,8 +178,8 @@ def test_links_lead_somewhere_and_both_languages_have_the_same_commands(page):
     twin = {"README.md": ROOT / "README.zh.md", "en": ROOT / "docs" / "zh" / page.name}
     other = twin.get(page.name) or twin.get(page.parent.name)
     if other:
-        plain = [[[w for w in words if w.isascii()] for words in commands(p)] for p in (page, other)]
-        assert plain[0] == plain[1]
+        assert [line[:2] for line in commands(page)] == [line[:2] for line in commands(other)]
+        assert page.parent.name != "en" or page.name in (*GUIDES, "index.md"), "index.md leads to every guide"
         assert f"{page.parent.name}/{page.name}" in (ROOT / "mkdocs.yml").read_text() or page.name == "README.md"
 
 
