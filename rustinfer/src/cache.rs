@@ -1,6 +1,6 @@
 //! Keys and values of the sequences in flight, laid out for the kernels, and attention over them.
 
-use crate::kernels::{Isa, LANES, PANEL, ROWS};
+use crate::kernels::{Element, Isa, LANES, PANEL, ROWS};
 
 /// Sizes that attention needs. Letters as in the Python model.
 #[derive(Clone, Copy, Debug)]
@@ -25,66 +25,141 @@ impl Heads {
     fn padded_context(&self) -> usize {
         self.context.next_multiple_of(PANEL)
     }
+
+    /// Where the tokens of a head begin.
+    fn base(&self, layer: usize, head: usize) -> usize {
+        (layer * self.n_kv_head + head) * self.padded_context()
+    }
 }
 
-/// One sequence: keys in panels of 64 tokens, values one token after the other. Empty until used.
-#[derive(Clone, Default)]
-pub struct Slot {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+/// One sequence, as float32 or as bytes with a scale for each key and value of a head.
+#[derive(Clone)]
+pub enum Slot {
+    /// Exact.
+    Float(Cache<f32>),
+    /// A quarter of the memory to read at every step.
+    Int8(Cache<i8>),
+}
+
+macro_rules! with_cache {
+    ($slot:expr, $cache:ident => $body:expr) => {
+        match $slot {
+            Slot::Float($cache) => $body,
+            Slot::Int8($cache) => $body,
+        }
+    };
 }
 
 impl Slot {
+    /// An empty slot.
+    pub fn new(int8: bool) -> Self {
+        if int8 {
+            Self::Int8(Cache::default())
+        } else {
+            Self::Float(Cache::default())
+        }
+    }
+
     /// Take memory for a whole context; the system hands it out page by page, when it is first written.
     pub fn open(&mut self, heads: &Heads) {
-        if self.keys.is_empty() {
-            let n = heads.n_layer * heads.n_kv_head * heads.padded_context();
-            self.keys = vec![0.0; n * heads.head_dim];
-            self.values = vec![0.0; n * heads.padded_dim()];
-        }
+        with_cache!(self, cache => cache.open(heads));
     }
 
     /// Give the memory back, and with it whatever was not finite.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        with_cache!(self, cache => *cache = Cache::default());
     }
 
-    /// Hold the first `n` tokens of another slot.
+    /// Hold the first `n` tokens of another slot of the same kind.
     pub fn copy_from(&mut self, other: &Self, heads: &Heads, n: usize) {
-        self.open(heads);
-        let (key_stride, value_stride) =
-            (heads.padded_context() * heads.head_dim, heads.padded_context() * heads.padded_dim());
-        let (n_keys, n_values) = (n.next_multiple_of(PANEL) * heads.head_dim, n * heads.padded_dim());
-        for (to, from) in self.keys.chunks_exact_mut(key_stride).zip(other.keys.chunks_exact(key_stride)) {
-            to[..n_keys].copy_from_slice(&from[..n_keys]);
-        }
-        for (to, from) in self.values.chunks_exact_mut(value_stride).zip(other.values.chunks_exact(value_stride)) {
-            to[..n_values].copy_from_slice(&from[..n_values]);
+        match (self, other) {
+            (Self::Float(to), Self::Float(from)) => to.copy_from(from, heads, n),
+            (Self::Int8(to), Self::Int8(from)) => to.copy_from(from, heads, n),
+            _ => unreachable!("the slots of a model are of one kind"),
         }
     }
 
     /// Store the key and value of one head at a position.
-    pub fn write(&mut self, heads: &Heads, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32]) {
-        let base = (layer * heads.n_kv_head + head) * heads.padded_context();
-        let panel = (base + position / PANEL * PANEL) * heads.head_dim;
-        for (d, &k) in key.iter().enumerate() {
-            self.keys[panel + d * PANEL + position % PANEL] = k;
-        }
-        let at = (base + position) * heads.padded_dim();
-        self.values[at..at + value.len()].copy_from_slice(value);
+    pub fn write(
+        &mut self,
+        isa: Isa,
+        heads: &Heads,
+        place: (usize, usize),
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        with_cache!(self, cache => cache.write(isa, heads, heads.base(place.0, place.1), position, key, value));
     }
 
     /// Attend from queries at `positions` (ascending, at most [`ROWS`]) of one key head's group.
     ///
-    /// `q`: a row of head_dim values per query, scaled. `out`: as many rows. Keys at the query's position and the
-    /// `window - 1` before it are seen.
+    /// `place`: layer and key head. `q`: a row of head_dim values per query, scaled. `out`: as many rows. Keys at the
+    /// query's position and the `window - 1` before it are seen.
     #[allow(clippy::too_many_arguments)]
     pub fn attend(
         &self,
         isa: Isa,
         heads: &Heads,
-        layer: usize,
-        head: usize,
+        place: (usize, usize),
+        window: usize,
+        positions: &[usize],
+        q: &[f32],
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let base = heads.base(place.0, place.1);
+        with_cache!(self, cache => cache.attend(isa, heads, base, window, positions, q, scores, out));
+    }
+}
+
+/// Keys in panels of 64 tokens, values one token after the other, the scales of both. Empty until used.
+#[derive(Clone, Default)]
+pub struct Cache<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
+    line: Vec<T>,
+}
+
+impl<T: Element> Cache<T> {
+    fn open(&mut self, heads: &Heads) {
+        if self.keys.is_empty() {
+            let n = heads.base(heads.n_layer, 0);
+            self.keys = vec![T::default(); n * heads.head_dim];
+            self.values = vec![T::default(); n * heads.padded_dim()];
+            (self.key_scales, self.value_scales) = (vec![0.0; n], vec![0.0; n]);
+            self.line = vec![T::default(); heads.head_dim];
+        }
+    }
+
+    fn copy_from(&mut self, other: &Self, heads: &Heads, n: usize) {
+        self.open(heads);
+        let context = heads.padded_context();
+        copy_heads(&mut self.keys, &other.keys, context * heads.head_dim, n.next_multiple_of(PANEL) * heads.head_dim);
+        copy_heads(&mut self.values, &other.values, context * heads.padded_dim(), n * heads.padded_dim());
+        copy_heads(&mut self.key_scales, &other.key_scales, context, n);
+        copy_heads(&mut self.value_scales, &other.value_scales, context, n);
+    }
+
+    fn write(&mut self, isa: Isa, heads: &Heads, base: usize, position: usize, key: &[f32], value: &[f32]) {
+        let at = base + position;
+        self.key_scales[at] = T::store(isa, key, &mut self.line);
+        let panel = &mut self.keys[(base + position / PANEL * PANEL) * heads.head_dim..];
+        for (row, &k) in panel.chunks_exact_mut(PANEL).zip(&self.line) {
+            row[position % PANEL] = k;
+        }
+        let place = at * heads.padded_dim();
+        self.value_scales[at] = T::store(isa, value, &mut self.values[place..place + value.len()]);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        isa: Isa,
+        heads: &Heads,
+        base: usize,
         window: usize,
         positions: &[usize],
         q: &[f32],
@@ -92,29 +167,30 @@ impl Slot {
         out: &mut [f32],
     ) {
         let (dim, padded, rows) = (heads.head_dim, heads.padded_dim(), positions.len());
-        let base = (layer * heads.n_kv_head + head) * heads.padded_context();
         let first = |position: usize| (position + 1).saturating_sub(window);
         let start = first(positions[0]) / PANEL * PANEL;
         let end = positions[rows - 1] + 1;
         let width = (end - start).next_multiple_of(PANEL);
-        scores.clear();
         scores.resize(rows * width, 0.0);
         let mut block = [[0.0; PANEL]; ROWS];
         for at in (start..end).step_by(PANEL) {
             let keys = &self.keys[(base + at) * dim..(base + at + PANEL) * dim];
-            isa.float(rows, PANEL, dim, q, dim, keys, PANEL, &mut block);
+            let values = &self.values[(base + at) * padded..(base + end.min(at + PANEL)) * padded];
+            isa.float(rows, PANEL, dim, q, dim, keys, PANEL, &mut block, values);
             for (row, values) in scores.chunks_exact_mut(width).zip(&block) {
                 row[at - start..at - start + PANEL].copy_from_slice(values);
             }
         }
         let mut sums = [0.0; ROWS];
+        let scales = base + start..base + start + width;
+        let (key_scales, value_scales) = (&self.key_scales[scales.clone()], &self.value_scales[scales]);
         for ((row, &position), sum) in scores.chunks_exact_mut(width).zip(positions).zip(&mut sums) {
-            *sum = softmax(isa, row, first(position) - start, position + 1 - start);
+            *sum = isa.softmax(row, first(position) - start, position + 1 - start, key_scales, value_scales);
         }
         for at in (0..padded).step_by(PANEL) {
             let columns = PANEL.min(padded - at);
             let values = &self.values[(base + start) * padded + at..];
-            isa.float(rows, columns, end - start, scores, width, values, padded, &mut block);
+            isa.float(rows, columns, end - start, scores, width, values, padded, &mut block, &[]);
             for (m, row) in out.chunks_exact_mut(dim).enumerate() {
                 let n = columns.min(dim - at);
                 for (o, &y) in row[at..at + n].iter_mut().zip(&block[m]) {
@@ -125,28 +201,9 @@ impl Slot {
     }
 }
 
-/// Replace scores by e to the score less the largest, zero outside `low..high`; returns their sum.
-fn softmax(isa: Isa, row: &mut [f32], low: usize, high: usize) -> f32 {
-    row[..low].fill(f32::NEG_INFINITY);
-    row[high..].fill(f32::NEG_INFINITY);
-    let mut top = [f32::NEG_INFINITY; LANES];
-    for lanes in row.chunks_exact(LANES) {
-        for (t, &v) in top.iter_mut().zip(lanes) {
-            *t = if v > *t { v } else { *t };
-        }
+/// Copy the first `n` of every `stride` elements.
+fn copy_heads<T: Copy>(to: &mut [T], from: &[T], stride: usize, n: usize) {
+    for (to, from) in to.chunks_exact_mut(stride).zip(from.chunks_exact(stride)) {
+        to[..n].copy_from_slice(&from[..n]);
     }
-    let top = top.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for v in row.iter_mut() {
-        *v -= top;
-    }
-    isa.exp(row);
-    row[..low].fill(0.0);
-    row[high..].fill(0.0);
-    let mut sum = [0.0; LANES];
-    for lanes in row.chunks_exact(LANES) {
-        for (s, &v) in sum.iter_mut().zip(lanes) {
-            *s += v;
-        }
-    }
-    sum.iter().sum()
 }

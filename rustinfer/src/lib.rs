@@ -11,6 +11,7 @@
 
 pub mod cache;
 pub mod kernels;
+pub mod loops;
 pub mod matrix;
 pub mod model;
 #[cfg(feature = "python")]

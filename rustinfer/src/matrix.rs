@@ -1,9 +1,14 @@
 //! Weights in panels, float32 or int8 with one scale per output, and the product with any number of rows.
 
-use crate::kernels::{Block, Isa, PANEL, ROWS};
+use std::ops::Range;
+
+use crate::kernels::{Isa, PANEL, ROWS};
 
 /// Multiply-adds from which a second thread pays for its start.
 const THREAD_WORK: usize = 1 << 21;
+
+/// Largest panel that is fetched while another is in use: both stay in a core's second cache.
+const FETCH_BYTES: usize = 1 << 18;
 
 /// A tensor as it comes: row-major float32, or int8 with a scale per row.
 pub enum Weights {
@@ -25,6 +30,17 @@ impl Weights {
             _ => return Err("tensors of one layer differ in kind".to_owned()),
         }
         Ok(())
+    }
+
+    /// Keep the first `n` rows of `width` values.
+    pub fn truncate(&mut self, n: usize, width: usize) {
+        match self {
+            Self::Float(values) => values.truncate(n * width),
+            Self::Int8(values, scale) => {
+                values.truncate(n * width);
+                scale.truncate(n);
+            }
+        }
     }
 }
 
@@ -103,24 +119,29 @@ impl Matrix {
         self.columns
     }
 
-    /// Multiply `rows` rows of k values; returns `rows` rows of [`Matrix::columns`] values.
-    pub fn multiply(&self, isa: Isa, threads: usize, x: &[f32], rows: usize) -> Vec<f32> {
+    /// Whether the weights are bytes.
+    pub fn is_int8(&self) -> bool {
+        matches!(self.packed, Packed::Int8(..))
+    }
+
+    /// Multiply `rows` rows of k values; `out` becomes `rows` rows of [`Matrix::columns`] values.
+    pub fn multiply(&self, isa: Isa, threads: usize, x: &[f32], rows: usize, out: &mut Vec<f32>) {
         let input = match &self.packed {
             Packed::Float(_) => Input::Float(x),
             Packed::Int8(..) => Input::int8(isa, x, rows, self.k),
         };
         let panels = self.columns.div_ceil(PANEL);
         let work = rows * self.k * self.columns;
-        let mut out = vec![0.0; rows * self.columns];
+        out.resize(rows * self.columns, 0.0);
         if rows == 0 {
-            return out;
+            return;
         }
         if threads == 1 || work < THREAD_WORK {
-            self.strip(isa, &input, rows, 0..panels, &mut out);
-            return out;
+            self.strip(isa, &input, rows, 0..panels, out);
+            return;
         }
         let share = panels.div_ceil(threads);
-        let strip = |panels: std::ops::Range<usize>| {
+        let strip = |panels: Range<usize>| {
             let width = (panels.end * PANEL).min(self.columns) - panels.start * PANEL;
             let mut part = vec![0.0; rows * width];
             self.strip(isa, &input, rows, panels.clone(), &mut part);
@@ -137,48 +158,72 @@ impl Matrix {
                 }
             }
         });
-        out
     }
 
     /// Compute the columns of some panels; `out` has rows of just these columns.
-    fn strip(&self, isa: Isa, input: &Input, rows: usize, panels: std::ops::Range<usize>, out: &mut [f32]) {
+    fn strip(&self, isa: Isa, input: &Input, rows: usize, panels: Range<usize>, out: &mut [f32]) {
         let first = panels.start * PANEL;
         let width = out.len() / rows;
         for panel in panels {
             let at = panel * PANEL;
-            let columns = PANEL.min(self.columns - at);
+            let columns = at..(at + PANEL).min(self.columns);
             for row in (0..rows).step_by(ROWS) {
-                let n = ROWS.min(rows - row);
-                let mut block = [[0.0; PANEL]; ROWS];
-                self.block(isa, input, row, n, panel, columns, &mut block);
-                for (m, values) in block.iter().enumerate().take(n) {
-                    let place = (row + m) * width + at - first;
-                    out[place..place + columns].copy_from_slice(&values[..columns]);
-                }
+                let few = row..(row + ROWS).min(rows);
+                self.block(isa, input, few, panel, columns.clone(), width, rows, &mut out[row * width + at - first..]);
             }
         }
     }
 
+    /// Compute some rows of a panel; `out` begins at their first column and has rows of `width`; n: rows in all.
     #[allow(clippy::too_many_arguments)]
-    fn block(&self, isa: Isa, input: &Input, row: usize, n: usize, panel: usize, columns: usize, out: &mut Block<f32>) {
+    fn block(
+        &self,
+        isa: Isa,
+        input: &Input,
+        rows: Range<usize>,
+        panel: usize,
+        columns: Range<usize>,
+        width: usize,
+        n: usize,
+        out: &mut [f32],
+    ) {
+        let out = out.chunks_mut(width).map(|row| &mut row[..columns.len()]);
         match (&self.packed, input) {
             (Packed::Float(w), Input::Float(x)) => {
-                let w = &w[panel * PANEL * self.k..(panel + 1) * PANEL * self.k];
-                isa.float(n, PANEL, self.k, &x[row * self.k..], self.k, w, PANEL, out);
+                let (w, ahead) = (of_panel(w, panel, self.k), share(of_panel(w, panel + 1, self.k), &rows, n));
+                let mut block = [[0.0; PANEL]; ROWS];
+                isa.float(rows.len(), PANEL, self.k, &x[rows.start * self.k..], self.k, w, PANEL, &mut block, ahead);
+                for ((out, block), _) in out.zip(&block).zip(rows) {
+                    out.copy_from_slice(&block[..columns.len()]);
+                }
             }
             (Packed::Int8(w, scales, sums), Input::Int8 { values, scale, zero, k }) => {
-                let mut sum = [[0; PANEL]; ROWS];
-                isa.int8(n, *k, &values[row * k..], &w[panel * PANEL * k..(panel + 1) * PANEL * k], &mut sum);
-                let at = panel * PANEL;
-                let place = at..at + columns;
-                for m in 0..n {
-                    let (zero, scale) = (zero[row + m], scale[row + m]);
-                    isa.dequantize(&sum[m], zero, scale, &sums[place.clone()], &scales[place.clone()], &mut out[m]);
+                let (w, ahead) = (of_panel(w, panel, *k), share(of_panel(w, panel + 1, *k), &rows, n));
+                let mut block = [[0; PANEL]; ROWS];
+                isa.int8(rows.len(), *k, &values[rows.start * k..], w, &mut block, ahead);
+                let (sums, scales) = (&sums[columns.clone()], &scales[columns.clone()]);
+                for ((out, block), row) in out.zip(&block).zip(rows) {
+                    isa.dequantize(block, zero[row], scale[row], sums, scales, out);
                 }
             }
             _ => unreachable!("the input is made for the matrix"),
         }
     }
+}
+
+/// The weights of a panel, none after the last.
+fn of_panel<T>(weights: &[T], panel: usize, k: usize) -> &[T] {
+    let size = PANEL * k;
+    &weights[(panel * size).min(weights.len())..((panel + 1) * size).min(weights.len())]
+}
+
+/// What of the next panel some of `n` rows fetch meanwhile. A single block waits for memory anyway, and a panel that
+/// would drive this one out of the cache is left alone.
+fn share<'a, T>(next: &'a [T], rows: &Range<usize>, n: usize) -> &'a [T] {
+    if n <= ROWS || size_of_val(next) > FETCH_BYTES {
+        return &[];
+    }
+    &next[next.len() * rows.start / n..next.len() * rows.end / n]
 }
 
 /// Rows as a matrix wants them: as they are, or as bytes with a scale and a zero point per row.

@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 
 use crate::cache::{Heads, Slot};
-use crate::kernels::{Isa, LANES, ROWS};
+use crate::kernels::{Isa, ROWS};
+use crate::loops::dot;
 use crate::matrix::{Matrix, Table, Weights};
-
-/// Epsilon of the norm: that of float32, as in PyTorch.
-const EPSILON: f32 = f32::EPSILON;
 
 /// Tensors by the names of the Python model.
 pub type Tensors = HashMap<String, Weights>;
@@ -121,12 +119,14 @@ impl Model {
             Ok(gate) => Some((gate, source.floats("smear_lambda")?[0])),
             Err(_) => None,
         };
+        let mut head = source.get("lm_head.weight")?;
+        head.truncate(config.vocab_size, c);
         let model = Self {
             isa,
             threads: threads.max(1),
             embedding: Table::new(source.get("wte.weight")?, c),
             layers,
-            head: Matrix::new(source.get("lm_head.weight")?, c),
+            head: Matrix::new(head, c),
             cos: source.floats("rope.cos")?,
             sin: source.floats("rope.sin")?,
             smear,
@@ -144,44 +144,56 @@ impl Model {
         &self.config
     }
 
+    /// An empty slot for this model: bytes if its weights are.
+    pub fn slot(&self) -> Slot {
+        Slot::new(self.layers.first().is_some_and(|layer| layer.qkv.is_int8()))
+    }
+
     /// Append every part to its slot; returns logits, `vocab_size` per wanted place, in order.
     ///
     /// Fails when a part does not fit the context, names an unknown token or slot, or when a slot is named twice.
-    pub fn forward(&self, slots: &mut [Slot], parts: &[Part]) -> Result<Vec<f32>, String> {
+    pub fn forward<'a>(&self, slots: &mut [Slot], parts: &[Part], work: &'a mut Work) -> Result<&'a [f32], String> {
         let rows = self.rows(slots.len(), parts)?;
         for part in parts {
             slots[part.slot].open(&self.config.heads);
         }
+        let (isa, threads) = (self.isa, self.threads);
         let (c, n) = (self.config.n_embd, rows.len());
-        let mut x = self.embed(&rows);
-        let x0 = x.clone();
-        let mut middle = Vec::new();
-        let mut normed = vec![0.0; n * c];
+        let Work { x, first, middle, normed, qkv, y, hidden, more, logits, attention } = work;
+        self.embed(&rows, x);
+        first.clone_from(x);
+        normed.resize(n * c, 0.0);
         for (i, layer) in self.layers.iter().enumerate() {
-            for (x, x0) in x.iter_mut().zip(&x0) {
-                *x = layer.resid * *x + layer.first * x0;
-            }
-            rms_norm(&x, c, &mut normed);
-            let y = self.attention(i, &normed, &rows, slots);
-            add(&mut x, &layer.proj.multiply(self.isa, self.threads, &y, n));
-            rms_norm(&x, c, &mut normed);
-            let mut hidden = layer.fc.multiply(self.isa, self.threads, &normed, n);
-            for h in &mut hidden {
-                let positive = h.max(0.0);
-                *h = if h.is_nan() { *h } else { positive * positive };
-            }
-            add(&mut x, &layer.down.multiply(self.isa, self.threads, &hidden, n));
+            isa.mix(x, layer.resid, first, layer.first);
+            isa.rms_norm(x, c, normed);
+            layer.qkv.multiply(isa, threads, normed, n, qkv);
+            self.store(i, normed, &rows, qkv, slots);
+            y.resize(n * c, 0.0);
+            self.attend(i, &rows, qkv, slots, attention, y);
+            layer.proj.multiply(isa, threads, y, n, more);
+            isa.add(x, more);
+            isa.rms_norm(x, c, normed);
+            layer.fc.multiply(isa, threads, normed, n, hidden);
+            isa.relu_squared(hidden);
+            layer.down.multiply(isa, threads, hidden, n, more);
+            isa.add(x, more);
             if i == (self.layers.len() - 1) / 2 {
-                middle.clone_from(&x);
+                middle.clone_from(x);
             }
         }
-        let mut last = Vec::new();
+        y.clear();
         for ((row, x), middle) in rows.iter().zip(x.chunks_exact(c)).zip(middle.chunks_exact(c)) {
             if row.wanted {
-                last.extend(x.iter().zip(middle).map(|(x, m)| x - self.backout * m));
+                y.extend(x.iter().zip(middle).map(|(x, m)| x - self.backout * m));
             }
         }
-        Ok(self.logits(&last))
+        normed.resize(y.len(), 0.0);
+        isa.rms_norm(y, c, normed);
+        self.head.multiply(isa, threads, normed, y.len() / c, logits);
+        if self.config.softcap > 0.0 {
+            isa.squeeze(logits, self.config.softcap);
+        }
+        Ok(logits)
     }
 
     fn rows(&self, n_slots: usize, parts: &[Part]) -> Result<Vec<Row>, String> {
@@ -216,144 +228,93 @@ impl Model {
     }
 
     /// Embed tokens, norm, and let each mix in a learned share of the one before it.
-    fn embed(&self, rows: &[Row]) -> Vec<f32> {
+    fn embed(&self, rows: &[Row], x: &mut Vec<f32>) {
         let c = self.config.n_embd;
-        let look_up = |token: usize, out: &mut [f32]| {
-            let mut raw = vec![0.0; c];
+        let mut raw = vec![0.0; c];
+        let mut look_up = |token: usize, out: &mut [f32]| {
             self.embedding.read(token, &mut raw);
-            rms_norm(&raw, c, out);
+            self.isa.rms_norm(&raw, c, out);
         };
-        let mut x = vec![0.0; rows.len() * c];
+        x.resize(rows.len() * c, 0.0);
         let mut before = vec![0.0; c];
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(c)) {
             look_up(row.token, x);
             if let (Some(previous), Some((gate, lambda))) = (row.previous, &self.smear) {
                 look_up(previous, &mut before);
                 let share = lambda * 2.0 * sigmoid(dot(gate, &x[..gate.len()]));
-                x.iter_mut().zip(&before).for_each(|(x, b)| *x += share * b);
+                self.isa.mix(x, 1.0, &before, share);
             }
         }
-        x
     }
 
-    /// Project, rotate and norm, store keys and values, attend. Returns the input of the output projection.
-    fn attention(&self, i: usize, normed: &[f32], rows: &[Row], slots: &mut [Slot]) -> Vec<f32> {
+    /// Rotate and norm queries and keys, store keys and values.
+    fn store(&self, i: usize, normed: &[f32], rows: &[Row], qkv: &mut [f32], slots: &mut [Slot]) {
         let (heads, c) = (&self.config.heads, self.config.n_embd);
         let (d, kv) = (heads.head_dim, heads.n_kv_head * heads.head_dim);
-        let layer = &self.layers[i];
-        let mut qkv = layer.qkv.multiply(self.isa, self.threads, normed, rows.len());
         let scale = 1.0 / (d as f32).sqrt();
         let mut value = vec![0.0; kv];
         for ((row, qkv), normed) in rows.iter().zip(qkv.chunks_exact_mut(c + 2 * kv)).zip(normed.chunks_exact(c)) {
             let (q, rest) = qkv.split_at_mut(c);
             let (k, v) = rest.split_at_mut(kv);
-            q.chunks_exact_mut(d).for_each(|head| self.rotate(head, row.position, scale));
-            k.chunks_exact_mut(d).for_each(|head| self.rotate(head, row.position, 1.0));
-            if let Some((table, gates)) = &layer.value {
+            let place = row.position * (d / 2)..(row.position + 1) * (d / 2);
+            let (cos, sin) = (&self.cos[place.clone()], &self.sin[place]);
+            let norm = self.config.qk_scale;
+            q.chunks_exact_mut(d).for_each(|head| self.isa.rotate(head, cos, sin, norm, scale));
+            k.chunks_exact_mut(d).for_each(|head| self.isa.rotate(head, cos, sin, norm, 1.0));
+            if let Some((table, gates)) = &self.layers[i].value {
                 table.read(row.token, &mut value);
                 for (h, gate) in gates.chunks_exact(self.config.gate_channels).enumerate() {
                     let share = 2.0 * sigmoid(dot(gate, &normed[..gate.len()]));
                     let place = h * d..(h + 1) * d;
-                    v[place.clone()].iter_mut().zip(&value[place]).for_each(|(v, e)| *v += share * e);
+                    self.isa.mix(&mut v[place.clone()], 1.0, &value[place], share);
                 }
             }
             for (h, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
-                slots[row.slot].write(heads, i, h, row.position, k, v);
+                slots[row.slot].write(self.isa, heads, (i, h), row.position, k, v);
             }
         }
-        let mut y = vec![0.0; rows.len() * c];
-        let slots: &[Slot] = slots;
-        let jobs: Vec<(usize, usize)> = blocks(rows, heads.n_head / heads.n_kv_head);
-        let mut scratch = Scratch::default();
-        for (start, end) in jobs {
-            for h in 0..heads.n_kv_head {
-                self.attend(
-                    i,
-                    h,
-                    &rows[start..end],
-                    &qkv[start * (c + 2 * kv)..],
-                    slots,
-                    &mut scratch,
-                    &mut y[start * c..],
-                );
-            }
-        }
-        y
     }
 
-    /// Attend from some rows of one sequence with the query heads of one key head.
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &self,
-        i: usize,
-        h: usize,
-        rows: &[Row],
-        qkv: &[f32],
-        slots: &[Slot],
-        scratch: &mut Scratch,
-        y: &mut [f32],
-    ) {
-        let (heads, c) = (&self.config.heads, self.config.n_embd);
+    /// Attend from all rows; `y` becomes the input of the output projection.
+    fn attend(&self, i: usize, rows: &[Row], qkv: &[f32], slots: &[Slot], scratch: &mut Scratch, y: &mut [f32]) {
+        let (heads, c, window) = (&self.config.heads, self.config.n_embd, self.config.windows[i]);
         let (d, group) = (heads.head_dim, heads.n_head / heads.n_kv_head);
         let stride = c + 2 * heads.n_kv_head * d;
-        let pairs =
-            rows.iter().enumerate().flat_map(|(r, row)| (0..group).map(move |g| (r, row.position, h * group + g)));
-        let pairs: Vec<_> = pairs.collect();
-        for few in pairs.chunks(ROWS) {
-            scratch.q.clear();
-            scratch.positions.clear();
-            for &(r, position, head) in few {
-                scratch.q.extend_from_slice(&qkv[r * stride + head * d..r * stride + (head + 1) * d]);
-                scratch.positions.push(position);
+        let Scratch { q, positions, scores, out } = scratch;
+        for (start, end) in blocks(rows, group) {
+            let n = (end - start) * group; // queries of a key head
+            for (h, few) in (0..heads.n_kv_head).flat_map(|h| (0..n).step_by(ROWS).map(move |few| (h, few))) {
+                let queries = few..(few + ROWS).min(n);
+                let place = |j: usize| (start + j / group, (h * group + j % group) * d); // row, first channel
+                q.clear();
+                positions.clear();
+                for (r, at) in queries.clone().map(place) {
+                    q.extend_from_slice(&qkv[r * stride + at..][..d]);
+                    positions.push(rows[r].position);
+                }
+                out.resize(queries.len() * d, 0.0);
+                slots[rows[start].slot].attend(self.isa, heads, (i, h), window, positions, q, scores, out);
+                for ((r, at), out) in queries.map(place).zip(out.chunks_exact(d)) {
+                    y[r * c + at..][..d].copy_from_slice(out);
+                }
             }
-            scratch.out.resize(few.len() * d, 0.0);
-            let Scratch { q, positions, scores, out } = scratch;
-            let window = self.config.windows[i];
-            slots[rows[0].slot].attend(self.isa, heads, i, h, window, positions, q, scores, &mut out[..few.len() * d]);
-            for (&(r, _, head), out) in few.iter().zip(out.chunks_exact(d)) {
-                y[r * c + head * d..r * c + (head + 1) * d].copy_from_slice(out);
-            }
         }
     }
+}
 
-    /// Rotate one head by position (arXiv 2104.09864), norm it and scale it.
-    fn rotate(&self, head: &mut [f32], position: usize, scale: f32) {
-        let half = head.len() / 2;
-        let (cos, sin) = (&self.cos[position * half..][..half], &self.sin[position * half..][..half]);
-        let (a, b) = head.split_at_mut(half);
-        for j in 0..half {
-            (a[j], b[j]) = (a[j] * cos[j] + b[j] * sin[j], b[j] * cos[j] - a[j] * sin[j]);
-        }
-        let norm = if self.config.qk_scale > 0.0 { inverse_rms(head) * self.config.qk_scale } else { 1.0 };
-        let factor = norm * scale;
-        head.iter_mut().for_each(|v| *v *= factor);
-    }
-
-    fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        if hidden.is_empty() {
-            return Vec::new();
-        }
-        let mut normed = vec![0.0; hidden.len()];
-        rms_norm(hidden, self.config.n_embd, &mut normed);
-        let n = hidden.len() / self.config.n_embd;
-        let raw = self.head.multiply(self.isa, self.threads, &normed, n);
-        let mut out = Vec::with_capacity(n * self.config.vocab_size);
-        for raw in raw.chunks_exact(self.head.columns()) {
-            out.extend_from_slice(&raw[..self.config.vocab_size]);
-        }
-        if self.config.softcap > 0.0 {
-            self.squeeze(&mut out);
-        }
-        out
-    }
-
-    /// softcap * tanh(x / softcap), by way of tanh(a) = 1 - 2 / (e to the 2a + 1).
-    fn squeeze(&self, logits: &mut [f32]) {
-        let cap = self.config.softcap;
-        logits.iter_mut().for_each(|v| *v *= 2.0 / cap);
-        self.isa.exp(logits);
-        logits.iter_mut().for_each(|v| *v = cap - 2.0 * cap / (*v + 1.0));
-    }
+/// Memory of a pass, kept for the next.
+#[derive(Default)]
+pub struct Work {
+    x: Vec<f32>,
+    first: Vec<f32>,
+    middle: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    y: Vec<f32>,
+    hidden: Vec<f32>,
+    more: Vec<f32>,
+    logits: Vec<f32>,
+    attention: Scratch,
 }
 
 #[derive(Default)]
@@ -375,33 +336,6 @@ fn blocks(rows: &[Row], group: usize) -> Vec<(usize, usize)> {
         }
     }
     out
-}
-
-fn inverse_rms(x: &[f32]) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + EPSILON).sqrt()
-}
-
-/// Scale each row of `width` values to unit root mean square.
-fn rms_norm(x: &[f32], width: usize, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let factor = inverse_rms(x);
-        x.iter().zip(out).for_each(|(x, out)| *out = x * factor);
-    }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = [0.0; LANES];
-    let (a, b) = (a.chunks(LANES), b.chunks(LANES));
-    for (a, b) in a.zip(b) {
-        for ((s, a), b) in sum.iter_mut().zip(a).zip(b) {
-            *s += a * b;
-        }
-    }
-    sum.iter().sum()
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -10,7 +10,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::cache::{Heads, Slot};
 use crate::kernels::Isa;
 use crate::matrix::Weights;
-use crate::model::{Config, Model, Part};
+use crate::model::{Config, Model, Part, Work};
 
 /// A tensor as Python gives it: float32 bytes, or int8 bytes with the float32 bytes of a scale per row.
 #[derive(FromPyObject)]
@@ -80,7 +80,7 @@ impl PyModel {
 
     /// Return empty slots for `n` sequences.
     fn slots(&self, n: usize) -> Slots {
-        Slots { model: self.0.clone(), slots: Mutex::new(vec![Slot::default(); n]) }
+        Slots { model: self.0.clone(), state: Mutex::new((vec![self.0.slot(); n], Work::default())) }
     }
 }
 
@@ -88,7 +88,7 @@ impl PyModel {
 #[pyclass(frozen, module = "rustinfer")]
 struct Slots {
     model: Arc<Model>,
-    slots: Mutex<Vec<Slot>>,
+    state: Mutex<(Vec<Slot>, Work)>,
 }
 
 /// slot, tokens held, the last of them or None, tokens to append, places at the end whose logits are wanted.
@@ -98,46 +98,47 @@ type Given5 = (usize, usize, Option<u32>, Vec<u32>, usize);
 impl Slots {
     /// Append every part to its slot; return the float32 bytes of (places wanted, vocab_size) logits.
     fn forward<'py>(&self, py: Python<'py>, parts: Vec<Given5>) -> PyResult<Bound<'py, PyBytes>> {
-        let logits = py.detach(|| {
-            let parts: Vec<Part> = parts
-                .iter()
-                .map(|(slot, held, previous, ids, wanted)| Part {
-                    slot: *slot,
-                    held: *held,
-                    previous: *previous,
-                    ids,
-                    wanted: *wanted,
-                })
-                .collect();
-            self.model.forward(&mut self.lock(), &parts)
-        });
-        let logits = logits.map_err(PyValueError::new_err)?;
-        PyBytes::new_with(py, logits.len() * 4, |bytes| {
-            for (to, from) in bytes.chunks_exact_mut(4).zip(&logits) {
-                to.copy_from_slice(&from.to_ne_bytes());
-            }
-            Ok(())
+        let parts: Vec<Part> = parts
+            .iter()
+            .map(|(slot, held, previous, ids, wanted)| Part {
+                slot: *slot,
+                held: *held,
+                previous: *previous,
+                ids,
+                wanted: *wanted,
+            })
+            .collect();
+        let wanted: usize = parts.iter().map(|part| part.wanted.min(part.ids.len())).sum();
+        PyBytes::new_with(py, wanted * self.model.config().vocab_size * 4, |bytes| {
+            py.detach(|| {
+                let (slots, work) = &mut *self.lock();
+                let logits = self.model.forward(slots, &parts, work).map_err(PyValueError::new_err)?;
+                for (to, from) in bytes.chunks_exact_mut(4).zip(logits) {
+                    to.copy_from_slice(&from.to_ne_bytes());
+                }
+                Ok(())
+            })
         })
     }
 
     /// Make `target` hold the first n tokens of `source`.
     fn copy(&self, source: usize, target: usize, n: usize) {
-        let mut slots = self.lock();
-        let mut taken = std::mem::take(&mut slots[target]);
+        let slots = &mut self.lock().0;
+        let mut taken = std::mem::replace(&mut slots[target], self.model.slot());
         taken.copy_from(&slots[source], &self.model.config().heads, n);
         slots[target] = taken;
     }
 
     /// Empty a slot and give its memory back.
     fn clear(&self, slot: usize) {
-        self.lock()[slot].clear();
+        self.lock().0[slot].clear();
     }
 }
 
 impl Slots {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Slot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, (Vec<Slot>, Work)> {
         // A panic in the middle of a pass leaves stale numbers at worst, which are overwritten before they are read.
-        self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
