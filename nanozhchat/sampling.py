@@ -94,12 +94,15 @@ def _only(p: Floats, kept: NDArray[np.intp]) -> Floats:
 
 def _nucleus(p: Floats, top_p: float) -> Floats:
     """Keep the likeliest tokens that together reach `top_p` of the mass (arXiv 1904.09751), one at least."""
-    falling = np.sort(p)[::-1]  # sorting values costs a fraction of sorting indices
+    total = p.sum()
+    kept = np.flatnonzero(p > (1 - top_p) * total / (2 * p.size))  # the others together are less than what is cut off
+    few = p[kept]
+    falling = np.sort(few)[::-1]  # sorting values costs a fraction of sorting indices
     before = np.cumsum(falling) - falling  # mass of the likelier ones
-    n = max(1, int(np.searchsorted(before, top_p * p.sum())))
-    likelier = p > falling[n - 1]
-    equal = np.flatnonzero(p == falling[n - 1])[: n - int(likelier.sum())]
-    return _only(p, np.append(np.flatnonzero(likelier), equal))
+    n = max(1, int(np.searchsorted(before, top_p * total)))
+    likelier = few > falling[n - 1]
+    equal = np.flatnonzero(few == falling[n - 1])[: n - int(likelier.sum())]
+    return _only(p, kept[np.append(np.flatnonzero(likelier), equal)])
 
 
 def draw(p: Floats, uniform: float | NDArray[np.float64]) -> NDArray[np.intp]:
