@@ -22,7 +22,7 @@ except ImportError as error:
 
 
 def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> Model:
-    """Pack a model's weights for this machine. int8: quantize them, and keys and values. isa: an instruction set, None = the best."""
+    """Pack a model's weights for this machine. int8: bytes, keys and values too. isa: None = the best."""
     c = model.config
     sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
              "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
