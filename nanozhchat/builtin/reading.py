@@ -61,11 +61,16 @@ def _fill(rng: Rng, held: bool, kind: str, name: str) -> dict[str, object]:
 
 
 class Passage(NamedTuple):
-    """A passage of a few events of one kind."""
+    """A passage of a few events of one kind, and the sentence that tells each."""
 
     kind: str
-    text: str
+    sentences: tuple[str, ...]
     events: tuple[dict[str, object], ...]
+
+    @property
+    def text(self) -> str:
+        """The whole passage."""
+        return "".join(self.sentences)
 
 
 def draw_passage(rng: Rng, held: bool) -> Passage:
@@ -81,16 +86,17 @@ def draw_passage(rng: Rng, held: bool) -> Passage:
             events.append(slots)
             seen |= values
     says = schema(kind).says
-    return Passage(kind, "".join([rng.pick(says).format(**slots) for slots in events]), tuple(events))
+    return Passage(kind, tuple([rng.pick(says).format(**slots) for slots in events]), tuple(events))
 
 
 def ask_about(rng: Rng, passage: Passage) -> Item:
-    """Ask for one slot of one event."""
+    """Ask for one slot of one event. The answer quotes the sentence first: copying teaches how to find it."""
     templates = schema(passage.kind)
-    event = rng.pick(passage.events)
+    i = rng.below(len(passage.events))
+    event, said = passage.events[i], passage.sentences[i]
     slot = rng.pick(tuple(templates.asks))
     ask = rng.pick(templates.asks[slot]).format(**event)
-    answer = templates.answers[slot].format(**event)
+    answer = f"上面说{said[:-1]}，所以{templates.answers[slot].format(**event)}"
     right = str(event[slot])
     wrong = tuple(str(other[slot]) for other in passage.events if other is not event)
     rule = "value" if right.isdigit() else "contains"
