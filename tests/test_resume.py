@@ -3,19 +3,22 @@
 import os
 import shutil
 import signal
+from itertools import product
 
 import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanozhchat import checkpoint, cli, compute, files, paths
-from scripts import base_train, chat_sft
+from scripts import base_train, chat_rl, chat_sft
 from tests.conftest import end_ranks, start_ranks, write_jsonl
 
 COMMON = ["--model-tag=m", "--device-type=cpu", "--dtype=float32", "--save-every=3", "--eval-every=6", "--num-steps=14"]
 BASE = ["--depth=1", "--vocab-size=300", "--max-seq-len=128", "--total-batch-size=512", "--device-batch-size=1",
         "--sample-every=0", "--eval-tokens=256", *COMMON]  # fmt: skip
 SFT = ["--max-conversations=64", *COMMON]
+RL = ["--source=base", "--tasks", "builtin:antonyms", "--num-problems=40", "--held-out=4", "--prompts=2", "--group=2",
+      "--max-tokens=4", "--eval-samples=1", *COMMON]  # fmt: skip
 KILL_AT = (2, 4, 7, 8, 11, 14)  # before anything is saved, while a save is written, in between, in the last step
 
 
@@ -35,7 +38,8 @@ def start(home, monkeypatch):
     monkeypatch.setattr(compute, "PROBE_SHAPE", (8, 8, 8))
 
     def start(stage, ranks, *flags, faults="", before=lambda rank: None):
-        script, given = (base_train, [*BASE, f"--data={home / 'data.jsonl'}"]) if stage == "base" else (chat_sft, SFT)
+        base = (base_train, [*BASE, f"--data={home / 'data.jsonl'}"])
+        script, given = {"base": base, "sft": (chat_sft, SFT), "rl": (chat_rl, RL)}[stage]
 
         def work(rank):
             os.environ["NANOZHCHAT_FAULTS"] = faults
@@ -46,7 +50,7 @@ def start(home, monkeypatch):
         return start_ranks(work, ranks, home / "log")
 
     yield start
-    for stage in ("base", "sft"):
+    for stage in ("base", "sft", "rl"):
         shutil.rmtree(paths.run_dir(stage, "m"), ignore_errors=True)
 
 
@@ -63,7 +67,7 @@ def result(stage):
 
 
 def undisturbed(start, stage, ranks, known={}):  # noqa: B006 - meant to be kept between tests
-    if stage == "sft":
+    if stage != "base":
         assert end_ranks(start("base", 1)) == [0]
     if (stage, ranks) not in known:
         assert end_ranks(start(stage, ranks)) == [0] * ranks
@@ -77,10 +81,10 @@ def assert_same(one, other):
     assert [name for name in one[0] if not torch.equal(one[0][name], other[0][name])] == []
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [("base", 1), ("base", 2), ("base", 4), ("sft", 1), ("sft", 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [*product(("base", "sft", "rl"), (1, 2)), ("base", 4)])
 def test_a_run_killed_at_any_step_ends_with_the_same_weights_state_and_losses_bit_for_bit(start, home, stage, ranks):
     calm = undisturbed(start, stage, ranks)
-    for i, step in enumerate(KILL_AT if ranks == 1 else KILL_AT[1::3]):
+    for i, step in enumerate(KILL_AT if ranks < 4 else KILL_AT[1::3]):
         codes = end_ranks(start(stage, ranks, faults=f"kill@step={step},rank={i % ranks}"))
         assert sorted(codes) == [-signal.SIGKILL, *[1] * (ranks - 1)], (home / "log").read_text()
         lines = [line for line in (home / "log").read_text().splitlines() if line.startswith("error")]
