@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from nanozhchat import cleaning, corpus, files, sources
-from nanozhchat.errors import DamagedError, DiskError
-from scripts import data_fetch
+from nanozhchat import cleaning, corpus, files, paths, sources
+from nanozhchat.errors import DamagedError, DiskError, RunError
+from scripts import data_cluster, data_fetch
 from tests.conftest import cut, flip, pack, refused, write_jsonl
 from tests.test_files import Faulty
 
@@ -190,3 +190,26 @@ def test_two_workers_and_one_command_that_joins_them_make_the_corpus_of_one_work
     assert {k: sorted(v) for k, v in everything(two).items()} == {k: sorted(v) for k, v in everything(one).items()}
     assert sorted(sum(everything(two).values(), [])) == sorted(TEXTS)
     refused("only 5 files", lambda: build(tmp_path / "in", name="x", part=(1, 6)))
+
+
+def test_the_shares_of_datatrove_give_one_corpus_for_any_number_of_workers_and_go_to_slurm(tmp_path, monkeypatch):
+    for i in range(3):
+        write_jsonl(tmp_path / "in" / f"{i}.jsonl", TEXTS[i * 80 : i * 80 + 90])
+    flags = ["--data", str(tmp_path / "in"), "--clean=unicode,exact", "--tasks=3", "--name=c"]
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setenv("NANOZHCHAT_BASE_DIR", str(tmp_path / f"base{workers}"))
+        data_cluster.main([*flags, f"--workers={workers}"])
+        found.append({path.name: path.read_bytes() for path in paths.corpus_dir("c").glob("*.parquet")})
+    assert found[0] == found[1] != {}
+    assert sorted(sum(everything(corpus.load("c")).values(), [])) == sorted(set(TEXTS[:250]))
+    refused("a task failed", data_cluster.main, [*flags, "--tasks=4"], error=RunError)
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        f'#!/bin/sh\nfor f; do cat "$f" 2>/dev/null; done >> {tmp_path}/jobs\necho Submitted batch job 7\n'
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    data_cluster.main([*flags, "--name=d", "--executor=slurm", "--partition=ours"])
+    jobs = (tmp_path / "jobs").read_text()
+    assert [line in jobs for line in ("--array=0-2%2", "--partition=ours", "--dependency=afterok:7")] == [True] * 3
