@@ -110,7 +110,7 @@ def measured() -> tuple[float, int, int]:
     """Return the training FLOP/s of this machine, all ranks together, the number of ranks, and which one this is."""
     from nanozhchat import budget, compute  # torch only when asked to measure
 
-    with compute.start() as comp:
+    with compute.start(measure=True) as comp:  # in the format that a budgeted run would choose
         return budget.measure_flops(comp), comp.world_size, comp.rank
 
 
