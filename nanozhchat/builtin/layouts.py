@@ -17,13 +17,13 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 20, "reading": 20, "facts": 22, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
+    "arithmetic": 20, "reading": 23, "facts": 22, "antonyms": 9, "measure": 10, "idioms": 7, "synonyms": 3, "pinyin": 2,
     "followup": 3, "counting": 4, "reversing": 10, "characters": 4, "classify": 5, "rewriting": 5, "extraction": 5,
     "identity": 2, "unknown": 24, "story": 3, "chat": 3, "repeat": 8,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 22, "arithmetic": 18, "reading": 18, "words": 35,
+    "stories": 7, "descriptions": 2, "dialogues": 8, "facts": 22, "arithmetic": 18, "reading": 21, "words": 35,
     "sentences": 8, "identity": 1, "unknown": 21,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ WORD_SKILLS = weighted(
 )  # fmt: skip
 SENTENCE_SKILLS = weighted(SKILL_WEIGHTS, "classify", "rewriting", "extraction")
 PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
-MISSING_FRAC = 0.4  # of several questions about one passage
+MISSING_FRAC = 0.5  # of several questions about one passage
 EXCHANGES_MAX = 4  # question-answer pairs in one document
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
