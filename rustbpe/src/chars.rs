@@ -202,7 +202,7 @@ impl Assembly {
             (_, Some((tokens, (pair, count, id)))) => (Next::Symbols { pair, tokens, count, id }, count),
             (None, None) => (Next::Unsure, 0),
         };
-        let next = if self.across.top().is_some_and(|(rival, _)| rival >= count) { Next::Unsure } else { next };
+        let next = if self.across.top().is_some_and(|(rival, ..)| rival >= count) { Next::Unsure } else { next };
         let taken = if let Next::Symbols { pair, .. } = next { Some(pair) } else { None };
         equal.into_iter().filter(|&(pair, ..)| Some(pair) != taken).for_each(|pair| restore(symbols, pair));
         next

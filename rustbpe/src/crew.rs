@@ -32,12 +32,17 @@ pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 #[derive(Debug)]
 pub struct Crew<W, O> {
     work: W,
-    order: RwLock<O>,
+    order: Apart<RwLock<O>>,
     followers: usize,
-    turn: AtomicU64,
-    done: AtomicUsize,
-    over: AtomicBool,
+    turn: Apart<AtomicU64>,
+    done: Apart<AtomicUsize>,
+    over: Apart<AtomicBool>,
 }
+
+/// In cache lines of its own: what one thread waits for must not be near what another writes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
 
 /// Runs `leader`, which may give orders; each of `n >= 1` threads, the leader's first, does `work(number, order)`.
 pub fn lead<W: Fn(usize, O) + Sync, O: Copy + Default + Send + Sync, R>(
@@ -47,18 +52,18 @@ pub fn lead<W: Fn(usize, O) + Sync, O: Copy + Default + Send + Sync, R>(
 ) -> R {
     let crew = Crew {
         work,
-        order: RwLock::default(),
+        order: Apart::default(),
         followers: n - 1,
-        turn: AtomicU64::new(0),
-        done: AtomicUsize::new(0),
-        over: AtomicBool::new(false),
+        turn: Apart::default(),
+        done: Apart::default(),
+        over: Apart::default(),
     };
     std::thread::scope(|scope| {
         let crew = &crew;
         for number in 1..n {
             scope.spawn(move || crew.follow(number));
         }
-        let _over = Over(&crew.over);
+        let _over = Over(&crew.over.0);
         leader(crew)
     })
 }
@@ -75,31 +80,31 @@ impl Drop for Over<'_> {
 impl<W: Fn(usize, O) + Sync, O: Copy> Crew<W, O> {
     /// Has all threads obey an order.
     pub fn order(&self, order: O) {
-        *write(&self.order) = order;
-        self.done.store(0, Ordering::Release);
-        self.turn.fetch_add(1, Ordering::Release);
+        *write(&self.order.0) = order;
+        self.done.0.store(0, Ordering::Release);
+        self.turn.0.fetch_add(1, Ordering::Release);
         (self.work)(0, order);
-        self.wait_until(|| self.done.load(Ordering::Acquire) == self.followers);
+        self.wait_until(|| self.done.0.load(Ordering::Acquire) == self.followers);
     }
 
     fn follow(&self, number: usize) {
-        let _over = Over(&self.over);
+        let _over = Over(&self.over.0);
         let mut seen = 0;
         loop {
-            self.wait_until(|| self.turn.load(Ordering::Acquire) != seen);
-            if self.over.load(Ordering::Acquire) {
+            self.wait_until(|| self.turn.0.load(Ordering::Acquire) != seen);
+            if self.over.0.load(Ordering::Acquire) {
                 return;
             }
             seen += 1;
-            (self.work)(number, *read(&self.order));
-            self.done.fetch_add(1, Ordering::Release);
+            (self.work)(number, *read(&self.order.0));
+            self.done.0.fetch_add(1, Ordering::Release);
         }
     }
 
     /// Waits for a condition, or for the end.
     fn wait_until(&self, ready: impl Fn() -> bool) {
         let mut spins = 0;
-        while !ready() && !self.over.load(Ordering::Acquire) {
+        while !ready() && !self.over.0.load(Ordering::Acquire) {
             spins += 1;
             if spins < SPINS {
                 std::hint::spin_loop();

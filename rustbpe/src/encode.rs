@@ -8,12 +8,15 @@ use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{PatternError, VocabError};
-use crate::lookup::{are_apart, Characters, PairTable, APART, FLAG_BITS, NO_PIECE, NO_TOKEN};
+use crate::lookup::{Characters, PairTable, APART, FLAG_BITS, NO_PIECE, NO_TOKEN};
 use crate::pretokenize::Splitter;
 use crate::vocab::Vocab;
 
 /// Up to this many pieces, merging looks through all pairs for the lowest rank: quadratic, but without a branch.
 const SHORT: usize = 64;
+
+/// Up to this many, as nearly always, the search is short.
+const FEW: usize = 8;
 
 /// Bits of a position among that many pieces, below the rank in a key: the lowest key is the leftmost lowest rank.
 const AT_BITS: u32 = SHORT.ilog2();
@@ -217,13 +220,13 @@ impl Encoder {
     /// foreseen, so there are few.
     #[inline]
     fn merge_short(&self, pieces: &mut [u32], small: bool, done: &mut Done) -> usize {
-        let mut keys = [u32::MAX; SHORT];
+        let mut keys = [u32::MAX; SHORT + FEW];
         let mut ends = 1u64 << (pieces.len() - 1);
         for (at, pair) in pieces.windows(2).enumerate() {
             let made = self.pairs.get(pair[0], pair[1]);
             keys[at] = made << AT_BITS | at as u32;
             // Between characters that no token has side by side, the chunk can be cut.
-            ends |= u64::from(small && are_apart(pair[0], pair[1], made)) << at;
+            ends |= u64::from(small && self.pairs.are_apart(pair[0], pair[1])) << at;
         }
         let (mut start, mut left) = (0, 0);
         while ends != 0 {
@@ -241,51 +244,81 @@ impl Encoder {
                 left += usize::from((start < end) & !one);
                 pieces[left] = if (start < end) & !one { last } else { pieces[left] };
                 left += 1;
+            } else if end - start == 2 {
+                // Three pieces, the most frequent of the rest: one merge, and perhaps another with what is left.
+                let (first, second) = (keys[start] >> AT_BITS, keys[start + 1] >> AT_BITS);
+                let (leftmost, made) = (first <= second, first.min(second));
+                let part = [pieces[start], pieces[start + 1], pieces[end]];
+                let pair = if leftmost { (made, part[2]) } else { (part[0], made) };
+                let whole = self.pairs.get(pair.0, pair.1);
+                let (one, two) = (made < NO_PIECE, made < NO_PIECE && whole < NO_PIECE);
+                if one {
+                    let last = if leftmost { (part[0], part[1]) } else { (part[1], part[2]) };
+                    *done = Done { highest: done.highest.max(made), last };
+                }
+                if two {
+                    *done = Done { highest: done.highest.max(whole), last: pair };
+                }
+                let two_left = if one { pair } else { (part[0], part[1]) };
+                pieces[left] = if two { whole } else { two_left.0 };
+                pieces[left + 1] = if two { pieces[left + 1] } else { two_left.1 };
+                pieces[left + 2] = if one { pieces[left + 2] } else { part[2] };
+                left += 3 - usize::from(one) - usize::from(two);
+            } else if end - start < FEW {
+                left = self.merge_part::<FEW>(pieces, &keys, (start, end), left, done);
             } else {
-                left = self.merge_part(pieces, &mut keys, (start, end), left, done);
+                left = self.merge_part::<SHORT>(pieces, &keys, (start, end), left, done);
             }
             start = end + 1;
         }
         left
     }
 
-    /// Merges the pieces from `start` to `end`, that included, by the keys of their pairs, and moves them to `to`.
-    fn merge_part(
+    /// Merges the pieces from `start` to `end`, that included, by the keys of their pairs, and moves them to `to`. They are
+    /// at most `N`, a power of two: a fixed number of keys is searched without a branch.
+    fn merge_part<const N: usize>(
         &self,
         pieces: &mut [u32],
-        keys: &mut [u32; SHORT],
+        keys: &[u32; SHORT + FEW],
         (start, end): (usize, usize),
         mut to: usize,
         done: &mut Done,
     ) -> usize {
+        let (n, mut pairs) = (end - start, [u32::MAX; N]);
+        if N == FEW {
+            // The same, but all of them at once.
+            let near = pairs.iter_mut().zip(&keys[start..start + FEW]).enumerate();
+            near.for_each(|(at, (pair, &key))| *pair = if at < n { key.wrapping_sub(start as u32) } else { u32::MAX });
+        } else {
+            pairs.iter_mut().zip(&keys[start..end]).for_each(|(pair, &key)| *pair = key - start as u32);
+        }
         // A bit for every piece that is still there.
-        let mut alive = u64::MAX >> (SHORT - 1 - end) & u64::MAX << start;
-        keys[end] = u32::MAX;
+        let mut alive = u64::MAX >> (SHORT - 1 - n);
         loop {
-            let lowest = keys[start..end].iter().fold(u32::MAX, |lowest, &key| key.min(lowest));
-            let (made, at) = (lowest >> AT_BITS, lowest as usize % SHORT);
+            let lowest = pairs.iter().fold(u32::MAX, |lowest, &key| key.min(lowest));
+            let (made, at) = (lowest >> AT_BITS, lowest as usize % N);
             if made >= NO_PIECE {
                 break;
             }
             let after = alive & (!1 << at);
-            let gone = after.trailing_zeros() as usize % SHORT;
-            *done = Done { highest: done.highest.max(made), last: (pieces[at], pieces[gone]) };
-            pieces[at] = made;
+            let gone = after.trailing_zeros() as usize % N;
+            *done = Done { highest: done.highest.max(made), last: (pieces[start + at], pieces[start + gone]) };
+            pieces[start + at] = made;
             alive &= !(1 << gone);
             let after = after & (after - 1);
-            let right = if after == 0 { NO_PIECE } else { pieces[after.trailing_zeros() as usize % SHORT] };
+            let right = if after == 0 { NO_PIECE } else { pieces[start + after.trailing_zeros() as usize % N] };
             let before = alive & ((1 << at) - 1);
-            let left_at = before.checked_ilog2().unwrap_or(SHORT as u32 - 1) as usize;
-            let left = if before == 0 { NO_PIECE } else { pieces[left_at] };
-            keys[gone] = u32::MAX;
-            keys[at] = self.pairs.get(made, right) << AT_BITS | at as u32;
+            let left_at = before.checked_ilog2().unwrap_or(N as u32 - 1) as usize % N;
+            let left = if before == 0 { NO_PIECE } else { pieces[start + left_at] };
+            pairs[gone] = u32::MAX;
+            pairs[at] = self.pairs.get(made, right) << AT_BITS | at as u32;
             let key = self.pairs.get(left, made) << AT_BITS | left_at as u32;
             if before != 0 {
-                keys[left_at] = key;
+                pairs[left_at] = key;
             }
         }
         while alive != 0 {
-            pieces[to] = pieces[alive.trailing_zeros() as usize];
+            pieces[to] = pieces[start + alive.trailing_zeros() as usize];
             to += 1;
             alive &= alive - 1;
         }

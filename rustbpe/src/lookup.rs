@@ -12,10 +12,13 @@ pub const FLAG_BITS: u32 = 1;
 const IS_PART: u32 = 1;
 const ID_BITS: u32 = NO_TOKEN.ilog2() + 1;
 const PIECE_BITS: u32 = ID_BITS + FLAG_BITS;
-/// What two pieces make that are not next to each other in any token.
+/// What two pieces make that make nothing.
 pub const APART: u32 = (1 << PIECE_BITS) - 1;
-/// Less than what makes nothing, more than any piece; half of no pair.
+/// Less than that, more than any piece; half of no pair.
 pub const NO_PIECE: u32 = APART - 1;
+
+/// Bits for each pair of characters side by side, of which all others then find about a tenth set.
+const NEIGHBOUR_BITS: usize = 8;
 
 /// Two pieces to the piece they make. A perfect hash table, since branches that cannot be foreseen take more time than
 /// all else: a pair's group has a factor that sends every pair of it to a slot of its own.
@@ -25,6 +28,9 @@ pub struct PairTable {
     slots: Vec<u64>,
     /// By group.
     factors: Vec<u16>,
+    /// By hash, a bit for the pairs of characters that stand side by side in some token. Apart from the merges, so that
+    /// these stay in a near cache.
+    neighbours: Vec<u64>,
     /// By id.
     pieces: Vec<u32>,
 }
@@ -33,26 +39,31 @@ impl PairTable {
     /// Of no pair.
     const EMPTY: u64 = u64::MAX;
 
-    /// From merges as (left, right, token), each pair once.
+    /// From merges as (left, right, token).
     pub fn new(mut pairs: Vec<(u32, u32, u32)>, vocab: &Vocab) -> Self {
-        pairs.extend(vocab.neighbours().map(|(left, right)| (left, right, NO_TOKEN)));
         pairs.sort_unstable();
         pairs.dedup_by_key(|&mut (left, right, _)| (left, right));
         let part = |token: &[u8]| if matches!(token, [0x80..=0xFF]) { IS_PART } else { 0 };
-        let mut pieces: Vec<u32> = vocab.iter().zip(0..).map(|(token, id)| id << FLAG_BITS | part(token)).collect();
+        let pieces: Vec<u32> = vocab.iter().zip(0..).map(|(token, id)| id << FLAG_BITS | part(token)).collect();
         let of = |id: u32| pieces.get(id as usize).copied().unwrap_or(NO_PIECE);
-        let slots: Vec<u64> = pairs
+        let full: Vec<u64> = pairs
             .into_iter()
             .map(|(left, right, id)| pair(of(left), of(right)) << PIECE_BITS | u64::from(of(id)))
             .collect();
-        let mut size = (slots.len() + slots.len() / 3).next_power_of_two().max(64);
+        let side_by_side: Vec<_> = vocab.neighbours().map(|(left, right)| pair(of(left), of(right))).collect();
+        let neighbours = vec![0; (side_by_side.len() * NEIGHBOUR_BITS / 64).next_power_of_two()];
+        let mut table = Self { slots: Vec::new(), factors: Vec::new(), neighbours, pieces };
+        for pair in side_by_side {
+            let (word, bit) = table.neighbour_bit(pair);
+            table.neighbours[word] |= bit;
+        }
+        let mut size = (full.len() + full.len() / 3).next_power_of_two().max(64);
         loop {
-            let (factors, empty) = (vec![0; size / 4], vec![Self::EMPTY; size]);
-            let mut table = Self { slots: empty, factors, pieces };
-            if table.fill(&slots) {
+            (table.factors, table.slots) = (vec![0; size / 4], vec![Self::EMPTY; size]);
+            if table.fill(&full) {
                 return table;
             }
-            (pieces, size) = (table.pieces, 2 * size);
+            size *= 2;
         }
     }
 
@@ -96,28 +107,34 @@ impl PairTable {
         (pair.wrapping_mul(SPREAD).wrapping_mul(factor) >> (64 - self.slots.len().trailing_zeros())) as usize
     }
 
-    /// The piece two pieces make, [`NO_PIECE`], or [`APART`].
+    #[inline]
+    fn neighbour_bit(&self, pair: u64) -> (usize, u64) {
+        let bit = pair.wrapping_mul(SPREAD) >> (58 - self.neighbours.len().trailing_zeros());
+        ((bit >> 6) as usize, 1 << (bit & 63))
+    }
+
+    /// The piece two pieces make, or [`APART`].
     #[inline]
     pub fn get(&self, left: u32, right: u32) -> u32 {
         let pair = pair(left, right);
         let slot = self.slots[self.place(pair)];
-        let made = slot as u32 & APART;
         if slot >> PIECE_BITS == pair {
-            made
+            slot as u32 & APART
         } else {
             APART
         }
+    }
+
+    /// Whether two characters are known to stand side by side in no token; never of parts of characters.
+    #[inline]
+    pub fn are_apart(&self, left: u32, right: u32) -> bool {
+        let (word, bit) = self.neighbour_bit(pair(left, right));
+        (left | right) & IS_PART == 0 && self.neighbours[word] & bit == 0
     }
 }
 
 /// Odd, and without a pattern.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Whether no token reaches across the border of two neighbours in a chunk that together make this.
-#[inline]
-pub fn are_apart(left: u32, right: u32, made: u32) -> bool {
-    made == APART && (left | right) & IS_PART == 0
-}
 
 #[inline]
 fn pair(left: u32, right: u32) -> u64 {

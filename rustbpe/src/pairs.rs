@@ -190,13 +190,16 @@ pub struct Pairs {
     /// (count, key, index). Counts here may be out of date, but never too low.
     heap: BinaryHeap<(u64, Reverse<u64>, u32)>,
     cutoff: u64,
+    /// By neighbour, what all shards tell of pairs gained, and the neighbours they tell of.
+    sums: Vec<u64>,
+    told: Vec<u32>,
     /// (neighbour, id) of the new pairs of the last merge booked, by whether the neighbour is before or after the token.
     pub filed: [Vec<(u32, u32)>; 2],
 }
 
 /// Which of `n` parts a pair belongs to.
 #[inline]
-fn part_of(key: u64, n: usize) -> usize {
+pub fn part_of(key: u64, n: usize) -> usize {
     // Not the bits that choose a place in a part.
     (((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64) >> 16) as usize
 }
@@ -205,7 +208,17 @@ impl Pairs {
     /// Part `number` of `n`, without pairs yet.
     pub fn new(cutoff: u64, number: usize, n: usize) -> Self {
         let (slots, counts, heap) = (vec![(0, NONE); 1 << 10], Vec::new(), BinaryHeap::new());
-        Self { number, n, slots, counts, heap, cutoff, filed: [const { Vec::new() }; 2] }
+        Self {
+            number,
+            n,
+            slots,
+            counts,
+            heap,
+            cutoff,
+            sums: Vec::new(),
+            told: Vec::new(),
+            filed: [const { Vec::new() }; 2],
+        }
     }
 
     #[inline]
@@ -257,12 +270,12 @@ impl Pairs {
         }
     }
 
-    /// The most frequent pair: (count, key), the lowest of equals.
-    pub fn top(&mut self) -> Option<(u64, Reverse<u64>)> {
+    /// The most frequent pair: (count, key, index), the lowest of equals.
+    pub fn top(&mut self) -> Option<(u64, Reverse<u64>, u32)> {
         while let Some(mut top) = self.heap.peek_mut() {
             let count = self.counts[top.2 as usize];
             if count == top.0 {
-                return Some((count, top.1));
+                return Some(*top);
             }
             if count >= self.cutoff {
                 top.0 = count;
@@ -275,12 +288,16 @@ impl Pairs {
 
     /// Books a merge in this part, as all shards have done it.
     pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], merge: Merge) {
-        let Merge { left, right, token, .. } = merge;
+        let (index, number) = (merge.id as usize / self.n, merge.id as usize % self.n);
+        if number == self.number && self.counts[index] > 0 {
+            self.heap.pop();
+            self.counts[index] = 0;
+        }
         let before: Vec<&Side> = shards.iter().map(|shard| &shard.before).collect();
         let after: Vec<&Side> = shards.iter().map(|shard| &shard.after).collect();
         self.filed = [
-            self.book_side(&before, token, NONE, |x| (key(x, left), key(x, token))),
-            self.book_side(&after, token, left, |y| (key(right, y), key(token, y))),
+            self.book_side(&before, merge.token, NONE, |x| merge.with_before(x)),
+            self.book_side(&after, merge.token, merge.left, |y| merge.with_after(y)),
         ];
         self.top();
     }
@@ -295,31 +312,41 @@ impl Pairs {
         half: u32,
         keys: impl Fn(u32) -> (u64, u64),
     ) -> Vec<(u32, u32)> {
-        let mut filed = Vec::with_capacity(64);
-        let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
-        for (index, side) in sides.iter().enumerate() {
-            for (i, &neighbour) in side.touched.iter().enumerate() {
-                if let Some(&later) = side.touched.get(i + AHEAD) {
+        let number = self.number;
+        for list in sides.iter().flat_map(|side| side.lost(number)) {
+            for (i, &(neighbour, count)) in list.iter().enumerate() {
+                if let Some(&(later, _)) = list.get(i + AHEAD) {
                     memory::prefetch(&self.slots, self.slot_of(keys(later).0));
                 }
-                let (loser, gainer) = keys(neighbour);
-                let (loses, gains) = (self.owns(loser), self.owns(gainer));
-                if !loses && !gains {
-                    continue;
-                }
-                let seen = |side: &&Side| side.seen[neighbour as usize];
-                if sides[..index].iter().any(|side| seen(side) > 0) {
-                    continue; // booked with that shard
-                }
-                let lost = sides[index..].iter().map(seen).sum();
-                if loses {
-                    self.subtract(loser, lost);
-                }
-                let gained = if neighbour == half { lost - overlap } else { lost };
-                if gains && gained >= self.cutoff {
-                    filed.push((neighbour, self.insert(gainer, gained)));
-                }
+                self.subtract(keys(neighbour).0, count);
             }
+        }
+        let mut filed = Vec::with_capacity(64);
+        let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
+        let mut gain = |pairs: &mut Self, neighbour, count| {
+            let gained = if neighbour == half { count - overlap } else { count };
+            if gained >= pairs.cutoff {
+                filed.push((neighbour, pairs.insert(keys(neighbour).1, gained)));
+            }
+        };
+        let gains = sides.iter().flat_map(|side| side.gained(number)).flatten();
+        if let [_] = sides {
+            gains.for_each(|&(neighbour, count)| gain(self, neighbour, count));
+        } else {
+            self.sums.resize(sides.iter().map(|side| side.limit()).max().unwrap_or(0), 0);
+            for &(neighbour, count) in gains {
+                let sum = &mut self.sums[neighbour as usize];
+                if *sum == 0 {
+                    self.told.push(neighbour);
+                }
+                *sum += count;
+            }
+            let mut told = take(&mut self.told);
+            for neighbour in told.drain(..) {
+                let count = take(&mut self.sums[neighbour as usize]);
+                gain(self, neighbour, count);
+            }
+            self.told = told;
         }
         if overlap >= self.cutoff && self.owns(keys(token).1) {
             filed.push((token, self.insert(keys(token).1, overlap)));
@@ -333,12 +360,21 @@ pub fn id_limit(parts: &[Pairs]) -> usize {
     parts.iter().map(|part| part.counts.len()).max().unwrap_or(0) * parts.len()
 }
 
+/// The most frequent pair of all parts: (key, count, id). Its part takes it out when the merge is booked.
+pub fn best(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
+    let n = parts.len();
+    let ((count, Reverse(key), index), number) =
+        parts.iter_mut().map(|part| part.top()).zip(0..).max().and_then(|(top, number)| Some((top?, number)))?;
+    Some((key, count, (index as usize * n + number) as u32))
+}
+
 /// Takes the most frequent pair out of all parts: (key, count, id).
 pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
-    let (_, best) = parts.iter_mut().map(|part| part.top()).zip(0..).max()?;
-    let (count, Reverse(key), index) = parts[best].heap.pop()?;
-    parts[best].counts[index as usize] = 0;
-    Some((key, count, (index as usize * parts.len() + best) as u32))
+    let (key, count, id) = best(parts)?;
+    let (index, number) = (id as usize / parts.len(), id as usize % parts.len());
+    parts[number].heap.pop();
+    parts[number].counts[index] = 0;
+    Some((key, count, id))
 }
 
 /// Puts back what `pop` took out.

@@ -1,9 +1,10 @@
 //! One thread's part of the text, with the positions of all pairs in it.
 
+use std::mem::take;
 use std::sync::RwLockReadGuard;
 
 use crate::memory;
-use crate::pairs::{PairMap, Pairs, NONE};
+use crate::pairs::{key, part_of, PairMap, Pairs, NONE};
 use crate::word::{Slot, Words};
 
 /// Memory is asked for this many items ahead of being visited.
@@ -22,25 +23,67 @@ pub struct Merge {
     pub token: u32,
 }
 
+impl Merge {
+    /// The pairs that lose and gain an occurrence where `x` stands before.
+    #[inline]
+    pub fn with_before(&self, x: u32) -> (u64, u64) {
+        (key(x, self.left), key(x, self.token))
+    }
+
+    /// The same where `y` stands after.
+    #[inline]
+    pub fn with_after(&self, y: u32) -> (u64, u64) {
+        (key(self.right, y), key(self.token, y))
+    }
+}
+
 /// What one merge does to the pairs with the neighbours on one side: dense by token id, with the list of those met.
 #[derive(Debug)]
 pub struct Side {
     /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
-    pub seen: Vec<u64>,
+    seen: Vec<u64>,
     /// The neighbours met.
-    pub touched: Vec<u32>,
+    touched: Vec<u32>,
     /// (neighbour, position of the new pair), by ascending position.
     found: Vec<(u32, u32)>,
     /// How often the new token stands next to itself.
     pub overlap: u64,
     /// Where the list of the new pair with a neighbour goes.
     list_of: Vec<u32>,
+    /// (neighbour, occurrences) for those who book: by part that loses a pair, `n_parts` times, and part that gains one.
+    told: Vec<Vec<(u32, u64)>>,
+    n_parts: usize,
 }
 
 impl Side {
-    fn new(vocab_size: usize) -> Self {
-        let (seen, list_of) = (vec![0; vocab_size], vec![NONE; vocab_size]);
-        Self { seen, touched: Vec::new(), found: Vec::new(), overlap: 0, list_of }
+    fn new(vocab_size: usize, n_parts: usize) -> Self {
+        let (seen, list_of, told) = (vec![0; vocab_size], vec![NONE; vocab_size], vec![Vec::new(); n_parts * n_parts]);
+        Self { seen, touched: Vec::new(), found: Vec::new(), overlap: 0, list_of, told, n_parts }
+    }
+
+    /// All neighbours there may be are below this.
+    pub fn limit(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// (neighbour, occurrences) of pairs that a part loses; they may come twice from different sides.
+    pub fn lost(&self, part: usize) -> impl Iterator<Item = &[(u32, u64)]> {
+        self.told[part * self.n_parts..(part + 1) * self.n_parts].iter().map(Vec::as_slice)
+    }
+
+    /// The same for pairs that a part gains.
+    pub fn gained(&self, part: usize) -> impl Iterator<Item = &[(u32, u64)]> {
+        self.told.iter().skip(part).step_by(self.n_parts).map(Vec::as_slice)
+    }
+
+    /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
+    fn tell(&mut self, pairs: impl Fn(u32) -> (u64, u64)) {
+        self.told.iter_mut().for_each(Vec::clear);
+        for neighbour in self.touched.drain(..) {
+            let (loser, gainer) = pairs(neighbour);
+            let list = part_of(loser, self.n_parts) * self.n_parts + part_of(gainer, self.n_parts);
+            self.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
+        }
     }
 
     #[inline]
@@ -93,9 +136,6 @@ impl Side {
                 self.list_of[neighbour as usize] = NONE;
             }
         }
-        for neighbour in self.touched.drain(..) {
-            self.seen[neighbour as usize] = 0;
-        }
         self.found.clear();
         self.overlap = 0;
     }
@@ -115,9 +155,9 @@ pub struct Shard<S> {
 }
 
 impl<S: Slot> Shard<S> {
-    /// A shard without any lists.
-    pub fn new(words: Words<S>, vocab_size: usize) -> Self {
-        let (before, after) = (Side::new(vocab_size), Side::new(vocab_size));
+    /// A shard without any lists, one of `n`.
+    pub fn new(words: Words<S>, vocab_size: usize, n: usize) -> Self {
+        let (before, after) = (Side::new(vocab_size, n), Side::new(vocab_size, n));
         Self { words, lists: Vec::new(), positions: Vec::new(), before, after }
     }
 
@@ -182,7 +222,8 @@ impl<S: Slot> Shard<S> {
     }
 
     /// Merges a pair wherever it stands and notes what that does to its neighbours.
-    pub fn merge(&mut self, Merge { id, left, right, token }: Merge) {
+    pub fn merge(&mut self, merge: Merge) {
+        let Merge { id, left, right, token } = merge;
         self.words.new_token(left, right);
         let Self { words, lists, positions, before, after } = self;
         let (start, len) = lists[id as usize];
@@ -211,5 +252,7 @@ impl<S: Slot> Shard<S> {
                 after.record(y.id(), position, count);
             }
         }
+        before.tell(|x| merge.with_before(x));
+        after.tell(|y| merge.with_after(y));
     }
 }

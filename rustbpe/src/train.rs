@@ -23,7 +23,7 @@ use crate::chars::{characters, count_characters, Alphabet, Assembly, Next};
 use crate::count::{shares, ChunkCounts};
 use crate::crew::{each, lead, read, write};
 use crate::error::TrainError;
-use crate::pairs::{halves, id_limit, pop, PairMap, Pairs};
+use crate::pairs::{best, halves, id_limit, PairMap, Pairs};
 use crate::shard::{Merge, Shard};
 use crate::vocab::MAX_TOKENS;
 use crate::word::{Slot, Words};
@@ -166,7 +166,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         mut assembly: Option<&mut Assembly>,
     ) -> Result<Vec<Words<S>>, TrainError> {
         let n_symbols = words.first().map_or(0, |(words, _)| words.n_tokens());
-        let new = |(words, lens)| (Shard::new(words, n_symbols + self.vocab_size as usize), lens);
+        let n = pairs.len();
+        let new = |(words, lens)| (Shard::new(words, n_symbols + self.vocab_size as usize, n), lens);
         let mut shards: Vec<_> = words.into_iter().map(new).collect();
         each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, id_limit(&pairs), lens.take()));
         drop(ids);
@@ -190,7 +191,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
                     let mut parts: Vec<_> = pairs.iter().map(write).collect();
                     let next = match &mut assembly {
                         Some(assembly) => assembly.next(&mut parts),
-                        None => pop(&mut parts).map_or(Next::Unsure, |(pair, count, id)| Next::Symbols {
+                        None => best(&mut parts).map_or(Next::Unsure, |(pair, count, id)| Next::Symbols {
                             pair,
                             tokens: pair,
                             count,
