@@ -21,6 +21,9 @@ const FEW: usize = 8;
 /// Bits of a position among that many pieces, below the rank in a key: the lowest key is the leftmost lowest rank.
 const AT_BITS: u32 = SHORT.ilog2();
 
+/// Pieces that are worked on together: those of many chunks, so that the waits for memory overlap.
+const BLOCK: usize = 512;
+
 /// Texts are dealt out to threads in runs of about this many bytes.
 const RUN_BYTES: usize = 1 << 16;
 
@@ -44,6 +47,17 @@ struct Done {
 }
 
 const NOTHING_DONE: Done = Done { highest: 0, last: (NO_PIECE, NO_PIECE) };
+
+/// Pieces of whole chunks, one after the other.
+#[derive(Debug)]
+struct Block {
+    pieces: [u32; BLOCK],
+    len: usize,
+    /// A bit for each piece after which merging stops.
+    ends: [u64; BLOCK / 64],
+    /// What each piece makes with the next; with room to look at a few too many.
+    made: [u32; BLOCK + FEW],
+}
 
 impl Encoder {
     /// An encoder for `vocab` with chunks cut by `splitter`.
@@ -104,7 +118,49 @@ impl Encoder {
 
     /// Encodes a text, appending to `out`.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), PatternError> {
-        self.splitter.split(text, |chunk| self.encode_chunk(chunk.as_bytes(), out))
+        self.encode_split(&self.splitter, text, out)
+    }
+
+    fn encode_split(&self, splitter: &Splitter, text: &str, out: &mut Vec<u32>) -> Result<(), PatternError> {
+        let mut block = Block { pieces: [0; BLOCK], len: 0, ends: [0; BLOCK / 64], made: [0; BLOCK + FEW] };
+        splitter.split(text, |chunk| self.add_chunk(&mut block, chunk.as_bytes(), out))?;
+        self.merge_block(&mut block, out);
+        Ok(())
+    }
+
+    /// Adds a chunk to the block. If there is no room, or the chunk is long, those before it are encoded first.
+    #[inline]
+    fn add_chunk(&self, block: &mut Block, chunk: &[u8], out: &mut Vec<u32>) {
+        if block.len + chunk.len() > BLOCK {
+            self.merge_block(block, out);
+        }
+        let mut len = block.len;
+        match self.whole_chunk(chunk) {
+            Some(id) => {
+                block.pieces[len] = self.pairs.piece(id);
+                len += 1;
+            }
+            None if chunk.len() <= BLOCK => self.pieces(chunk, |piece| {
+                block.pieces[len] = piece;
+                len += 1;
+            }),
+            None => {}
+        }
+        if len == block.len || len - block.len > SHORT {
+            self.merge_block(block, out);
+            self.merge(chunk, out);
+        } else {
+            block.ends[(len - 1) / 64] |= 1 << ((len - 1) % 64);
+            block.len = len;
+        }
+    }
+
+    /// Appends the ids of all chunks in the block, which is empty afterwards.
+    fn merge_block(&self, block: &mut Block, out: &mut Vec<u32>) {
+        let Block { pieces, len, ends, made } = block;
+        let left = self.merge_parts(&mut pieces[..*len], ends, made, true, &mut { NOTHING_DONE });
+        out.extend(pieces[..left].iter().map(|piece| piece >> FLAG_BITS));
+        (*len, *ends) = (0, [0; BLOCK / 64]);
     }
 
     /// Encodes a text.
@@ -140,7 +196,7 @@ impl Encoder {
             while let Some(&(from, to)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let (mut ids, mut ends) = (Vec::new(), Vec::with_capacity(to - from));
                 for text in &texts[from..to] {
-                    splitter.split(text.as_ref(), |chunk| self.encode_chunk(chunk.as_bytes(), &mut ids))?;
+                    self.encode_split(&splitter, text.as_ref(), &mut ids)?;
                     ends.push(ids.len());
                 }
                 done.push((from, ids, ends));
@@ -171,14 +227,23 @@ impl Encoder {
     /// Appends the ids of a chunk.
     #[inline]
     pub(crate) fn encode_chunk(&self, chunk: &[u8], ids: &mut Vec<u32>) {
+        match self.whole_chunk(chunk) {
+            Some(id) => ids.push(id),
+            None => drop(self.merge(chunk, ids)),
+        }
+    }
+
+    /// The token that is this chunk, if it is worth looking up.
+    #[inline]
+    fn whole_chunk(&self, chunk: &[u8]) -> Option<u32> {
         // Merging finds every token that merges make. Looking it up is quicker only for words, which start from bytes.
         let look_up = chunk.first().is_some_and(|&first| first < 0x80) || self.merges.is_err();
-        if look_up && (2..=self.longest_token).contains(&chunk.len()) {
-            if let Some(id) = self.vocab.id(chunk) {
-                return ids.push(id);
-            }
+        let look_up = look_up && (2..=self.longest_token).contains(&chunk.len());
+        if look_up {
+            self.vocab.id(chunk)
+        } else {
+            None
         }
-        self.merge(chunk, ids);
     }
 
     /// Appends the ids of a chunk that is given in tokens, as all merges of lower ranks than some left it.
@@ -189,16 +254,22 @@ impl Encoder {
     }
 
     /// Appends the tokens that merging makes of a chunk.
-    #[inline]
     fn merge(&self, chunk: &[u8], ids: &mut Vec<u32>) -> Done {
-        let (first, mut from) = (ids.len(), 0);
+        let first = ids.len();
+        self.pieces(chunk, |piece| ids.push(piece));
+        self.merge_pieces(first, ids, true)
+    }
+
+    /// The pieces a chunk starts from.
+    #[inline]
+    fn pieces(&self, chunk: &[u8], mut add: impl FnMut(u32)) {
+        let mut from = 0;
         while from < chunk.len() {
             let whole = self.characters.as_ref().and_then(|characters| characters.at(chunk, from));
             let (piece, bytes) = whole.unwrap_or((self.byte_pieces[usize::from(chunk[from])], 1));
-            ids.push(piece);
+            add(piece);
             from += bytes;
         }
-        self.merge_pieces(first, ids, true)
     }
 
     /// Turns the pieces from `first` on into the tokens that merging makes of them. `small`: none is more than a character.
@@ -216,70 +287,95 @@ impl Encoder {
         done
     }
 
-    /// Merges 2 to [`SHORT`] pieces in place; returns how many are left. What takes time is branches that cannot be
-    /// foreseen, so there are few.
-    #[inline]
+    /// Merges 2 to [`SHORT`] pieces in place; returns how many are left.
     fn merge_short(&self, pieces: &mut [u32], small: bool, done: &mut Done) -> usize {
-        let mut keys = [u32::MAX; SHORT + FEW];
-        let mut ends = 1u64 << (pieces.len() - 1);
-        for (at, pair) in pieces.windows(2).enumerate() {
-            let made = self.pairs.get(pair[0], pair[1]);
-            keys[at] = made << AT_BITS | at as u32;
+        let mut ends = [1 << (pieces.len() - 1)];
+        self.merge_parts(pieces, &mut ends, &mut [0; SHORT + FEW], small, done)
+    }
+
+    /// Merges pieces in place, never across the `ends`; returns how many are left. What takes time is branches that cannot
+    /// be foreseen, so there are few. No more than [`SHORT`] pieces may be without an end; the last has one.
+    #[inline]
+    fn merge_parts(
+        &self,
+        pieces: &mut [u32],
+        ends: &mut [u64],
+        made: &mut [u32],
+        small: bool,
+        done: &mut Done,
+    ) -> usize {
+        for (at, (pair, made)) in pieces.windows(2).zip(made.iter_mut()).enumerate() {
+            *made = self.pairs.get(pair[0], pair[1]);
             // Between characters that no token has side by side, the chunk can be cut.
-            ends |= u64::from(small && self.pairs.are_apart(pair[0], pair[1])) << at;
+            ends[at / 64] |= u64::from(small && self.pairs.are_apart(pair[0], pair[1])) << (at % 64);
         }
         let (mut start, mut left) = (0, 0);
-        while ends != 0 {
-            let end = ends.trailing_zeros() as usize;
-            ends &= ends - 1;
-            if end - start < 2 {
-                // One piece; or two, which make one or stay.
-                let made = keys[start] >> AT_BITS;
-                let one = (start < end) & (made < NO_PIECE);
-                if one {
-                    *done = Done { highest: done.highest.max(made), last: (pieces[start], pieces[end]) };
-                }
-                let last = pieces[end];
-                pieces[left] = if one { made } else { pieces[start] };
-                left += usize::from((start < end) & !one);
-                pieces[left] = if (start < end) & !one { last } else { pieces[left] };
-                left += 1;
-            } else if end - start == 2 {
-                // Three pieces, the most frequent of the rest: one merge, and perhaps another with what is left.
-                let (first, second) = (keys[start] >> AT_BITS, keys[start + 1] >> AT_BITS);
-                let (leftmost, made) = (first <= second, first.min(second));
-                let part = [pieces[start], pieces[start + 1], pieces[end]];
-                let pair = if leftmost { (made, part[2]) } else { (part[0], made) };
-                let whole = self.pairs.get(pair.0, pair.1);
-                let (one, two) = (made < NO_PIECE, made < NO_PIECE && whole < NO_PIECE);
-                if one {
-                    let last = if leftmost { (part[0], part[1]) } else { (part[1], part[2]) };
-                    *done = Done { highest: done.highest.max(made), last };
-                }
-                if two {
-                    *done = Done { highest: done.highest.max(whole), last: pair };
-                }
-                let two_left = if one { pair } else { (part[0], part[1]) };
-                pieces[left] = if two { whole } else { two_left.0 };
-                pieces[left + 1] = if two { pieces[left + 1] } else { two_left.1 };
-                pieces[left + 2] = if one { pieces[left + 2] } else { part[2] };
-                left += 3 - usize::from(one) - usize::from(two);
-            } else if end - start < FEW {
-                left = self.merge_part::<FEW>(pieces, &keys, (start, end), left, done);
-            } else {
-                left = self.merge_part::<SHORT>(pieces, &keys, (start, end), left, done);
+        for (base, word) in (0..).step_by(64).zip(ends.iter_mut()) {
+            while *word != 0 {
+                let end = base + word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                left = self.merge_part(pieces, made, (start, end), left, done);
+                start = end + 1;
             }
-            start = end + 1;
         }
         left
     }
 
-    /// Merges the pieces from `start` to `end`, that included, by the keys of their pairs, and moves them to `to`. They are
-    /// at most `N`, a power of two: a fixed number of keys is searched without a branch.
-    fn merge_part<const N: usize>(
+    /// Merges the pieces from `start` to `end`, that included, and moves them to `left`; returns where they end.
+    #[inline]
+    fn merge_part(
         &self,
         pieces: &mut [u32],
-        keys: &[u32; SHORT + FEW],
+        made: &[u32],
+        (start, end): (usize, usize),
+        mut left: usize,
+        done: &mut Done,
+    ) -> usize {
+        if end - start < 2 {
+            // One piece; or two, which make one or stay.
+            let made = made[start];
+            let one = (start < end) & (made < NO_PIECE);
+            if one {
+                *done = Done { highest: done.highest.max(made), last: (pieces[start], pieces[end]) };
+            }
+            let last = pieces[end];
+            pieces[left] = if one { made } else { pieces[start] };
+            left += usize::from((start < end) & !one);
+            pieces[left] = if (start < end) & !one { last } else { pieces[left] };
+            left += 1;
+        } else if end - start == 2 {
+            // Three pieces, the most frequent of the rest: one merge, and perhaps another with what is left.
+            let (first, second) = (made[start], made[start + 1]);
+            let (leftmost, made) = (first <= second, first.min(second));
+            let part = [pieces[start], pieces[start + 1], pieces[end]];
+            let pair = if leftmost { (made, part[2]) } else { (part[0], made) };
+            let whole = self.pairs.get(pair.0, pair.1);
+            let (one, two) = (made < NO_PIECE, made < NO_PIECE && whole < NO_PIECE);
+            if one {
+                let last = if leftmost { (part[0], part[1]) } else { (part[1], part[2]) };
+                *done = Done { highest: done.highest.max(made), last };
+            }
+            if two {
+                *done = Done { highest: done.highest.max(whole), last: pair };
+            }
+            let two_left = if one { pair } else { (part[0], part[1]) };
+            pieces[left] = if two { whole } else { two_left.0 };
+            pieces[left + 1] = if two { pieces[left + 1] } else { two_left.1 };
+            pieces[left + 2] = if one { pieces[left + 2] } else { part[2] };
+            left += 3 - usize::from(one) - usize::from(two);
+        } else if end - start < FEW {
+            left = self.merge_many::<FEW>(pieces, made, (start, end), left, done);
+        } else {
+            left = self.merge_many::<SHORT>(pieces, made, (start, end), left, done);
+        }
+        left
+    }
+
+    /// The same for at most `N` pieces, a power of two: a fixed number of keys is searched without a branch.
+    fn merge_many<const N: usize>(
+        &self,
+        pieces: &mut [u32],
+        made: &[u32],
         (start, end): (usize, usize),
         mut to: usize,
         done: &mut Done,
@@ -287,10 +383,11 @@ impl Encoder {
         let (n, mut pairs) = (end - start, [u32::MAX; N]);
         if N == FEW {
             // The same, but all of them at once.
-            let near = pairs.iter_mut().zip(&keys[start..start + FEW]).enumerate();
-            near.for_each(|(at, (pair, &key))| *pair = if at < n { key.wrapping_sub(start as u32) } else { u32::MAX });
+            let near = pairs.iter_mut().zip(&made[start..start + FEW]).zip(0u32..);
+            near.for_each(|((pair, &made), at)| *pair = if at < n as u32 { made << AT_BITS | at } else { u32::MAX });
         } else {
-            pairs.iter_mut().zip(&keys[start..end]).for_each(|(pair, &key)| *pair = key - start as u32);
+            let all = pairs.iter_mut().zip(&made[start..end]).zip(0u32..);
+            all.for_each(|((pair, &made), at)| *pair = made << AT_BITS | at);
         }
         // A bit for every piece that is still there.
         let mut alive = u64::MAX >> (SHORT - 1 - n);

@@ -57,13 +57,13 @@ impl PairTable {
             let (word, bit) = table.neighbour_bit(pair);
             table.neighbours[word] |= bit;
         }
-        let mut size = (full.len() + full.len() / 3).next_power_of_two().max(64);
+        let mut size = full.len() + full.len() / 8 + 64;
         loop {
-            (table.factors, table.slots) = (vec![0; size / 4], vec![Self::EMPTY; size]);
+            (table.factors, table.slots) = (vec![0; (size / 4).next_power_of_two()], vec![Self::EMPTY; size]);
             if table.fill(&full) {
                 return table;
             }
-            size *= 2;
+            size += size / 4;
         }
     }
 
@@ -104,7 +104,9 @@ impl PairTable {
     #[inline]
     fn place(&self, pair: u64) -> usize {
         let factor = 2 * u64::from(self.factors[self.group(pair)]) + 1;
-        (pair.wrapping_mul(SPREAD).wrapping_mul(factor) >> (64 - self.slots.len().trailing_zeros())) as usize
+        // Below the number of slots, which fits 32 bits.
+        let hash = pair.wrapping_mul(SPREAD).wrapping_mul(factor) >> 32;
+        (hash * self.slots.len() as u64 >> 32) as usize
     }
 
     #[inline]
@@ -211,7 +213,7 @@ impl Characters {
     }
 
     /// Whether the character at `chunk[from..]` may start as one token: (piece, bytes).
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, chunk: &[u8], from: usize) -> Option<(u32, usize)> {
         let (code, bytes) = match chunk[from..] {
             // An overlong form, found in damaged text only, has the code of another character.
