@@ -190,17 +190,22 @@ def side_by_side(kind: str, docs: list[str], size: int, args: argparse.Namespace
               f"{peak:7.0f} MB peak ({peak / n_bytes * 1e6:5.2f} per MB)  {note}", flush=True)  # fmt: skip
 
 
+def splice(source: str, rng: random.Random, folder: str, megabytes: float, n_files: int = 8) -> None:
+    """Write files of text spliced from pieces of the source, so that new chunks never stop coming."""
+    for number in range(n_files):
+        with open(f"{folder}/{number}.jsonl", "w", encoding="utf-8") as out:
+            while out.tell() < megabytes * 1e6 / n_files:
+                starts = [rng.randrange(len(source)) for _ in range(60)]
+                text = "".join(source[start : start + rng.randrange(5, 40)] for start in starts)
+                out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
 def memory(docs: list[str], size: int, args: argparse.Namespace) -> None:
-    """Train on text spliced from pieces of the documents, so that new chunks never stop coming."""
+    """Train on spliced text within little memory."""
     source, rng, (half, whole) = "".join(docs), random.Random(0), (args.megabytes / 2, args.megabytes)
     for megabytes, limit in ((1, whole / 21), (half, whole / 21), (half, half / 21), (whole, whole / 21)):  # MB, MiB
         with tempfile.TemporaryDirectory() as folder:
-            for number in range(8):
-                with open(f"{folder}/{number}.jsonl", "w", encoding="utf-8") as out:
-                    while out.tell() < megabytes * 1e6 / 8:
-                        starts = [rng.randrange(len(source)) for _ in range(60)]
-                        text = "".join(source[start : start + rng.randrange(5, 40)] for start in starts)
-                        out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            splice(source, rng, folder, megabytes)
             flags = [f"--data={folder}/*.jsonl", "--name=t", "--max-bytes=1000000000000", f"--threads={args.threads}",
                      f"--memory-limit={limit:.3f}m", f"--vocab-size={size if megabytes > 1 else 2048}"]  # fmt: skip
             command, env = [sys.executable, "-m", "scripts.tok_train"], {**os.environ, "NANOZHCHAT_BASE_DIR": folder}
