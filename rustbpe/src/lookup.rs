@@ -106,7 +106,7 @@ impl PairTable {
         let factor = 2 * u64::from(self.factors[self.group(pair)]) + 1;
         // Below the number of slots, which fits 32 bits.
         let hash = pair.wrapping_mul(SPREAD).wrapping_mul(factor) >> 32;
-        (hash * self.slots.len() as u64 >> 32) as usize
+        ((hash * self.slots.len() as u64) >> 32) as usize
     }
 
     #[inline]
