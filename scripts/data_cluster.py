@@ -4,6 +4,7 @@ Each task runs `scripts.data_fetch --shard-of=K/N` as a process of its own. Dupl
 meet. The same command goes on after a stop: whole shares are kept, as everywhere.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,24 +45,27 @@ class Args:
             raise ValueError("--data is needed: files to share out, such as --data 'c4/*.json.gz'")
 
 
-def fetch(name: str, data: Sequence[str], clean: Sequence[str], skip_bad: bool, *flags: str) -> None:
-    """Run scripts.data_fetch; raises CalledProcessError when it fails."""
+def fetch(
+    place: tuple[str, str], name: str, data: Sequence[str], clean: Sequence[str], skip_bad: bool, *flags: str
+) -> None:
+    """Run scripts.data_fetch; raises CalledProcessError when it fails. place: working and base directory."""
     steps = [f"--clean={','.join(clean)}"] if clean else []
     bad = ["--skip-bad"] if skip_bad else []
     command = [sys.executable, "-m", "scripts.data_fetch", "--data", *data, f"--name={name}", *steps, *bad, *flags]
-    subprocess.run(command, check=True)
+    env = {**os.environ, "NANOZHCHAT_BASE_DIR": place[1]}  # a worker may have begun elsewhere, with another one
+    subprocess.run(command, check=True, cwd=place[0], env=env)
 
 
-def share(args: Args, _: object, rank: int, world_size: int) -> None:
+def share(args: Args, place: tuple[str, str], _: object, rank: int, world_size: int) -> None:
     """Do one task, as datatrove calls it."""
     steps = [step for step in parse_steps(args.clean) if step not in WHOLE]
-    fetch(f"{args.name}-{rank + 1}", args.data, steps, args.skip_bad, f"--shard-of={rank + 1}/{world_size}")
+    fetch(place, f"{args.name}-{rank + 1}", args.data, steps, args.skip_bad, f"--shard-of={rank + 1}/{world_size}")
 
 
-def join(args: Args, *_: object) -> None:
+def join(args: Args, place: tuple[str, str], *_: object) -> None:
     """Put the shares together and drop what they have twice."""
-    shares = [str(paths.corpus_dir(f"{args.name}-{k + 1}")) for k in range(args.tasks)]
-    fetch(args.name, shares, [step for step in parse_steps(args.clean) if step in WHOLE], False)
+    shares = [f"{place[1]}/corpus/{args.name}-{k + 1}" for k in range(args.tasks)]
+    fetch(place, args.name, shares, [step for step in parse_steps(args.clean) if step in WHOLE], False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,19 +76,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ImportError as error:
         raise ValueError("scripts.data_cluster needs datatrove; run `uv sync --extra cluster`") from error
     logs = str(paths.base_dir() / "logs" / f"data-{args.name}")
+    place = os.getcwd(), str(paths.base_dir())
     how: dict[str, Any] = {"skip_completed": False}  # data_fetch itself knows what is done, and with which settings
     if args.executor == "local":
-        tasks = LocalPipelineExecutor([partial(share, args)], tasks=args.tasks, workers=args.workers,
+        tasks = LocalPipelineExecutor([partial(share, args, place)], tasks=args.tasks, workers=args.workers,
                                       logging_dir=f"{logs}/shares", **how)  # fmt: skip
         try:
-            LocalPipelineExecutor([partial(join, args)], logging_dir=f"{logs}/join", depends=tasks, **how).run()
+            LocalPipelineExecutor([partial(join, args, place)], logging_dir=f"{logs}/join", depends=tasks, **how).run()
         except subprocess.CalledProcessError as error:
             raise RunError(f"a task failed: {error}; its reason stands above and in {logs}") from error
         return
     how |= {"time": args.time, "partition": args.partition, "cpus_per_task": args.cpus}
-    tasks = SlurmPipelineExecutor([partial(share, args)], tasks=args.tasks, workers=args.workers,
+    tasks = SlurmPipelineExecutor([partial(share, args, place)], tasks=args.tasks, workers=args.workers,
                                   job_name=f"fetch-{args.name}", logging_dir=f"{logs}/shares", **how)  # fmt: skip
-    SlurmPipelineExecutor([partial(join, args)], tasks=1, job_name=f"join-{args.name}", depends=tasks,
+    SlurmPipelineExecutor([partial(join, args, place)], tasks=1, job_name=f"join-{args.name}", depends=tasks,
                           logging_dir=f"{logs}/join", **how).run()  # fmt: skip
 
 
