@@ -11,10 +11,8 @@ from nanozhchat.recipe import Overrides, Recipe, flops_per_token, model_sizes, r
 PROBE = GPTConfig(sequence_len=512, vocab_size=4096, n_layer=4, n_head=4, n_kv_head=4, n_embd=256)
 PROBE_FLOPS_PER_TOKEN = 31_457_280  # of that model; recipe.flops_per_token(4) with 4,096 tokens (tested equal)
 PROBE_SECONDS = 3.0
-PROBE_ROWS, CPU_PROBE_ROWS = (
-    8,
-    4,
-)  # a step on each GPU; on all ranks of a CPU: its batches are small, so ranks wait often
+PROBE_ROWS = 8  # a step on each GPU
+CPU_PROBE_ROWS = 4  # a step on all ranks of a CPU: its batches are small, so ranks wait for each other often
 OPTIMIZER_SHARE = 0.85  # of the step that forward and backward take, the rest is optimizer and communication
 CPU_MICRO_TOKENS = 4096
 GPU_MEMORY_SHARE = 0.6  # for activations; the rest is weights, optimizer, fragmentation

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 from nanozhchat import cli, paths
-from nanozhchat.cleaning import parse_steps
+from nanozhchat.cleaning import MEMORIES, parse_steps
 from nanozhchat.cli import opt
 from nanozhchat.errors import RunError
 
-WHOLE = {"exact", "near"}  # steps that must see every share
+WHOLE = MEMORIES.keys()  # steps that must see every share
 
 
 @dataclass(frozen=True, kw_only=True)

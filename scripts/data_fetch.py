@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanozhchat import cli, contamination, corpus
-from nanozhchat.cleaning import STEPS, parse_steps
+from nanozhchat.cleaning import MEMORIES, STEPS, parse_steps
 from nanozhchat.cli import opt
 from nanozhchat.errors import DamagedError
 from nanozhchat.presets import presets
@@ -41,7 +41,7 @@ class Args:
             raise ValueError("--list, --verify and --contamination exclude each other; give one of them")
         if self.shard_of and not re.fullmatch(r"\d+/\d+", self.shard_of):
             raise ValueError(f"--shard-of={self.shard_of}: expected K/N, such as 1/2")
-        if self.shard_of and {"exact", "near"} & set(parse_steps(self.clean)):
+        if self.shard_of and MEMORIES.keys() & set(parse_steps(self.clean)):
             raise ValueError("--shard-of sees only its share, so exact and near duplicates are for the command that "
                              "joins the shares: --data corpus/A corpus/B --clean=exact,near")  # fmt: skip
 
