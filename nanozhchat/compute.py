@@ -161,6 +161,16 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     return torch.float32, f"the default on {device.type}"
 
 
+def must_emulate_fp8(device: torch.device) -> bool:
+    """Whether --fp8 has to be emulated (a CPU: slow, for tests). Raises ValueError for a GPU without such units."""
+    if device.type == "cpu":
+        log.warning("--fp8 on a CPU rounds to 8 bits but multiplies in float32: slower, for trying it out")
+        return True
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(f"--fp8 needs a CUDA device of compute capability 8.9 or later, not {device}; leave it out")
+    return False
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks instead of returning them: large activations then cost no page faults."""
     m_trim_threshold, m_mmap_threshold, limit = -1, -3, 2**30

@@ -342,6 +342,26 @@ class GPT(nn.Module):
         """Compile the blocks for training shapes; generation, whose shapes change, stays eager."""
         self._compiled = [torch.compile(block, dynamic=False) for block in self.h]
 
+    def multiply_in_fp8(self, *, emulate: bool) -> int:
+        """Let the blocks' matrices multiply in scaled 8-bit floats (torchao, arXiv 2209.05433); weights stay float32.
+
+        emulate: round to the format but multiply in float32, for devices without such units. Returns how many matrices
+        do; those with a side that is no multiple of 16 cannot. Raises ValueError when torchao is missing.
+        """
+        try:
+            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        except ImportError as error:
+            raise ValueError("--fp8 needs torchao; run: uv sync --extra gpu") from error
+        fits: list[str] = []
+
+        def chosen(module: nn.Module, name: str) -> bool:
+            if isinstance(module, Linear) and not (module.in_features % 16 or module.out_features % 16):
+                fits.append(name)
+            return fits[-1:] == [name]
+
+        convert_to_float8_training(self.h, config=Float8LinearConfig(emulate=emulate), module_filter_fn=chosen)
+        return len(fits)
+
     def named_matrices(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the weights that Muon trains: the matrices of the blocks, gates excepted."""
         for name, p in self.h.named_parameters():

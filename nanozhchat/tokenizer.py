@@ -107,7 +107,7 @@ class Tokenizer:
         Raises FileNotFoundError if there is no tokenizer, DamagedError if its files are not as they were written.
         """
         folder = Path(folder)
-        train_it = f"run: python -m scripts.tok_train --name={folder.name}"
+        train_it = f"run: python -m scripts.tok_train --name={folder.name} --data <your text>"
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(f"there is no tokenizer at {folder}; {train_it}")
         try:

@@ -52,7 +52,7 @@ def fit(
     except StoppedError:
         raise training.stop() from None
     if plan.recipe.budget_s and state.step < FEW_STEPS and compute.is_main:
-        log.warning("only %d steps fitted the budget: next to nothing is learnt; give it more time", state.step)
+        log.warning("only %d step(s) fitted the budget: next to nothing is learnt; give it more time", state.step)
     return state
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nanozhchat import budget, cli, compute, export, gpt2, hooks, sources
+from nanozhchat import budget, cli, compute, export, gpt2, hooks, paths, sources
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
 from nanozhchat.engine import Engine
@@ -40,6 +40,7 @@ class BaseTrainArgs(RunFlags):
     tokenizer: str | None = cli.opt(None, "its name; none = trained on the data", group="data", neutral=True)
     vocab_size: int | None = cli.opt(None, "of a new tokenizer; none = advised", group="data", neutral=True)
     compile: bool | None = cli.opt(None, "torch.compile; none = on CUDA only", group="machine", neutral=True)
+    fp8: bool = cli.opt(False, "8-bit matmuls, for GPUs from compute capability 8.9", group="machine")
     grad_checkpoint: bool = cli.opt(False, "recompute activations: saves memory", group="machine", neutral=True)
     num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
     target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--depth={args.depth!r} must be a whole number from 1 or auto")
     if args.depth == "auto" and not args.budget:
         raise ValueError("--depth=auto needs --budget, such as --budget=10m")
+    sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
+    if args.tokenizer:
+        Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
     overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, overrides, comp, started)
@@ -110,6 +114,8 @@ def train_run(
     model = run.new_model(recipe, store, tokenizer, args.seed, args.init_from, grad_checkpoint=args.grad_checkpoint)
     if args.init_from and run.saved is None and not model.config.gpt2:
         export.fill_from_folder(model, tokenizer, args.init_from)
+    if args.fp8:
+        log.info("fp8: %d matrices of the blocks", model.multiply_in_fp8(emulate=compute.must_emulate_fp8(comp.device)))
     optimizer = Optimizer(param_groups(model, recipe), comp)
     if run.saved is not None:
         run.saved.restore(model, optimizer)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from itertools import islice
 from unittest.mock import AsyncMock
@@ -43,7 +44,7 @@ TRAINING = ("scripts.base_train", "scripts.chat_sft", "scripts.chat_rl")
 LENGTHS = {"--budget": "1s", "--target-ratio": 0.001, "--target-flops": 1e8, "--num-steps": 2}  # as asked, else steps
 CHAINS = ("runs/runcpu.sh", "runs/novel.sh", "runs/miniseries.sh", "runs/scaling_laws.sh")  # run as their commands
 SLOW = ("dev.bench_learning",)  # a minute at least, and it changes the modules of its process
-ELSEWHERE = ("source", "uv", "sbatch", "docker", "git", "tensorboard")  # programs that are not ours
+ELSEWHERE = ("source", "uv", "sbatch", "docker", "git", "tensorboard", "curl")  # programs that are not ours
 NAMES = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -167,6 +168,9 @@ def test_python_blocks_run(page, monkeypatch, capsys):
         names = {"__name__": page.stem}
         for code in found:
             exec(compile(code.replace("http://localhost:8000", server.url), page.name, "exec"), names)
+        asked = [[w.replace("http://localhost:8000", server.url) for w in ws] for _, ws, _ in commands(page)]
+        for words in (ws for ws in asked if ws[0] == "curl"):
+            assert json.loads(subprocess.check_output(words))["choices"]
     assert capsys.readouterr().out
 
 

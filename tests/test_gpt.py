@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanozhchat.compute import must_emulate_fp8
 from nanozhchat.gpt import GPT
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.run import gpt_config
@@ -87,6 +88,33 @@ def test_bfloat16_activations_keep_float32_weights_and_stay_close():
     assert {p.dtype for p in low.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in low.parameters() if p.grad is not None} == {torch.float32}
     assert float(loss.detach()) == pytest.approx(float(full(idx, idx).detach()), rel=0.02)
+
+
+def test_fp8_multiplies_the_same_weights_and_its_loss_and_gradients_stay_close_to_those_without():
+    size, grads = {"n_embd": 64, "n_head": 4, "n_kv_head": 4}, []
+    for fp8 in (False, True):
+        model = make_model(make_config(**size), perturb=True)
+        names = [name for name, _ in model.named_parameters()]
+        assert not fp8 or model.multiply_in_fp8(emulate=True) == 6 * model.config.n_layer  # all but the narrow gates
+        idx = tokens(model.config)
+        loss = model(idx, idx.roll(-1, 1))
+        loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": loss})
+        assert names == [name for name, _ in model.named_parameters()]
+    for (name, a), b in zip(grads[0].items(), grads[1].values(), strict=True):
+        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.8, name  # two bits of mantissa, four layers
+        assert not torch.equal(a, b), name
+    torch.testing.assert_close(grads[1]["loss"], grads[0]["loss"], rtol=0.03, atol=0)
+
+
+def test_fp8_is_emulated_on_a_cpu_and_refused_by_a_gpu_without_such_units(monkeypatch):
+    assert must_emulate_fp8(torch.device("cpu"))
+    for capability in ((8, 9), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert not must_emulate_fp8(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    for device in ("cuda", "mps", "xpu"):
+        refused("--fp8 needs a CUDA device of compute capability 8.9", must_emulate_fp8, torch.device(device))
 
 
 def test_every_parameter_is_trained_by_exactly_one_group_and_one_batch_can_be_learnt():

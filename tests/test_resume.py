@@ -95,6 +95,19 @@ def test_a_run_killed_at_any_step_ends_with_the_same_weights_state_and_losses_bi
     assert [loss for _, loss, _ in calm[1]] == pytest.approx([loss for _, loss, _ in one[1]], abs=1e-4)
 
 
+def test_a_run_in_fp8_differs_from_one_without_and_killed_ends_as_if_undisturbed(start):
+    plain, calm, killed = [], [], []
+    for runs, flags, faults in ((plain, [], ""), (calm, ["--fp8"], ""), (killed, ["--fp8"], "kill@step=8")):
+        assert end_ranks(start("base", 1, *flags, faults=faults)) == [-signal.SIGKILL if faults else 0]
+        if faults:
+            assert end_ranks(start("base", 1, *flags)) == [0]
+        runs.append(result("base"))
+    assert_same(killed[0], calm[0])
+    assert plain[0][0].keys() == calm[0][0].keys()  # the weights under the same names, so anything loads them
+    assert plain[0][1] != calm[0][1]
+    assert plain[0][1][-1][1] == pytest.approx(calm[0][1][-1][1], rel=0.02)
+
+
 def test_torchrun_starts_killed_ranks_again_and_they_end_as_if_undisturbed(start, home, monkeypatch):
     calm = undisturbed(start, "base", 2)
     monkeypatch.setenv("NANOZHCHAT_FAULTS", "kill@step=8,rank=1,restart=0")
