@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import time
 import timeit
 import uuid
@@ -25,7 +26,9 @@ T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLLECTIVE_TIMEOUT_S = 600
-PREPARE_TIMEOUT = timedelta(hours=24)
+GO_ON = "the same command continues from the last checkpoint"
+HEARTBEAT_S = 0.2  # between rank 0's signs of life while the others wait for its work
+WORK_ENDED = 2**40  # more than any number of them
 PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU
 BF16_GAIN = 2.0  # bfloat16 must beat float32 by this in the probe: the rest of the step gains less
 
@@ -39,6 +42,7 @@ class Compute:
     rank: int = 0
     world_size: int = 1
     peak_flops: float = 0.0  # of this rank, FLOP/s; 0 = not measured
+    store: dist.Store | None = None  # what the ranks of this attempt share
 
     @property
     def is_main(self) -> bool:
@@ -66,12 +70,34 @@ class Compute:
         if self.world_size > 1:
             dist.barrier()
 
-    def long_barrier(self) -> None:
-        """Wait for all ranks where one may work for hours, such as tokenizing; needs no device."""
-        if self.world_size > 1:
-            group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
-            assert isinstance(group, dist.ProcessGroup)
-            dist.barrier(group)  # the group lives on: ending it would cut off a rank that is still in the barrier
+    @contextlib.contextmanager
+    def work_of_main(self) -> Iterator[None]:
+        """Hold the other ranks at the end of the block until rank 0 gets there, be it hours, as long as it lives.
+
+        No collective has a timeout for that: one of hours would also wait so long for a rank that is lost. Raises
+        RankLostError when rank 0 shows no sign of life.
+        """
+        if self.store is None:
+            yield
+            return
+        key = f"work/{self.store.add(f'works/{self.rank}', 1)}"
+        if not self.is_main:
+            yield
+            _watch(self.store, key)
+            return
+        ended, store = threading.Event(), self.store
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                store.add(key, 1)
+
+        (thread := threading.Thread(target=beat, daemon=True)).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            store.add(key, WORK_ENDED)
 
     def gather(self, value: object) -> list[object]:
         """Collect one plain object per rank, on every rank."""
@@ -197,18 +223,20 @@ def start(
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if kind == "cpu" and sys.platform == "linux":
         _keep_freed_memory()
+    store = None
     try:
         with _rank_errors(world_size):
             if world_size > 1:
                 backend = {"cuda": "nccl", "xpu": "xccl"}.get(kind, "gloo")
                 place = {"rank": rank, "world_size": world_size}
-                dist.init_process_group(backend, store=_fresh_store(**place), timeout=_timeout(), **place)
+                store = _fresh_store(**place)
+                dist.init_process_group(backend, store=store, timeout=_timeout(), **place)
             chosen, reason = detect_dtype(device, dtype, measure=measure and rank == 0)
             kinds = list(DTYPES.values())  # rank 0's measurement decides for all
             [index] = Compute(device, chosen, rank, world_size).broadcast([float(kinds.index(chosen))])
             chosen = kinds[int(index)]
             log.info("device %s, %d rank(s), %s: %s", device, world_size, str(chosen).removeprefix("torch."), reason)
-            yield Compute(device, chosen, rank, world_size, _peak(device, chosen))
+            yield Compute(device, chosen, rank, world_size, _peak(device, chosen), store)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -237,6 +265,29 @@ def _fresh_store(rank: int, world_size: int) -> dist.Store:
     return dist.PrefixStore(mine, store)
 
 
+def _watch(store: dist.Store, key: str) -> None:
+    """Wait for the end of rank 0's work while its count of heartbeats grows."""
+    seen, failure = [(-1, time.monotonic())], list[RuntimeError]()
+
+    def read() -> None:  # in a thread, as it never returns when the process that holds the store is stopped
+        try:
+            while seen[-1][0] < WORK_ENDED:
+                if (count := store.add(key, 0)) != seen[-1][0]:
+                    seen[:] = [(count, time.monotonic())]
+                time.sleep(HEARTBEAT_S)
+        except RuntimeError as error:
+            failure.append(error)
+
+    (thread := threading.Thread(target=read, daemon=True)).start()
+    while seen[-1][0] < WORK_ENDED:
+        thread.join(HEARTBEAT_S)
+        if failure:
+            raise failure[0]
+        if time.monotonic() - seen[-1][1] > _timeout().total_seconds():
+            raise RankLostError(f"rank 0 showed no sign of life for {_timeout().total_seconds():g} s; {GO_ON}")
+    thread.join()
+
+
 @contextlib.contextmanager
 def _rank_errors(world_size: int) -> Iterator[None]:
     """Say in one line that a collective failed: the other end is dead, or silent for longer than the timeout."""
@@ -247,8 +298,7 @@ def _rank_errors(world_size: int) -> Iterator[None]:
         if world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in text or "onnection" in text):
             raise
         reason = f"did not answer for {_timeout().total_seconds():g} s ({text.splitlines()[0][:120]})"
-        remedy = "the same command continues from the last checkpoint"
-        raise RankLostError(f"another rank died or {reason}; {remedy}") from error
+        raise RankLostError(f"another rank died or {reason}; {GO_ON}") from error
 
 
 def _timeout() -> timedelta:

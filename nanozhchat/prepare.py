@@ -54,11 +54,9 @@ def main_first(build: Callable[[], T], compute: Compute) -> T:
     made: list[T] = []
 
     def first() -> None:
-        try:
+        with compute.work_of_main():
             if compute.is_main:
                 made.append(build())
-        finally:
-            compute.long_barrier()
 
     compute.together(first)
     return made[0] if made else build()

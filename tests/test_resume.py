@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from itertools import product
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nanozhchat import checkpoint, cli, compute, files, paths
+from nanozhchat.prepare import main_first
 from scripts import base_train, chat_rl, chat_sft
 from tests.conftest import end_ranks, start_ranks, write_jsonl
 
@@ -134,6 +136,28 @@ def test_a_stopped_rank_is_an_error_in_one_line_once_the_timeout_is_over(start, 
     finally:
         os.kill(pids[1], signal.SIGKILL)
         end_ranks(pids[1:])
+
+
+@pytest.mark.parametrize("stopped", [None, 0, 1])
+def test_work_of_rank_0_may_outlast_the_timeout_but_a_rank_stopped_meanwhile_ends_the_other(
+    stopped, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NANOZHCHAT_TIMEOUT_S", "2")
+
+    def run(rank):
+        with compute.start("cpu", "float32") as comp:
+            if rank == stopped == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            main_first(lambda: os.kill(os.getpid(), signal.SIGSTOP) if rank == stopped else time.sleep(3), comp)
+
+    pids = start_ranks(lambda rank: cli.run(lambda: run(rank)), 2, tmp_path / "log")
+    try:
+        alive = [pid for rank, pid in enumerate(pids) if rank != stopped]
+        assert end_ranks(alive, 30) == ([0, 0] if stopped is None else [1]), (tmp_path / "log").read_text()
+    finally:
+        if stopped is not None:
+            os.kill(pids[stopped], signal.SIGKILL)
+            end_ranks(pids[stopped : stopped + 1])
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 0), (("--save-every=0",), 6)], ids=["on the way", "the last"])
