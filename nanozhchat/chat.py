@@ -1,19 +1,25 @@
-"""A trained model by name, ready to talk: `load("d4")` gives a `Chat`."""
+"""A trained model by name, ready to talk: `load("d4")` gives a `Chat`. Where the native engine runs, without torch."""
+
+from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nanozhchat import checkpoint, export, paths
-from nanozhchat.compute import detect_device, detect_dtype
+from nanozhchat import checkpoint, paths
 from nanozhchat.conversation import Message
 from nanozhchat.engine import Engine
+from nanozhchat.gpt_config import GPTConfig
+from nanozhchat.hardware import cpu_only
+from nanozhchat.native import pack_file
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -73,21 +79,43 @@ def load(
     Base models with n-gram counts: torch.
     Raises FileNotFoundError, ValueError or DamagedError with the next command to run.
     """
-    where = torch.device(detect_device(device))
     if tag and Path(tag).joinpath("config.json").is_file():
-        return _load_exported(Path(tag), where, dtype, engine)
+        return _load_exported(Path(tag), device, dtype, engine)
     name, stage, saved = find(tag, source, step)
+    about: dict[str, Any] = {"name": name, "source": stage, "step": saved.step}
     plain_only = saved.manifest["model"].get("ngrams") or saved.manifest["model"].get("gpt2")
     if engine == "auto" and dtype != "int8" and plain_only:
         engine = "torch"
-    weights, kind = choose_engine(where, dtype, engine)
     tokenizer = load_tokenizer(saved)
-    model = saved.load_model(where, weights)
+    if surely_native(device, dtype, engine):
+        config = GPTConfig(**saved.manifest["model"])
+        ready = Engine(pack_file(config, saved.folder / "model.safetensors", int8=dtype == "int8"), tokenizer)
+        log.info("engine: %s", ready.kind)
+        return Chat(ready, tokenizer, **about)
+    import torch
+
+    from nanozhchat.compute import detect_device
+
+    where = torch.device(detect_device(device))
+    weights, kind = choose_engine(where, dtype, engine)
     log.info("engine: %s, %s", kind, str(weights).removeprefix("torch."))
-    return Chat(Engine(model, tokenizer, kind=kind), tokenizer, name=name, source=stage, step=saved.step)
+    return Chat(Engine(saved.load_model(where, weights), tokenizer, kind=kind), tokenizer, **about)
 
 
-def _load_exported(folder: Path, where: torch.device, dtype: str | None, engine: str) -> Chat:
+def surely_native(device: str | None, dtype: str | None, engine: str) -> bool:
+    """Whether `choose_engine` would choose native, as far as that can be said without torch."""
+    asked = dtype if dtype not in (None, "auto", "int8") else os.environ.get("NANOZHCHAT_DTYPE")
+    on_cpu = device == "cpu" or (device in (None, "auto") and cpu_only())
+    return on_cpu and engine != "torch" and (dtype == "int8" or asked in (None, "", "float32"))
+
+
+def _load_exported(folder: Path, device: str | None, dtype: str | None, engine: str) -> Chat:
+    import torch
+
+    from nanozhchat import export
+    from nanozhchat.compute import detect_device
+
+    where = torch.device(detect_device(device))
     model, tokenizer = export.load_folder(folder)
     weights, kind = choose_engine(where, dtype, engine)
     model.dtype = weights
@@ -99,6 +127,10 @@ def choose_engine(device: torch.device, dtype: str | None, engine: str) -> tuple
 
     Raises ValueError when what was asked for does not go together: nothing is replaced silently.
     """
+    import torch
+
+    from nanozhchat.compute import detect_dtype
+
     if dtype == "int8":
         if device.type != "cpu" or engine == "torch":
             raise ValueError("--dtype=int8 runs in the native engine on a CPU; add --device-type=cpu --engine=auto")

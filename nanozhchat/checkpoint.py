@@ -5,7 +5,11 @@
 
 Every rank writes into `step_N.tmp-<run>/`; rank 0 writes the manifest last and renames the folder. A folder without
 a valid manifest does not exist for any reader.
+
+Finding and verifying needs no torch, so that a chat starts fast; what handles tensors imports it.
 """
+
+from __future__ import annotations
 
 import contextlib
 import copy
@@ -20,20 +24,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from nanozhchat import __version__, files
-from nanozhchat.compute import Compute
 from nanozhchat.errors import DamagedError, DiskError, DivergedError
-from nanozhchat.gpt import GPT, GPTConfig
-from nanozhchat.gpt2 import build
+from nanozhchat.gpt_config import GPTConfig
 from nanozhchat.log import Metrics
-from nanozhchat.optim import Optimizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nanozhchat.compute import Compute
+    from nanozhchat.gpt import GPT
+    from nanozhchat.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +71,8 @@ class Saved:
 
         ngrams: with the n-gram counts that share its predictions, if it has any; otherwise the network alone.
         """
+        from nanozhchat.gpt2 import build
+
         config = GPTConfig(**self.manifest["model"])
         tensors = read_tensors(self.folder / "model.safetensors")
         if not ngrams:
@@ -89,6 +97,8 @@ class Saved:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; raises DamagedError if it cannot be read."""
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -97,6 +107,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def fill_model(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy tensors into a model after comparing names and shapes."""
+    import torch
+
     own = model.state_dict()
     expected = {name: p.shape for name, p in own.items()}
     found = {name: t.shape for name, t in tensors.items()}
@@ -126,6 +138,8 @@ def _write(work: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, A
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -270,7 +284,7 @@ class Checkpoints:
 
     def _prepare(self, step: int, final: Path) -> Path | None:
         """Return a new folder to write into, on rank 0; `final` if it is there already, None when space is short."""
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise DivergedError(f"step {step}: weights are not finite; nothing was saved")
         if not self.compute.is_main or not problems(final):
             return final

@@ -1,93 +1,41 @@
 """Generation: token ids in, text out as it comes, or many prompts at once. All of it runs through `batching.Batch`."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nanozhchat.batching import TURN_TOKENS, Batch, Decoder, Delta, Part, Request, first_stop, room_for
-from nanozhchat.gpt import GPT, rms_norm
-from nanozhchat.kv_cache import CacheRows, KVCache
-from nanozhchat.native import NativeDecoder, Scorer, native_model
-from nanozhchat.sampling import Floats, SamplingParams
+from nanozhchat.batching import TURN_TOKENS, Batch, Decoder, Delta, Request, first_stop, room_for
+from nanozhchat.native import NativeDecoder, NativeModel, native_model
+from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nanozhchat.gpt import GPT
 
 KINDS = ("torch", "native", "native-int8")
 MAX_BATCH = 32  # sequences decoded together
-
-
-class TorchDecoder(Decoder):
-    """The plain PyTorch path: any device, any dtype, and the reference for every faster one."""
-
-    def __init__(self, model: GPT, n_slots: int) -> None:
-        c = model.config
-        super().__init__(n_slots, c.sequence_len)
-        self.model, self.device = model, model.wte.weight.device
-        sizes = {"n_slots": n_slots, "max_len": self.context, "device": self.device, "dtype": model.dtype}
-        self.cache = KVCache(c.n_layer, c.n_kv_head, c.head_dim, **sizes)
-
-    def rows(self, slots: Sequence[int]) -> CacheRows:
-        """Return slots as rows of a batch, ready to be continued."""
-        empty = torch.tensor([not self.held[s] for s in slots], device=self.device)
-        last = torch.tensor([[self.held[s][-1] if self.held[s] else 0] for s in slots], device=self.device)
-        previous = rms_norm(self.model.wte(last).to(self.model.dtype))
-        return CacheRows(self.cache, slots, previous.masked_fill(empty[:, None, None], 0))
-
-    @torch.inference_mode()
-    def forward(self, parts: Sequence[Part]) -> list[Floats]:
-        """Append each part to its slot; return (wanted, vocab_size) logits for each. Equal lengths run together."""
-        out: dict[int, Floats] = {}
-        for length in {len(p.ids) for p in parts}:
-            group = sorted((p for p in parts if len(p.ids) == length), key=lambda p: p.slot)
-            ids = torch.tensor([list(p.ids) for p in group], device=self.device)
-            hidden = self.model.hidden(ids, self.rows([p.slot for p in group]))  # (B, T, C)
-            for part in group:
-                self.held[part.slot] += part.ids
-            if wanted := max(p.wanted for p in group):
-                context = self.model.context([self.held[p.slot] for p in group], wanted)
-                logits = self.model.logits(hidden[:, -wanted:], context).cpu().numpy()  # (B, wanted, V)
-                out |= {p.slot: logits[row, wanted - p.wanted :] for row, p in enumerate(group)}
-        return [out.get(p.slot, NO_LOGITS) for p in parts]
-
-    def copy(self, source: int, target: int, n: int) -> None:
-        """Make `target` hold the first n tokens of `source`."""
-        self.cache.copy(source, target, n)
-        super().copy(source, target, n)
-
-    def truncate(self, slot: int, n: int) -> None:
-        """Keep only the first n tokens of a slot."""
-        self.cache.lengths[slot] = n
-        super().truncate(slot, n)
-
-    def clear(self, slot: int) -> None:
-        """Empty a slot whose content may not be finite."""
-        self.cache.clear(slot)
-        super().clear(slot)
-
-
-NO_LOGITS: Floats = torch.empty(0, 0).numpy()
 
 
 class Engine:
     """A model and its tokenizer, ready to generate. After its weights have changed, make a new one.
 
     kind: "torch" runs the model itself, on any device; "native" and "native-int8" run packed copies of its weights
-    on the CPU. Raises ValueError for a kind that cannot run this model.
+    on the CPU, which may also be all that is given. Raises ValueError for a kind that cannot run this model.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, kind: str = "torch") -> None:
-        self.model, self.tokenizer, self.kind = model, tokenizer, kind
+    def __init__(self, model: GPT | NativeModel, tokenizer: Tokenizer, *, kind: str = "torch") -> None:
         if kind not in KINDS:
             raise ValueError(f"engine {kind!r} is unknown; choose from {', '.join(KINDS)}")
-        if kind != "torch" and (model.wte.weight.device.type != "cpu" or model.dtype != torch.float32):
-            raise ValueError(f"engine {kind!r} runs on a CPU from float32 weights; choose --engine=torch")
-        if kind != "torch" and model.config.gpt2:
-            raise ValueError(f"engine {kind!r} does not know GPT-2's network; choose --engine=torch")
-        if kind != "torch" and model.config.ngrams:
-            raise ValueError(f"engine {kind!r} does not know n-gram counts, which only base models have; choose "
-                             "--engine=torch, or the chat model")  # fmt: skip
-        self._packed = None if kind == "torch" else native_model(model, int8=kind == "native-int8")
-        self.context = model.config.sequence_len
+        self.model: Any = model
+        self.tokenizer, self.config, self.context = tokenizer, model.config, model.config.sequence_len
+        self._packed: NativeModel | None = None
+        if isinstance(model, NativeModel):
+            self._packed, kind = model, "native-int8" if model.int8 else "native"
+        elif kind != "torch":
+            self._packed = native_model(model, int8=kind == "native-int8")
+        self.kind = kind
         self.end_ids = frozenset(map(tokenizer.special, TURN_TOKENS))
         self._shared: Batch | None = None  # of all streams: a later turn of a chat finds the earlier ones
         self._lock = threading.Lock()
@@ -98,15 +46,17 @@ class Engine:
 
     def new_decoder(self, n_slots: int) -> Decoder:
         """Return slots for `n_slots` sequences, to be fed token by token."""
-        if self._packed is None:
-            return TorchDecoder(self.model, n_slots)
-        sizes = {"context": self.context, "vocab_size": self.model.config.vocab_size}
-        return NativeDecoder(self._packed, n_slots=n_slots, **sizes)
+        if self._packed is not None:
+            return NativeDecoder(self._packed, n_slots)
+        from nanozhchat.torch_decoder import TorchDecoder
 
-    def scorer(self) -> torch.nn.Module:
+        return TorchDecoder(self.model, n_slots)
+
+    def scorer(self) -> Any:
         """Return what computes the loss with this engine's numbers: called like the model."""
-        decoder = self.new_decoder(1)
-        return Scorer(decoder) if isinstance(decoder, NativeDecoder) else self.model
+        from nanozhchat.torch_decoder import Scorer
+
+        return self.model if self._packed is None else Scorer(self.new_decoder(1))
 
     def _steps(
         self, prompt_ids: Sequence[int], params: SamplingParams, cancel: threading.Event | None

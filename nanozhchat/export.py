@@ -22,7 +22,8 @@ from nanozhchat.tokenizer import Tokenizer
 
 KINDS = ("hf", "int8", "gguf")
 EPSILON = torch.finfo(torch.float32).eps
-REMOTE_CODE = ("attention.py", "cross_entropy.py", "kv_cache.py", "ngrams.py", "gpt.py")  # what a model is made of
+# What a model is made of.
+REMOTE_CODE = ("gpt_config.py", "attention.py", "cross_entropy.py", "kv_cache.py", "ngrams.py", "gpt.py")
 WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here, where nothing may need transformers
 
 
@@ -42,7 +43,8 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
         return sorted(out.iterdir())
     tensors = {name: p.detach() for name, p in model.state_dict().items()}
     if kind == "int8":
-        tensors = quantize(tensors.items())
+        arrays = quantize({name: t.float().numpy() for name, t in tensors.items()})
+        tensors = {name: torch.from_numpy(a) for name, a in arrays.items()}
         write_json(out / "config.json", {"model_type": "nanozhchat-int8", "gpt": model.config.to_dict()})
     elif model.config.plain:
         tensors = arcee_tensors(model)
@@ -72,7 +74,8 @@ def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:
     if about["model_type"] == "arcee":
         model.init_weights(torch.Generator().manual_seed(0))
         tensors = dict(model.named_parameters()) | from_arcee(tensors, model.config)
-    fill_model(model, {name.removeprefix("gpt."): t for name, t in dequantize(tensors).items()}, folder)
+    arrays = dequantize({name: t.detach().numpy() for name, t in tensors.items()})
+    fill_model(model, {name.removeprefix("gpt."): torch.from_numpy(a) for name, a in arrays.items()}, folder)
     return model.eval(), Tokenizer.load(folder)
 
 

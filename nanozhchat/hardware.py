@@ -1,7 +1,12 @@
-"""Peak speeds of known accelerators, from their makers' datasheets (dense, without sparsity)."""
+"""What a machine has, asked without torch; peak speeds of known accelerators, from datasheets (dense, not sparse)."""
 
+import glob
+import os
 import re
+import sys
 from dataclasses import dataclass
+
+ACCELERATORS = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD*")  # CUDA, in WSL, ROCm, XPU
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,27 @@ DEVICES: dict[str, Device] = {device.name: device for device in (
     Device("V100", 125e12, 32 * GIB, 0.6, 300),
     Device("T4", 65e12, 16 * GIB, 0.2, 70),
 )}  # fmt: skip
+
+
+def cpu_only() -> bool:
+    """Whether there is surely no accelerator; asked before torch, which takes seconds to say so."""
+    return sys.platform == "linux" and not any(map(glob.glob, ACCELERATORS))
+
+
+def physical_cores() -> int:
+    """Cores for one computation: $OMP_NUM_THREADS, else those this process may use, two threads of a core as one."""
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(asked):
+        return int(asked)
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+                cores.add(file.read())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
 
 
 def parse_hardware(spec: str) -> tuple[int, Device]:

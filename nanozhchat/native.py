@@ -1,19 +1,29 @@
 """The native decoder (`rustinfer`): the same network without Python or operator overhead, on CPUs, float32 or int8.
 
-What a sequence gets does not depend on what runs beside it or on how it is fed, bit for bit.
+What a sequence gets does not depend on what runs beside it or on how it is fed, bit for bit. From file to text it needs
+no torch, whose import takes longer than a short answer.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from nanozhchat.batching import Decoder, Part
-from nanozhchat.gpt import GATE_CHANNELS, GPT, QK_SCALE
+from nanozhchat.errors import DamagedError
+from nanozhchat.gpt_config import GATE_CHANNELS, QK_SCALE, GPTConfig
+from nanozhchat.hardware import physical_cores
 from nanozhchat.quantize import SCALE, quantize
 from nanozhchat.sampling import Floats
+
+if TYPE_CHECKING:
+    from nanozhchat.gpt import GPT
 
 try:
     from rustinfer import Model
@@ -21,29 +31,67 @@ except ImportError as error:
     raise ImportError("the native decoder is not built; run `uv sync`, or choose --engine=torch") from error
 
 
-def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> Model:
-    """Pack a model's weights for this machine. int8: bytes, keys and values too. isa: None = the best."""
-    c = model.config
+@dataclass(frozen=True)
+class NativeModel:
+    """Weights packed for this machine."""
+
+    config: GPTConfig
+    packed: Model
+    int8: bool
+
+
+def pack(
+    config: GPTConfig, weights: Mapping[str, Floats], *, int8: bool = False, isa: str | None = None,
+    threads: int | None = None,
+) -> NativeModel:  # fmt: skip
+    """Pack named float32 weights. int8: bytes, keys and values too. isa, threads: None = the best, one a core.
+
+    Raises ValueError for a network that the native code does not know.
+    """
+    c = config
+    if c.gpt2:
+        raise ValueError("the native engine does not know GPT-2's network; choose --engine=torch")
+    if c.ngrams:
+        raise ValueError("the native engine does not know n-gram counts, which only base models have; choose "
+                         "--engine=torch, or the chat model")  # fmt: skip
     sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
              "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
              "windows": [c.window(layer) for layer in range(c.n_layer)],
              "gate_channels": GATE_CHANNELS, "qk_scale": 0.0 if c.plain else QK_SCALE}  # fmt: skip
-    named = dict(model.named_parameters())
-    tensors = quantize(named.items()) if int8 else {name: p.detach().float() for name, p in named.items()}
-    raw = {name: t.cpu().contiguous().numpy().tobytes() for name, t in tensors.items()}
-    given = {name: (raw[name], raw[name + SCALE]) if name + SCALE in raw else raw[name] for name in named}
-    cos, sin = model.rope(torch.arange(c.sequence_len, device=model.wte.weight.device))
-    given |= {"rope.cos": cos.float().cpu().numpy().tobytes(), "rope.sin": sin.float().cpu().numpy().tobytes()}
-    return Model(sizes, given, threads=torch.get_num_threads(), isa=isa)
+    raw = {name: array.tobytes() for name, array in (quantize(weights) if int8 else weights).items()}
+    given = {name: (raw[name], raw[name + SCALE]) if name + SCALE in raw else raw[name] for name in weights}
+    half = c.head_dim // 2
+    frequency = np.float32(c.rope_base) ** -(np.arange(half, dtype=np.float32) / np.float32(half))
+    angle = np.arange(c.sequence_len, dtype=np.float32)[:, None] * frequency
+    given |= {"rope.cos": np.cos(angle).tobytes(), "rope.sin": np.sin(angle).tobytes()}
+    return NativeModel(c, Model(sizes, given, threads=threads or physical_cores(), isa=isa), int8)
+
+
+def pack_file(config: GPTConfig, path: Path, *, int8: bool = False) -> NativeModel:
+    """Pack the weights of a checkpoint; raises DamagedError if they cannot be read or do not fit."""
+    try:
+        return pack(config, load_file(path), int8=int8)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from error
+
+
+def native_model(model: GPT, *, int8: bool = False, isa: str | None = None) -> NativeModel:
+    """Pack a model's weights, with as many threads as torch has."""
+    import torch
+
+    if model.wte.weight.device.type != "cpu" or model.dtype != torch.float32:
+        raise ValueError("the native engine runs on a CPU from float32 weights; choose --engine=torch")
+    weights = {name: p.detach().float().contiguous().numpy() for name, p in model.named_parameters()}
+    return pack(model.config, weights, int8=int8, isa=isa, threads=torch.get_num_threads())
 
 
 class NativeDecoder(Decoder):
     """Slots of a native model."""
 
-    def __init__(self, model: Model, *, n_slots: int, context: int, vocab_size: int) -> None:
-        super().__init__(n_slots, context)
-        self._vocab_size = vocab_size
-        self._slots = model.slots(n_slots)
+    def __init__(self, model: NativeModel, n_slots: int) -> None:
+        super().__init__(n_slots, model.config.sequence_len)
+        self._vocab_size = model.config.vocab_size
+        self._slots = model.packed.slots(n_slots)
 
     def forward(self, parts: Sequence[Part]) -> list[Floats]:
         """Append each part to its slot; return (wanted, vocab_size) logits for each."""
@@ -64,20 +112,3 @@ class NativeDecoder(Decoder):
         """Empty a slot whose content may not be finite."""
         self._slots.clear(slot)
         super().clear(slot)
-
-
-class Scorer(torch.nn.Module):
-    """Cross-entropy by a native decoder, called like `GPT`: what int8 weights cost in bits per byte."""
-
-    def __init__(self, decoder: NativeDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Sum over `targets` (B, T), -1 = not scored, in nats."""
-        total = torch.zeros(())
-        for ids, wanted in zip(idx.tolist(), targets, strict=True):
-            self.decoder.truncate(0, 0)
-            logits = torch.from_numpy(self.decoder.forward([Part(0, ids, len(ids))])[0].copy())
-            total += F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum")
-        return total

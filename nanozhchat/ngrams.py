@@ -11,10 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nanozhchat.gpt_config import Sizes
+
 DENSE_ELEMENTS = 2**26  # largest table of all bigrams that training lays out
 NO_TOKEN = -1  # in a context: before the row began
-
-Sizes = tuple[tuple[int, int], ...]  # per order from 2: n-grams, contexts
 
 
 class NGrams(nn.Module):

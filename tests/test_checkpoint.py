@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
@@ -106,9 +107,9 @@ class Writes(Faulty):
 
     def __init__(self, monkeypatch, fail_at):
         super().__init__(fail_at, OSError(errno.ENOSPC, "No space left on device"))
-        self.order, self.real_save = [], checkpoint.save_file
+        self.order, self.real_save = [], safetensors.torch.save_file
         monkeypatch.setattr(files, "backend", self)
-        monkeypatch.setattr(checkpoint, "save_file", self.save_file)
+        monkeypatch.setattr(safetensors.torch, "save_file", self.save_file)
 
     def replace(self, source, target):
         super().replace(source, target)
@@ -142,8 +143,8 @@ def test_the_manifest_is_the_last_file_before_the_folder_gets_its_name(tmp_path,
 
 
 def test_a_save_is_not_reported_before_its_files_are_on_the_disk_and_committed(tmp_path, monkeypatch):
-    gate, real = threading.Event(), checkpoint.save_file
-    monkeypatch.setattr(checkpoint, "save_file", lambda *args: (gate.wait(30), real(*args)))
+    gate, real = threading.Event(), safetensors.torch.save_file
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda *args: (gate.wait(30), real(*args)))
     model = make_model(seed=1)
     start = model.wte.weight.detach().clone()
     made = begin(tmp_path, 3, model)
@@ -179,7 +180,7 @@ def test_too_little_space_is_a_warning_and_a_library_that_cannot_write_a_disk_er
     assert "step 1 not saved" in caplog.text
     assert checkpoint.list_steps(tmp_path) == []
     full = Mock(side_effect=SafetensorError("I/O error: No space left on device"))
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     refused("No space left", write, tmp_path, 1, error=DiskError)
 
 
@@ -210,7 +211,7 @@ def test_pruning_never_deletes_the_only_whole_checkpoint_and_a_failure_is_a_warn
 def replace_weights(folder, tensors):
     """Put other tensors into a checkpoint and make its manifest vouch for them."""
     path = folder / "model.safetensors"
-    checkpoint.save_file(tensors, path)
+    safetensors.torch.save_file(tensors, path)
     manifest = files.read_json(folder / "manifest.json")
     [entry] = [entry for entry in manifest["files"] if entry["name"] == path.name]
     entry.update(bytes=path.stat().st_size, sha256=files.sha256(path))

@@ -8,10 +8,11 @@ import torch
 from nanozhchat import engine as engine_module
 from nanozhchat.batching import Delta
 from nanozhchat.conversation import SPECIAL_TOKENS
-from nanozhchat.engine import Engine, TorchDecoder
+from nanozhchat.engine import Engine
 from nanozhchat.gpt import GPT
 from nanozhchat.kv_cache import CacheRows, KVCache
 from nanozhchat.sampling import SamplingParams
+from nanozhchat.torch_decoder import TorchDecoder
 from tests.conftest import make_config, make_model, refused
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)

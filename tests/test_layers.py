@@ -23,15 +23,15 @@ else:
 LAYERS = (
     ("leaves, standard library only",
      "__init__ errors faults paths schedule hardware conversation presets watch calculator sandbox_child zh_text"),
-    ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality dedup"),
+    ("pure rules and texts on the leaves", "recipe builtin files packing sandbox text_quality dedup gpt_config"),
     ("command line, log, raw data, charts", "cli log records charts scaling report_data report_page foreign cleaning"),
     ("the hub's files", "hub"),
     ("data and tokens, one external library each", "sources tokenizer"),
     ("made of them", "corpus conversation_files report tokenizer_training vocabulary"),
-    ("tokens of a corpus, still no torch", "token_store contamination"),
-    ("torch, one idea each", "compute attention cross_entropy kv_cache ngrams sampling quantize"),
+    ("tokens of a corpus, choosing tokens, still no torch", "token_store contamination sampling quantize"),
+    ("torch, one idea each", "compute attention cross_entropy kv_cache ngrams"),
     ("the model and its batches", "gpt dataloader prepare batching ngram_counts"),
-    ("parts that need a model", "optim objectives native loss_eval budget gpt2"),
+    ("parts that need a model", "optim objectives native torch_decoder loss_eval budget gpt2"),
     ("checkpoints hold model and optimizer", "checkpoint engine"),
     ("what a training run is given and carries along", "plan export lora"),
     ("the loop, and the model as a partner to talk to", "trainer chat rollout"),
@@ -42,11 +42,11 @@ LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split(
 # The last that do without torch, and that tasks may use.
 NO_TORCH, FOR_TASKS = (
     [title for title, _ in LAYERS].index(last)
-    for last in ("tokens of a corpus, still no torch", "pure rules and texts on the leaves")
+    for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
 )
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_260
-TRACKED_LINES = 25_845  # of all Python, tests included
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_450
+TRACKED_LINES = 26_080  # of all Python, tests included
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 

@@ -1,6 +1,8 @@
 """The native decoder equals the model it was made from, for every switch of its configuration."""
 
 import dataclasses
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -8,12 +10,16 @@ import pytest
 import torch
 
 import rustinfer
+from nanozhchat import load, paths
 from nanozhchat.batching import Part
-from nanozhchat.engine import Engine, TorchDecoder
-from nanozhchat.gpt import GPTConfig
-from nanozhchat.native import NativeDecoder, Scorer, native_model
+from nanozhchat.checkpoint import Checkpoints
+from nanozhchat.engine import Engine
+from nanozhchat.gpt_config import GPTConfig
+from nanozhchat.log import Metrics
+from nanozhchat.native import NativeDecoder, native_model
 from nanozhchat.quantize import dequantize, is_quantized, quantize
-from tests.conftest import make_config, make_model, refused
+from nanozhchat.torch_decoder import Scorer, TorchDecoder
+from tests.conftest import CPU, ROOT, make_config, make_model, refused
 
 SWITCHES = {  # field -> other values than make_config's
     "sequence_len": [80, 150], "vocab_size": [64, 131], "n_layer": [1, 3], "n_head": [2], "n_kv_head": [1, 4],
@@ -27,9 +33,7 @@ CHANGES = [{}] + [PLAIN if name == "plain" else {name: v} for name, values in SW
 def decoders(changes, *, int8=False, isa=None):
     """A native decoder and the plain one of the same random model, with three slots each."""
     model = make_model(make_config(**changes), seed=3, perturb=True).eval()
-    c = model.config
-    packed = native_model(model, int8=int8, isa=isa)
-    return NativeDecoder(packed, n_slots=3, context=c.sequence_len, vocab_size=c.vocab_size), TorchDecoder(model, 3)
+    return NativeDecoder(native_model(model, int8=int8, isa=isa), 3), TorchDecoder(model, 3)
 
 
 def some_ids(decoder, seed=0):
@@ -78,31 +82,48 @@ def test_int8_is_near_the_model_and_the_same_on_every_instruction_set(isa):
 
 
 def test_quantizing_loses_at_most_half_a_step_per_weight_and_repeats_exactly():
-    parameters = dict(make_model(perturb=True).named_parameters())
-    stored = quantize(parameters.items())
+    parameters = {name: p.detach().numpy() for name, p in make_model(perturb=True).named_parameters()}
+    stored = quantize(parameters)
     restored = dequantize(stored)
     for name, p in parameters.items():
-        step = p.abs().amax(1, keepdim=True) / 127 if is_quantized(name, p) else torch.zeros(1)
-        assert ((restored[name] - p).abs() <= 0.501 * step).all()
-    again = quantize(restored.items())
-    assert all(torch.equal(again[name], t) for name, t in stored.items() if t.dtype == torch.int8)
+        step = np.abs(p).max(1, keepdims=True) / 127 if is_quantized(name, p) else 0.0
+        assert (np.abs(restored[name] - p) <= 0.501 * step).all()
+    again = quantize(restored)
+    assert all(np.array_equal(again[name], a) for name, a in stored.items() if a.dtype == np.int8)
 
 
 def test_the_loss_of_the_native_engine_is_the_models():
     model = make_model(make_config(), seed=3, perturb=True).eval()
     idx = torch.randint(0, 100, (2, 32), generator=torch.Generator().manual_seed(0))
     targets = idx.roll(-1, 1).masked_fill(idx < 20, -1)
-    scorer = Scorer(NativeDecoder(native_model(model), n_slots=1, context=32, vocab_size=100))
-    assert float(scorer(idx, targets)) == pytest.approx(float(model(idx, targets)), rel=1e-5)
+    score = Scorer(NativeDecoder(native_model(model), 1))
+    assert float(score(idx, targets)) == pytest.approx(float(model(idx, targets)), rel=1e-5)
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_broken_row_stays_broken_and_its_neighbour_whole(int8):
     model = make_model(make_config(), seed=3, perturb=True).eval()
     model.wte.weight.data[7] = torch.nan
-    bad = NativeDecoder(native_model(model, int8=int8), n_slots=2, context=32, vocab_size=100)
+    bad = NativeDecoder(native_model(model, int8=int8), 2)
     one, two = bad.forward([Part(0, [1, 7, 2], 1), Part(1, [1, 2, 3], 1)])
     assert (np.isfinite(one).any(), np.isfinite(two).all()) == (False, True)
+
+
+def test_a_chat_model_is_found_loaded_and_answers_without_torch_and_says_what_the_model_in_torch_says(
+    bytes_tokenizer, base_dir
+):
+    bytes_tokenizer.save(paths.tokenizer_dir("t"))
+    model = make_model(make_config(vocab_size=bytes_tokenizer.vocab_size), perturb=True).eval()
+    identity = {"tokenizer": "t", "tokenizer_hash": bytes_tokenizer.hash}
+    folder, optimizer = paths.run_dir("sft", "m"), Mock(state_dict=dict, steps_done=0)
+    saver = Checkpoints(folder, identity, model, optimizer, CPU, Metrics(folder, enabled=False))
+    saver.begin({"step": 7, "best_step": None, "finished": True})
+    saver.commit()
+    code = "import sys; from nanozhchat import load; said = load('m', device='cpu')('你', temperature=0, max_tokens=9)"
+    code += "; sys.stdout.buffer.write(said.encode()); sys.exit(3 * ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    want = load("m", device="cpu", engine="torch")("你", temperature=0, max_tokens=9)
+    assert (done.returncode, done.stdout.decode()) == (0, want), done.stderr
 
 
 def test_what_cannot_be_fed_or_run_is_refused_by_name():
