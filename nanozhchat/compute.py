@@ -30,6 +30,8 @@ GO_ON = "the same command continues from the last checkpoint"
 HEARTBEAT_S = 0.2  # between rank 0's signs of life while the others wait for its work
 WORK_ENDED = 2**40  # more than any number of them
 PROBE_SHAPE = (2048, 512, 2048)  # rows, inner, columns of the matmul that measures a CPU
+GLANCE_SHAPE = (128, 256, 256)  # before it: a CPU without bfloat16 units is a hundred times slower in it, for minutes
+GLANCE_GAIN = 0.25  # with less no closer look is needed
 BF16_GAIN = 2.0  # bfloat16 must beat float32 by this in the probe: the rest of the step gains less
 
 
@@ -155,11 +157,15 @@ def detect_device(asked: str | None) -> str:
     return next(name for name, available in there.items() if available())
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure FLOP/s of a training-sized matmul on a CPU, in about 0.1 s."""
-    rows, inner, columns = PROBE_SHAPE
+def matmul_flops(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int] | None = None) -> float:
+    """Measure FLOP/s of a matmul on a CPU, training-sized unless a shape is given: in about 0.1 s."""
+    rows, inner, columns = shape or PROBE_SHAPE
     a, b = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, columns, device=device).to(dtype)
     return 2 * rows * inner * columns / min(timeit.repeat(lambda: a @ b, number=1, repeat=4))
+
+
+def _bfloat16_gain(device: torch.device, shape: tuple[int, int, int]) -> float:
+    return matmul_flops(device, torch.bfloat16, shape) / matmul_flops(device, torch.float32, shape)
 
 
 def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> tuple[torch.dtype, str]:
@@ -180,7 +186,9 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     if device.type == "xpu":
         return torch.bfloat16, "Intel GPUs have bfloat16 units"
     if device.type == "cpu" and measure:
-        gain = matmul_flops(device, torch.bfloat16) / matmul_flops(device, torch.float32)
+        gain = _bfloat16_gain(device, GLANCE_SHAPE)
+        if gain > GLANCE_GAIN:
+            gain = _bfloat16_gain(device, PROBE_SHAPE)
         if gain >= BF16_GAIN:
             return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
         return torch.float32, f"measured: bfloat16 matmul only {gain:.2f} x as fast as float32"

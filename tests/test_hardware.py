@@ -1,5 +1,8 @@
 """Known accelerators: specs a user types and names a driver reports."""
 
+import torch
+
+from nanozhchat import compute
 from nanozhchat.hardware import DEVICES, find_device, parse_hardware
 from tests.conftest import refused
 
@@ -16,3 +19,17 @@ def test_a_drivers_name_is_matched_with_the_table_and_an_unknown_one_is_not_gues
              "Tesla T4": "T4", "NVIDIA H200": "H200"}  # fmt: skip
     assert {name: find_device(name) for name in known} == {name: DEVICES[known[name]] for name in known}
     assert {find_device(name) for name in ("", "NVIDIA L40", "Quadro T400", "AMD Instinct MI300X")} == {None}
+
+
+def test_bfloat16_is_chosen_where_it_is_fast_and_costs_but_a_glance_where_it_is_slow(monkeypatch):
+    asked = []
+
+    def flops(device, dtype, shape):
+        asked.append(shape)
+        return gain if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(compute, "matmul_flops", flops)
+    for gain, chosen, shape in ((0.01, torch.float32, compute.GLANCE_SHAPE), (1.5, torch.float32, compute.PROBE_SHAPE),
+                                (2.5, torch.bfloat16, compute.PROBE_SHAPE)):  # fmt: skip
+        assert compute.detect_dtype(torch.device("cpu"), None, measure=True)[0] == chosen
+        assert asked[-1] == shape
