@@ -1,5 +1,6 @@
 """Known accelerators: specs a user types and names a driver reports."""
 
+import pytest
 import torch
 
 from nanozhchat import compute
@@ -21,7 +22,11 @@ def test_a_drivers_name_is_matched_with_the_table_and_an_unknown_one_is_not_gues
     assert {find_device(name) for name in ("", "NVIDIA L40", "Quadro T400", "AMD Instinct MI300X")} == {None}
 
 
-def test_bfloat16_is_chosen_where_it_is_fast_and_costs_but_a_glance_where_it_is_slow(monkeypatch):
+@pytest.mark.parametrize(("gain", "chosen", "shape"), [
+    (0.01, torch.float32, compute.GLANCE_SHAPE), (1.5, torch.float32, compute.PROBE_SHAPE),
+    (2.5, torch.bfloat16, compute.PROBE_SHAPE),
+])  # fmt: skip
+def test_bfloat16_is_chosen_where_it_is_fast_and_costs_but_a_glance_where_it_is_slow(gain, chosen, shape, monkeypatch):
     asked = []
 
     def flops(device, dtype, shape):
@@ -29,7 +34,5 @@ def test_bfloat16_is_chosen_where_it_is_fast_and_costs_but_a_glance_where_it_is_
         return gain if dtype == torch.bfloat16 else 1.0
 
     monkeypatch.setattr(compute, "matmul_flops", flops)
-    for gain, chosen, shape in ((0.01, torch.float32, compute.GLANCE_SHAPE), (1.5, torch.float32, compute.PROBE_SHAPE),
-                                (2.5, torch.bfloat16, compute.PROBE_SHAPE)):  # fmt: skip
-        assert compute.detect_dtype(torch.device("cpu"), None, measure=True)[0] == chosen
-        assert asked[-1] == shape
+    assert compute.detect_dtype(torch.device("cpu"), None, measure=True)[0] == chosen
+    assert asked[-1] == shape
