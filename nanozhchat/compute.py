@@ -90,8 +90,9 @@ class Compute:
         ended, store = threading.Event(), self.store
 
         def beat() -> None:
-            while not ended.wait(HEARTBEAT_S):
-                store.add(key, 1)
+            with contextlib.suppress(RuntimeError):  # a store that is gone: the end of the work will say so
+                while not ended.wait(HEARTBEAT_S):
+                    store.add(key, 1)
 
         (thread := threading.Thread(target=beat, daemon=True)).start()
         try:
