@@ -23,7 +23,7 @@ STYLE = {
 }  # fmt: skip
 X_SCALES = {
     "tokens": {"billion tokens seen": 1e9, "million tokens seen": 1e6, "tokens seen": 1.0},
-    "flops": {"10^18 FLOPs": 1e18, "10^15 FLOPs": 1e15, "10^12 FLOPs": 1e12, "FLOPs": 1.0},
+    "flops": {"10^18 FLOPs": 1e18, "10^15 FLOPs": 1e15, "10^12 FLOPs": 1e12, "10^9 FLOPs": 1e9, "FLOPs": 1.0},
     "s": {"days of training": 86400.0, "hours of training": 3600.0, "minutes of training": 60.0, "seconds": 1.0},
 }
 Line = tuple[Sequence[float], Sequence[float]]  # x, y
@@ -49,6 +49,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
             if name == "training":
                 axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.25)
                 y = smooth(y)
+                look |= {"marker": "o", "markersize": 3.8} if len(y) == 1 else {}  # a line of one point is none
             if name == "held out":
                 look |= {"linewidth": 0.7, "marker": "o", "markersize": 3.8}
                 _write(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), (0, 8), color=colour)
@@ -74,7 +75,14 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
         ends = [r - 0.36 for r in rows], [r + 0.36 for r in rows]
         axes.vlines([s["chance"] for s in scores], *ends, color=ORANGE, linewidth=2, label="blind guessing")
         for row, s in enumerate(scores):
-            _write(axes, f"{100 * s['score']:.0f} %", (max(s["score"], s["high"]), row), (6, 0), ha="left", va="center")
+            _write(
+                axes,
+                f"{100 * s['score']:.0f} %",
+                (max(s["score"], s["high"], s["chance"]), row),
+                (6, 0),
+                ha="left",
+                va="center",
+            )
         axes.set_yticks(list(rows), names, color=INK)
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

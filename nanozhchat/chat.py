@@ -98,7 +98,8 @@ def load(
 
     where = torch.device(detect_device(device))
     weights, kind = choose_engine(where, dtype, engine)
-    log.info("engine: %s, %s", kind, str(weights).removeprefix("torch."))
+    why = " (n-gram counts or GPT-2's network, which native does not know)" if plain_only else ""
+    log.info("engine: %s, %s%s", kind, str(weights).removeprefix("torch."), why)
     return Chat(Engine(saved.load_model(where, weights), tokenizer, kind=kind), tokenizer, **about)
 
 

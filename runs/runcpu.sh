@@ -10,7 +10,7 @@
 #   TAG=            name of the model; empty = made from the knobs, so that different settings never mix
 #   QUESTION=...    asked at the end; a story by default
 #   FRESH=0         1 = start over (the earlier run is kept aside)
-#   DRY_RUN=0       1 = print the commands without running them
+#   DRY_RUN=0       1 = print the commands and let each check its flags, no more
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 source runs/setup.sh

@@ -99,6 +99,8 @@ def train_run(
         seconds=seconds, lr_frac=lr_frac, world_size=comp.world_size,
     ))  # fmt: skip
     model = start.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
+    if start.manifest["model"].get("ngrams"):
+        log.info("the n-gram counts of pretraining stay behind: the network goes on alone, from a higher loss")
     objective: Any = next_token
     if args.objective == "dpo":
         reference = start.load_model(comp.device, comp.dtype, ngrams=False)
