@@ -58,6 +58,8 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
             _write(axes, f"{name}  {level:.3f}", (1, level), (-2, 3), xycoords=("axes fraction", "data"), color=FAINT)
         axes.set_xlabel(label)
+        if all(len(set(y)) == 1 for _, y in lines.values()):  # one height: ticks far enough apart to differ
+            axes.set_ylim(min(y[0] for _, y in lines.values()) * 0.9, max(y[0] for _, y in lines.values()) * 1.1 or 1)
         axes.margins(x=0.02)
         if len(lines) == 1:
             axes.set_ylim(0, max(max(y) for _, y in lines.values()) * 1.12 or 1)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanozhchat.errors import RunError
+from nanozhchat.errors import RunError, StoppedError
 from nanozhchat.files import atomic_write, disk_error, write_json
 from nanozhchat.paths import STAGES
 
@@ -214,5 +214,6 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             failure = disk_error(Path(error.filename or "."), error)
         logging.getLogger(__name__).debug("failed", exc_info=error)
-        sys.stderr.write(f"error: {' '.join(str(failure).split())}\n")
+        kind = "" if isinstance(failure, StoppedError) else "error: "  # what was asked for is none
+        sys.stderr.write(f"{kind}{' '.join(str(failure).split())}\n")
         sys.exit(getattr(failure, "exit_code", 2))

@@ -35,6 +35,7 @@ CURVES = (  # name, title, against, lines
     ("lr", "learning rate of the matrices", "tokens", {"rate": "lr"}),
 )  # fmt: skip
 FIRST_STAGE_ONLY = ("bpb-flops", "mfu")
+FEW_STEPS = 20  # of a stage; with fewer the scores below mean nothing
 ELECTRICITY_USD, CPU_WATTS = 0.15, 10  # per kWh; per core, assumed: server processors are rated at 5 to 12
 MODELS_SHOWN, TOKENS_SHOWN = 8, 90
 TOKEN_FACTS = (("common_3500_frac", "of the 3,500 common characters are one token"),
@@ -79,6 +80,9 @@ def summary(m: Model) -> list[str]:
     for s in m.stages:
         times = [text(e["time"])[:16].replace("T", " ") for e in s.events if e.get("time")]
         blocks += [f"*{TITLES[s.name]}: from {times[0]} to {times[-1]} UTC.*"] if times else []
+        if s.last("step") < FEW_STEPS:
+            steps = f"{s.last('step'):,.0f} step(s)"
+            blocks.append(f"**{TITLES[s.name]} had time for {steps} only: next to nothing is learnt.**")
         if not any(event.get("event") == "done" for event in s.events):
             at = f"step {s.last('step'):,.0f}"
             blocks.append(f"{TITLES[s.name]} has not run to its end ({at}): its command continues it.")

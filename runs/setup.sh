@@ -66,9 +66,12 @@ if ! command -v cargo >/dev/null; then
 fi
 
 echo "setup: Python packages and the Rust tokenizer (some minutes the first time, seconds afterwards)" >&2
+while sleep 30 >/dev/null 2>&1 && kill -0 $$; do echo "setup: still at it ($SECONDS s)" >&2; done &
+SIGN_OF_LIFE=$!
 if ! "$UV" sync --frozen --quiet; then
   setup_fail "\`uv sync --frozen\` failed (its message is above); run it again by hand: $UV sync --frozen"
 fi
+kill "$SIGN_OF_LIFE" 2>/dev/null || true
 
 # An NVIDIA driver older than the locked CUDA build of torch leaves torch without the GPU: say how to mend it.
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 TEXTS = {
     "zh": {"hello": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
            "help": "/new 新对话　/help 命令　/quit 退出", "unknown": "没有这个命令；/help 看有哪些", "new": "新对话。",
-           "you": "你：", "model": "答：", "stopped": "（已停止）", "failed": "没有回答：{error}", "bye": "再见。"},
+           "you": "你：", "model": "答：", "stopped": "（已停止）",
+           "forgot": "（对话长了，最早的 {n} 轮模型看不到了）", "failed": "没有回答：{error}", "bye": "再见。"},
     "en": {"hello": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
            "help": "/new new chat   /help commands   /quit quit", "unknown": "no such command; /help lists them",
            "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)",
-           "failed": "no answer: {error}", "bye": "Bye."},
+           "forgot": "(a long chat: the model no longer sees its first {n} turn(s))", "failed": "no answer: {error}",
+           "bye": "Bye."},
 }  # fmt: skip
 
 
@@ -58,6 +60,14 @@ def prompt_for(chat: Chat, system: str | None, history: list[dict[str, str]], te
         return text
     first = [{"role": "system", "content": clean(system)}] if system else []
     return [*first, *history, {"role": "user", "content": text}]
+
+
+def forget(chat: Chat, system: str | None, history: list[dict[str, str]], text: str) -> int:
+    """Drop the oldest turns until a quarter of the context is free for the answer; returns how many were dropped."""
+    turns = len(history)
+    while history and 4 * len(chat.prompt_ids(prompt_for(chat, system, history, text))) > 3 * chat.engine.context:
+        del history[:2]
+    return (turns - len(history)) // 2
 
 
 def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, bool]:
@@ -97,6 +107,8 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
             continue
         if not text:
             continue
+        if n := forget(chat, args.system, history, text) if chat.source != "base" else 0:
+            print(texts["forgot"].format(n=n))
         sys.stdout.write(texts["model"])
         try:
             answer, stopped = say_answer(chat, prompt_for(chat, args.system, history, text), sampling)

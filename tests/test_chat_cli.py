@@ -73,7 +73,7 @@ def test_bad_values_are_errors_before_the_model_is_loaded(monkeypatch):
 
 def test_conversation_keeps_its_turns_until_new(chat, talk):
     talk(["一", "二", "/new", "三"], "--system", "你是老师")
-    contents = [[m["content"] for m in prompt] for prompt in chat.prompts]
+    contents = [[m["content"] for m in p] for i, p in enumerate(chat.prompts) if p not in chat.prompts[:i]]
     assert contents == [["你是老师", "一"], ["你是老师", "一", STORY, "二"], ["你是老师", "三"]]
 
 
@@ -99,6 +99,13 @@ def test_ctrl_c_stops_the_answer_and_neither_then_nor_at_the_prompt_ends_the_tal
 def test_too_long_question_is_reported_and_left_out_of_the_history(chat, talk):
     assert "没有回答" in talk(["字" * 2000, "短"])
     assert [m["content"] for m in chat.prompts[-1]] == ["短"]
+
+
+def test_a_chat_longer_than_the_context_loses_its_oldest_turns_and_says_so(chat, talk):
+    chat.engine = FakeEngine(context=4 * len(STORY))
+    out = talk(["一", "二", "三", "四"])
+    assert (out.count(STORY), "没有回答" in out, "最早的 1 轮" in out) == (4, False, True)
+    assert [m["content"] for m in chat.prompts[-1]][-3:] == ["三", STORY, "四"]
 
 
 def test_bytes_that_are_not_utf_8_become_replacement_characters():

@@ -120,6 +120,7 @@ def test_a_user_error_is_one_line_on_stderr_and_its_exit_code(error, code, monke
     assert fail_with(error, monkeypatch) == code
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines()), "Traceback" in err) == ("", 1, False)
+    assert err.startswith("error: ") == (code not in (130, 143))
 
 
 def test_debug_shows_the_traceback_and_a_fault_of_ours_is_not_dressed_up_as_a_user_error(monkeypatch, capsys):
