@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ import time
 import timeit
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -45,6 +46,7 @@ class Compute:
     world_size: int = 1
     peak_flops: float = 0.0  # of this rank, FLOP/s; 0 = not measured
     store: dist.Store | None = None  # what the ranks of this attempt share
+    works: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)  # in which they agree
 
     @property
     def is_main(self) -> bool:
@@ -82,7 +84,7 @@ class Compute:
         if self.store is None:
             yield
             return
-        key = f"work/{self.store.add(f'works/{self.rank}', 1)}"
+        key = f"work/{next(self.works)}"
         if not self.is_main:
             yield
             _watch(self.store, key)

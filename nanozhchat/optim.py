@@ -19,7 +19,6 @@ from nanozhchat.compute import Compute, all_gather, all_reduce, reduce_scatter
 from nanozhchat.gpt import GPT
 from nanozhchat.recipe import Recipe
 
-Polynomials = tuple[tuple[float, float, float], ...]  # factors of x, x^3, x^5 of each step
 # Polar Express (arXiv 2505.16932): odd polynomials that drive all singular values to one, best first step first.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -28,8 +27,6 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# Muon's first polynomial (Jordan et al. 2024), thrice, on a CPU, where all five take a quarter of a small batch's step.
-QUINTIC = ((3.4445, -4.775, 2.0315),) * 3
 POLAR_SAFETY = 1.02  # keeps the largest singular value below one in low precision
 SHARD_MIN_ELEMENTS = 4096  # smaller tensors are updated on every rank
 EPS = 1e-8  # far below real gradients, far above rounding noise, which it must not turn into full steps
@@ -74,14 +71,14 @@ def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
     ]
 
 
-def orthogonalize(g: Tensor, polynomials: Polynomials) -> Tensor:
+def orthogonalize(g: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about one. g: (K, m, n); returns the same shape and dtype."""
     x = g
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * POLAR_SAFETY + 1e-7)
-    for a, b, c in polynomials:
+    for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
     return x.mT if tall else x
@@ -98,7 +95,6 @@ class _Muon:
         self.per_rank = -(-len(self.params) // world)
         m, n = self.params[0].shape
         device = self.params[0].device
-        self.polynomials = QUINTIC if device.type == "cpu" else POLAR_EXPRESS
         self.momentum = torch.zeros(self.per_rank, m, n, device=device)
         self.variance = torch.zeros(self.per_rank, m, 1, device=device)
         self.grad: Tensor | None = None
@@ -114,7 +110,7 @@ class _Muon:
         assert self.grad is not None
         self.momentum.lerp_(self.grad.mul_(scale), 1 - momentum)
         update = torch.lerp(self.grad, self.momentum, momentum)  # Nesterov
-        update = orthogonalize(update.to(self.dtype), self.polynomials).float()
+        update = orthogonalize(update.to(self.dtype)).float()
         square = update.square().mean(dim=-1, keepdim=True)
         self.variance.lerp_(square, 1 - self.group.betas[1])
         normal = update / (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
