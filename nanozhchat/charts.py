@@ -77,14 +77,8 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
         ends = [r - 0.36 for r in rows], [r + 0.36 for r in rows]
         axes.vlines([s["chance"] for s in scores], *ends, color=ORANGE, linewidth=2, label="blind guessing")
         for row, s in enumerate(scores):
-            _write(
-                axes,
-                f"{100 * s['score']:.0f} %",
-                (max(s["score"], s["high"], s["chance"]), row),
-                (6, 0),
-                ha="left",
-                va="center",
-            )
+            end = max(s["score"], s["high"], s["chance"])
+            _write(axes, f"{100 * s['score']:.0f} %", (end, row), (6, 0), ha="left", va="center")
         axes.set_yticks(list(rows), names, color=INK)
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

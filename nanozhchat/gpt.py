@@ -283,9 +283,9 @@ class GPT(nn.Module):
         fits: list[str] = []
 
         def chosen(module: nn.Module, name: str) -> bool:
-            if isinstance(module, Linear) and not (module.in_features % 16 or module.out_features % 16):
+            if fit := isinstance(module, Linear) and not (module.in_features % 16 or module.out_features % 16):
                 fits.append(name)
-            return fits[-1:] == [name]
+            return fit
 
         convert_to_float8_training(self.h, config=Float8LinearConfig(emulate=emulate), module_filter_fn=chosen)
         return len(fits)

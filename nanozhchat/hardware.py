@@ -5,8 +5,9 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 
-ACCELERATORS = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd", "/dev/dri/renderD*")  # CUDA, in WSL, ROCm, XPU
+ACCELERATORS = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # CUDA, in WSL, ROCm; XPUs need a torch of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ DEVICES: dict[str, Device] = {device.name: device for device in (
 
 def cpu_only() -> bool:
     """Whether there is surely no accelerator; asked before torch, which takes seconds to say so."""
-    return sys.platform == "linux" and not any(map(glob.glob, ACCELERATORS))
+    return sys.platform == "linux" and not any(map(glob.glob, ACCELERATORS)) and "xpu" not in version("torch")
 
 
 def physical_cores() -> int:

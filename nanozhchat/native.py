@@ -40,20 +40,25 @@ class NativeModel:
     int8: bool
 
 
+def refuse_unknown(config: GPTConfig) -> None:
+    """Raise ValueError for a network that the native code does not know."""
+    if config.gpt2:
+        raise ValueError("the native engine does not know GPT-2's network; choose --engine=torch")
+    if config.ngrams:
+        raise ValueError("the native engine does not know n-gram counts, which only base models have; choose "
+                         "--engine=torch, or the chat model")  # fmt: skip
+
+
 def pack(
     config: GPTConfig, weights: Mapping[str, Floats], *, int8: bool = False, isa: str | None = None,
     threads: int | None = None,
 ) -> NativeModel:  # fmt: skip
     """Pack named float32 weights. int8: bytes, keys and values too. isa, threads: None = the best, one a core.
 
-    Raises ValueError for a network that the native code does not know.
+    Raises ValueError for a network that the native code does not know, or weights that do not fit.
     """
     c = config
-    if c.gpt2:
-        raise ValueError("the native engine does not know GPT-2's network; choose --engine=torch")
-    if c.ngrams:
-        raise ValueError("the native engine does not know n-gram counts, which only base models have; choose "
-                         "--engine=torch, or the chat model")  # fmt: skip
+    refuse_unknown(c)
     sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
              "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
              "windows": [c.window(layer) for layer in range(c.n_layer)],
@@ -69,9 +74,10 @@ def pack(
 
 def pack_file(config: GPTConfig, path: Path, *, int8: bool = False) -> NativeModel:
     """Pack the weights of a checkpoint; raises DamagedError if they cannot be read or do not fit."""
+    refuse_unknown(config)
     try:
         return pack(config, load_file(path), int8=int8)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
 
 

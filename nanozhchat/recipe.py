@@ -22,6 +22,7 @@ MATRIX_LR = 0.02
 WEIGHT_DECAY = 0.28  # at REF_TOKENS and REF_BATCH
 LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and below it (small: own trial, dev/LOG.md)
 WARMUP_STEPS, WARMUP_FRAC_MAX = 40, 0.2
+FEW_STEPS = 50  # of a stage: in fewer next to nothing is learnt, which log and report say
 WARMDOWN_FRAC, FINAL_LR_FRAC = 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1
 SFT_WARMUP_FRAC, SFT_WARMDOWN_FRAC = 0.02, 0.8
@@ -54,9 +55,18 @@ class Overrides:
                 raise ValueError(f"{name}={value} must be positive and finite")
         if self.arch not in (None, "full", "plain"):
             raise ValueError(f"arch={self.arch!r} is unknown; choose full or plain")
-        horizon = [n for n in ("num_steps", "target_flops", "target_ratio") if getattr(self, n) is not None]
-        if len(horizon) > 1:
-            raise ValueError(f"{' and '.join(horizon)} both set the length of the run; give only one")
+        if len(self.horizon) > 1:
+            raise ValueError(f"{' and '.join(self.horizon)} both set the length of the run; give only one")
+
+    @property
+    def horizon(self) -> list[str]:
+        """Names of the overrides that set the length of the run."""
+        return [n for n in ("num_steps", "target_flops", "target_ratio") if getattr(self, n) is not None]
+
+    def refuse_budget(self) -> None:
+        """Raise ValueError if a budget would set the length of the run a second time."""
+        if self.horizon:
+            raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +248,8 @@ def resolve(
     Raises ValueError naming the value and a value that works.
     """
     over = overrides
-    if budget_s is not None and any(x is not None for x in (over.num_steps, over.target_flops, over.target_ratio)):
-        raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
+    if budget_s is not None:
+        over.refuse_budget()
     sizes = model_sizes(depth, vocab_size, over)
     params = count_params(sizes)
     scaling = params["matrices"] + params["head"]

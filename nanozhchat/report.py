@@ -17,7 +17,7 @@ from nanozhchat import files, paths
 from nanozhchat.charts import draw_curve, draw_scores
 from nanozhchat.errors import DamagedError
 from nanozhchat.hardware import find_device
-from nanozhchat.recipe import explain
+from nanozhchat.recipe import FEW_STEPS, explain
 from nanozhchat.report_data import ZH_UNITS, Model, Stage, duration, is_number, read_object, show, table, text
 from nanozhchat.report_page import page
 
@@ -35,7 +35,6 @@ CURVES = (  # name, title, against, lines
     ("lr", "learning rate of the matrices", "tokens", {"rate": "lr"}),
 )  # fmt: skip
 FIRST_STAGE_ONLY = ("bpb-flops", "mfu")
-FEW_STEPS = 20  # of a stage; with fewer the scores below mean nothing
 ELECTRICITY_USD, CPU_WATTS = 0.15, 10  # per kWh; per core, assumed: server processors are rated at 5 to 12
 MODELS_SHOWN, TOKENS_SHOWN = 8, 90
 TOKEN_FACTS = (("common_3500_frac", "of the 3,500 common characters are one token"),

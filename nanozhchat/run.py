@@ -159,12 +159,12 @@ def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *
         metrics.forget_after(state.step if saved else -1)
         cuda = compute.device.type == "cuda"
         where = torch.cuda.get_device_name(compute.device) if cuda else compute.device.type
-        if not (finished := state.finished):
-            metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size, device=where)
-        if finished:
+        if finished := state.finished:
             log.info("%s is trained already (%d steps); --no-resume trains it again", folder, state.step)
-        elif saved is not None:
-            log.info("continuing %s at step %d", folder, state.step)
+        else:
+            metrics.event("resume" if saved else "start", step=state.step, world_size=compute.world_size, device=where)
+            if saved is not None:
+                log.info("continuing %s at step %d", folder, state.step)
         run = Run(stage, tag, folder, identity, compute, metrics, saved, state, stop, flags)
         try:
             yield run

@@ -25,6 +25,7 @@ from nanozhchat.log import Metrics, clock
 from nanozhchat.objectives import Loss
 from nanozhchat.optim import Optimizer
 from nanozhchat.plan import Hook, Plan, TrainState, for_world
+from nanozhchat.recipe import FEW_STEPS
 from nanozhchat.schedule import decay_multiplier, lr_multiplier, muon_momentum, ngram_trust
 from nanozhchat.watch import LossWatch
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 2.0  # seconds between console lines
 SPEED_SMOOTHING = 0.9
-FEW_STEPS = 50  # fewer in a budget deserve a word
 MAX_ROLLBACKS = 3
 START_LOSS_SCALE, SCALE_GROWS_AFTER = 2.0**8, 500  # of float16; doubled after so many good steps
 

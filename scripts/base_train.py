@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging(int(os.environ.get("RANK", 0)))
     if args.depth != "auto" and not (args.depth.isdecimal() and int(args.depth)):
         raise ValueError(f"--depth={args.depth!r} must be a whole number from 1 or auto")
-    if args.budget and (args.num_steps or args.target_flops or args.target_ratio):
-        raise ValueError("--budget sets the length of the run; drop --num-steps, --target-flops and --target-ratio")
     if args.depth == "auto" and not args.budget:
         raise ValueError("--depth=auto needs --budget, such as --budget=10m")
+    overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})
+    if args.budget:
+        overrides.refuse_budget()
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
-    overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, overrides, comp, started)
 

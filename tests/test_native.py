@@ -8,15 +8,17 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import rustinfer
 from nanozhchat import load, paths
 from nanozhchat.batching import Part
 from nanozhchat.checkpoint import Checkpoints
 from nanozhchat.engine import Engine
+from nanozhchat.errors import DamagedError
 from nanozhchat.gpt_config import GPTConfig
 from nanozhchat.log import Metrics
-from nanozhchat.native import NativeDecoder, native_model
+from nanozhchat.native import NativeDecoder, native_model, pack_file
 from nanozhchat.quantize import dequantize, is_quantized, quantize
 from nanozhchat.torch_decoder import Scorer, TorchDecoder
 from tests.conftest import CPU, ROOT, make_config, make_model, refused
@@ -124,6 +126,14 @@ def test_a_chat_model_is_found_loaded_and_answers_without_torch_and_says_what_th
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
     want = load("m", device="cpu", engine="torch")("你", temperature=0, max_tokens=9)
     assert (done.returncode, done.stdout.decode()) == (0, want), done.stderr
+
+
+def test_weights_that_do_not_fit_the_configuration_are_damage_and_name_the_file(tmp_path):
+    model = make_model()
+    weights = {name: p.detach() for name, p in model.named_parameters() if name != "h.1.mlp.c_fc.weight"}
+    save_file(weights, tmp_path / "model.safetensors")
+    refused(r"model\.safetensors is damaged.*c_fc", pack_file, model.config, tmp_path / "model.safetensors",
+            error=DamagedError)  # fmt: skip
 
 
 def test_what_cannot_be_fed_or_run_is_refused_by_name():
