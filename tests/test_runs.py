@@ -68,6 +68,15 @@ def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, ba
     assert "--rdzv_endpoint=first-node:29500 -m scripts.base_train -- --depth=26" in said
 
 
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_misspelt_knob_is_refused_with_the_right_name(chain):
+    source = (ROOT / "runs" / chain).read_text()
+    for knob in re.findall(r"^#   ([A-Z_]+)=", source, re.M):
+        env = {**os.environ, "SETUP": "0", knob[:-1]: "9"}
+        done = subprocess.run(["bash", f"runs/{chain}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and f"is not a knob of runs/{chain}, {knob} is" in done.stderr, (knob, done.stderr)
+
+
 def make_sweep(base, noise):
     """Finished runs of four budgets, whose best size is 0.3 * C^0.5 by construction."""
     rng = np.random.default_rng(0)
