@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from nanozhchat.gpt import GPT
 from nanozhchat.prepare import prepare
 from scripts import base_train
 
+OUR_ROW = packing.Packer.next_row
 VAL_BYTES, DOC_BYTES, EVERY_DOC = 240_000, 10_000, 12
 
 
@@ -49,6 +51,8 @@ def nanochat() -> list[str]:
 
 def _cropped_row(self: packing.Packer) -> list[packing.Piece]:
     """Best fit; when nothing fits, the shortest document of the buffer is cropped and its rest thrown away."""
+    if not self.endless:
+        return OUR_ROW(self)  # what is scored stays whole
     space, row = self.capacity, []
     self.rows += 1
     while space > 0:
@@ -87,7 +91,8 @@ def sample(shard: Path) -> list[str]:
 
 
 def train(preset: str, argv: list[str]) -> None:
-    base_train.main([*argv, *PRESETS[preset]()])
+    sys.argv[1:] = [*argv, *PRESETS[preset]()]
+    base_train.main()
 
 
 def one_run(args: BenchArgs, shards: list[str], texts: list[str], seed: int) -> dict[str, Any]:

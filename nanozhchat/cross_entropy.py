@@ -63,16 +63,17 @@ def _chunks(x: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor
 
 
 def _chunk_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (n,), logits over softcap (n, V), log-sum-exp (n, 1), mask (n,), all float32."""
-    squashed = F.linear(x, weight).float()
+    """Losses (n,), logits (n, V), their softmax (n, V), mask (n,), all float32."""
+    logits = F.linear(x, weight).float()
     if softcap:
-        squashed.div_(softcap).tanh_()
-    scale = softcap or 1.0
-    log_total = torch.logsumexp(squashed * scale, dim=1, keepdim=True)
+        logits.div_(softcap).tanh_().mul_(softcap)
+    highest = logits.amax(dim=1, keepdim=True)
+    shares = torch.sub(logits, highest).exp_()
+    total = shares.sum(dim=1, keepdim=True)
     mask = targets >= 0
-    chosen = squashed.gather(1, targets.clamp(min=0)[:, None]) * scale
-    losses = (log_total - chosen).squeeze(1) * mask
-    return losses, squashed, log_total, mask
+    chosen = logits.gather(1, targets.clamp(min=0)[:, None])
+    losses = (highest + total.log() - chosen).squeeze(1) * mask
+    return losses, logits, shares.div_(total), mask
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -87,20 +88,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         start = 0
         for part, ids in _chunks(x, targets, weight.size(0)):
-            losses, squashed, log_total, mask = _chunk_loss(part, low, ids, softcap)
+            losses, logits, grad, mask = _chunk_loss(part, low, ids, softcap)
             here = slice(start, start + len(ids))
             if counts is not None and gate is not None and grad_gate is not None:
                 losses, slope = _mixture(losses, counts.p[here], gate[here])
                 losses, grad_gate[here] = losses * mask, slope * mask
             total += losses.sum()
             # d loss / d logit = (softmax - one hot) * (1 - tanh^2), zero where not scored
-            grad = torch.sub(squashed * (softcap or 1.0), log_total).exp_()
             trust = counts.trust if counts is not None else 0.0
             if counts is not None and trust:
                 grad.sub_(counts.teacher(here.start, here.stop), alpha=trust)
             grad.scatter_add_(1, ids.clamp(min=0)[:, None], grad.new_full((len(ids), 1), trust - 1.0))
             if softcap:
-                grad.mul_(squashed.square_().neg_().add_(1.0))
+                grad.mul_(logits.square_().mul_(-(softcap**-2)).add_(1.0))
             grad.mul_(mask[:, None])
             low_grad = grad.to(x.dtype)
             torch.mm(low_grad, low, out=grad_x[here])

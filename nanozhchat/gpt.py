@@ -86,6 +86,21 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, whose gradient 2 * relu(x) needs no mask: half the passes over memory of the two operators' own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
 class MLP(nn.Module):
     """Two layers with squared ReLU between (arXiv 2109.08668)."""
 
@@ -96,7 +111,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.c_proj(F.relu(self.c_fc(x)).square())
+        return self.c_proj(_SquaredReLU.apply(self.c_fc(x)))
 
 
 class Block(nn.Module):

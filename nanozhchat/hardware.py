@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -25,6 +26,7 @@ class Device:
 
 
 GIB = 2**30
+LONGEST_START_S = 600.0  # a process older than that when its script begins: the system's clocks disagree
 DEVICES: dict[str, Device] = {device.name: device for device in (
     Device("H200", 989e12, 141 * GIB, 3.5, 700),
     Device("H100", 989e12, 80 * GIB, 3.0, 700),
@@ -44,6 +46,18 @@ DEVICES: dict[str, Device] = {device.name: device for device in (
 def cpu_only() -> bool:
     """Whether there is surely no accelerator; asked before torch, which takes seconds to say so."""
     return sys.platform == "linux" and not any(map(glob.glob, ACCELERATORS)) and "xpu" not in version("torch")
+
+
+def process_start() -> float:
+    """`time.monotonic()` when this process began; where the system does not say (no Linux), now."""
+    now = time.monotonic()
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # since the machine was started
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return now
+    return now - age if 0 < age < LONGEST_START_S else now
 
 
 def physical_cores() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nanozhchat import budget, cli, compute, export, gpt2, hooks, paths, sources
+from nanozhchat import budget, cli, compute, export, gpt2, hardware, hooks, paths, sources
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
 from nanozhchat.engine import Engine
@@ -61,7 +61,7 @@ class BaseTrainArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = time.monotonic()
+    started = hardware.process_start() if argv is None else time.monotonic()
     args = cli.parse(BaseTrainArgs, argv, __doc__ or "", "python -m scripts.base_train")
     setup_logging(int(os.environ.get("RANK", 0)))
     if args.depth != "auto" and not (args.depth.isdecimal() and int(args.depth)):

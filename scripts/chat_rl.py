@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from nanozhchat import chat, checkpoint, cli, compute
+from nanozhchat import chat, checkpoint, cli, compute, hardware
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import policy_gradient
@@ -59,7 +59,7 @@ class ChatRLArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = time.monotonic()
+    started = hardware.process_start() if argv is None else time.monotonic()
     args = cli.parse(ChatRLArgs, argv, __doc__ or "", "python -m scripts.chat_rl")
     setup_logging(int(os.environ.get("RANK", 0)))
     with compute.start(args.device_type, args.dtype, tf32=args.tf32) as comp:

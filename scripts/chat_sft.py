@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nanozhchat import chat, checkpoint, cli, compute, sources, tuning
+from nanozhchat import chat, checkpoint, cli, compute, hardware, sources, tuning
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import DPO, next_token
@@ -56,7 +56,7 @@ class ChatSFTArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = time.monotonic()
+    started = hardware.process_start() if argv is None else time.monotonic()
     args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
     setup_logging(int(os.environ.get("RANK", 0)))
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:

@@ -1,5 +1,9 @@
 """Known accelerators: specs a user types and names a driver reports."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
@@ -20,6 +24,18 @@ def test_a_drivers_name_is_matched_with_the_table_and_an_unknown_one_is_not_gues
              "Tesla T4": "T4", "NVIDIA H200": "H200"}  # fmt: skip
     assert {name: find_device(name) for name in known} == {name: DEVICES[known[name]] for name in known}
     assert {find_device(name) for name in ("", "NVIDIA L40", "Quadro T400", "AMD Instinct MI300X")} == {None}
+
+
+def test_a_process_knows_when_it_began_so_that_a_budget_counts_its_imports():
+    code = """import time; time.sleep(1.5)
+from nanozhchat import hardware
+print(time.monotonic(), hardware.process_start())"""
+    before = time.monotonic()
+    now, began = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    if sys.platform == "linux":
+        assert before - 0.1 < began < now - 1.5
+    else:
+        assert began == pytest.approx(now, abs=0.1)
 
 
 @pytest.mark.parametrize(("gain", "chosen", "shape"), [
