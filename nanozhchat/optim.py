@@ -75,8 +75,8 @@ def param_groups(model: GPT, recipe: Recipe) -> list[ParamGroup]:
 def orthogonalize(g: Tensor) -> Tensor:
     """Replace the singular values of each matrix by about one. g: (K, m, n); returns the same shape and dtype.
 
-    Each polynomial is odd: x -> p(x @ x.mT) @ x. In float32 the p of a wide matrix are multiplied with each other first,
-    all of them m x m, and meet x once: the same result for half the work; bfloat16 has not the digits for it.
+    Each polynomial is odd: x -> p(x @ x.mT) @ x. In float32 the p of a wide matrix are multiplied with each other
+    first, all of them m x m, and meet x once: the same result for half the work; bfloat16 has not the digits for it.
     """
     x = g
     tall = x.size(-2) > x.size(-1)

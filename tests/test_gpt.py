@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nanozhchat.compute import must_emulate_fp8
-from nanozhchat.gpt import GPT
+from nanozhchat.gpt import GPT, rms_norm, squared_relu
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.run import gpt_config
 from tests.conftest import CPU, make_config, make_model, make_recipe, refused
@@ -27,6 +27,22 @@ def test_changing_a_token_changes_nothing_before_it_or_in_other_rows_and_somethi
     torch.testing.assert_close(a[0, :place], b[0, :place], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(a[1], b[1], atol=1e-6, rtol=1e-6)
     assert (a[0, place:] - b[0, place:]).abs().amax(-1).min() > 1e-4  # the last layer sees everything
+
+
+@pytest.mark.parametrize(("fast", "plain"), [
+    (rms_norm, lambda x: F.rms_norm(x, (x.size(-1),))), (squared_relu, lambda x: F.relu(x).square()),
+])  # fmt: skip
+def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradients_of_torchs_own(fast, plain):
+    g = torch.Generator().manual_seed(0)
+    x, direction = torch.randn(3, 5, 64, generator=g), torch.randn(3, 5, 64, generator=g)
+    x[0, 0] = 0
+    results = []
+    for function in (fast, plain):
+        given = x.clone().requires_grad_()
+        y = function(given)
+        y.backward(direction)
+        results.append((y.detach(), given.grad))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
 def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
