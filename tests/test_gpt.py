@@ -1,5 +1,7 @@
 """The model: causal, reproducible, complete gradients, the identity at the start."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,21 @@ def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradie
         y.backward(direction)
         results.append((y.detach(), given.grad))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch):
+    model = make_model(perturb=True)
+    idx = tokens(model.config)
+    results = []
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(idx, idx)
+        loss.backward()
+        results.append((loss.detach(), model.h[0].mlp.c_fc.weight.grad.clone()))
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # traced, but not translated
+        model.compile_training()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(*results)
 
 
 def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
