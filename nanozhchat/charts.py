@@ -78,7 +78,9 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
         axes.vlines([s["chance"] for s in scores], *ends, color=ORANGE, linewidth=2, label="blind guessing")
         for row, s in enumerate(scores):
             end = max(s["score"], s["high"], s["chance"])
-            _write(axes, f"{100 * s['score']:.0f} %", (end, row), (6, 0), ha="left", va="center")
+            # beyond the bar the number would stand by chance's mark, and look like its value
+            below = f" (guessing {100 * s['chance']:.0f} %)" if s["chance"] > s["score"] else ""
+            _write(axes, f"{100 * s['score']:.0f} %{below}", (end, row), (6, 0), ha="left", va="center")
         axes.set_yticks(list(rows), names, color=INK)
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

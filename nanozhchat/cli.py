@@ -13,6 +13,7 @@ the file and values of the wrong type are errors with exit code 2.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
 import json
 import logging
@@ -76,6 +77,10 @@ class _Parser(argparse.ArgumentParser):
     """Answers bad flags in one line instead of repeating the whole usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized"):
+            words = [word.partition("=")[0] for word in message.split()[2:]]
+            near = [flag for w in words for flag in difflib.get_close_matches(w, self._option_string_actions, 1, 0.7)]
+            message += f"; did you mean {' '.join(near)}?" if near else ""
         self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
 

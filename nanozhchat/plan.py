@@ -80,7 +80,10 @@ class Plan:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 instead of dying; a second SIGINT ends the process at once."""
+    """Collect SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a closed terminal) instead of dying; a second SIGINT ends at once.
+
+    A signal that is ignored stays so: nohup's SIGHUP.
+    """
     received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
@@ -89,8 +92,8 @@ def stop_signals() -> Iterator[list[int]]:
             os._exit(130)
         received.append(number)
 
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    old = {name: signal.signal(name, handle) for name in names}
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    old = {name: signal.signal(name, handle) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
     try:
         yield received
     finally:

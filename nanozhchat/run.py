@@ -152,7 +152,7 @@ def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *
         saved = compute.together(lambda: checkpoint.find(folder))[compute.rank]
         state = TrainState()
         if saved is not None:
-            _check_same(saved, identity, compute, flags.change_ranks)
+            _check_same(saved, identity, compute, flags)
             state = TrainState.from_dict(saved.state())
         state.__dict__.update(checkpoint.remembered(folder))
         metrics = Metrics(folder, run=flags.run, config=config, enabled=compute.is_main, tensorboard=flags.tensorboard)
@@ -177,18 +177,20 @@ def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *
             metrics.close()
 
 
-def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Compute, change_ranks: bool) -> None:
+def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Compute, flags: RunFlags) -> None:
     """Raise ValueError with the differences between a saved run and this one."""
     old, new = saved.manifest["identity"], json.loads(json.dumps(identity))  # as it is saved: lists, no tuples
     keys = sorted(old.keys() | new.keys())
-    if changed := [f"{k}: saved {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]:
+    usual = {f.name: f.default for f in fields(flags)}  # flags left at these are not in an identity
+    if changed := [f"{k}: saved {old.get(k, usual.get(k))!r}, now {new.get(k, usual.get(k))!r}"
+                   for k in keys if old.get(k) != new.get(k)]:  # fmt: skip
         ways = {"base": "another --model-tag, ", "sft": "another --save-as, "}
         raise ValueError(
             f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, "
             f"{ways.get(saved.folder.parent.parent.name, '')}or --no-resume to start over (the old run is kept aside)"
         )
     ranks = saved.manifest.get("world_size", compute.world_size)
-    if ranks != compute.world_size and not change_ranks and not saved.state()["finished"]:
+    if ranks != compute.world_size and not flags.change_ranks and not saved.state()["finished"]:
         raise ValueError(
             f"{saved.folder.parent} was saved by {ranks} rank(s), now there are {compute.world_size}; use as many, or "
             "--change-ranks to go on with the same batches in the same order, spread anew"

@@ -51,8 +51,9 @@ def fit(
         training.run()
     except StoppedError:
         raise training.stop() from None
-    if plan.recipe.budget_s and state.step < FEW_STEPS and compute.is_main:
-        log.warning("only %d step(s) fitted the budget: next to nothing is learnt; give it more time", state.step)
+    if state.step < FEW_STEPS and compute.is_main:
+        more = "give it more time" if plan.recipe.budget_s else "more steps (or epochs) do"
+        log.warning("only %d step(s): next to nothing is learnt; %s", state.step, more)
     return state
 
 

@@ -28,11 +28,21 @@ END
 }
 refuse_misspelt_knobs
 
+# Only test.sh takes arguments, for pytest; elsewhere MINUTES=5 behind the script's name would go unnoticed.
+refuse_arguments() {
+  if [ "$1" = -h ] || [ "$1" = --help ]; then
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
+    exit 0
+  fi
+  die "$0 takes no arguments ($*); knobs stand before the command, as in: MINUTES=5 bash $0"
+}
+[ $# = 0 ] || [ "${0##*/}" = test.sh ] || refuse_arguments "$@"
+
 stopped() {
   printf '\nstopped; the same command continues\n' >&2
   exit 143
 }
-trap stopped INT TERM
+trap stopped INT TERM HUP
 
 # Print a command and run it.
 run() {

@@ -13,10 +13,14 @@
 #   DRY_RUN=0       1 = print the commands and let each check its flags, no more
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
-source runs/setup.sh
-
 MINUTES="${MINUTES:-10}"
 DEPTH="${DEPTH:-auto}"
+if ! [[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || ! awk "BEGIN {exit $MINUTES < 0.1}"; then
+  die "MINUTES=$MINUTES is not a number of minutes from 0.1"
+fi
+[[ "$DEPTH" =~ ^(auto|[1-9][0-9]*)$ ]] || die "DEPTH=$DEPTH is neither a whole number from 1 nor auto"
+source runs/setup.sh
+
 DATA="${DATA:-builtin}"
 SFT_DATA="${SFT_DATA:-builtin}"
 RUN="${RUN:-dummy}"
@@ -33,7 +37,6 @@ default_tag() {
 }
 
 TAG="${TAG:-$(default_tag)}"
-[[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || die "MINUTES=$MINUTES is not a number of minutes"
 BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.75)}")"
 SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.25)}")"
 FORCE=()

@@ -59,14 +59,18 @@ if ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v cla
 fi
 
 export PATH="$HOME/.cargo/bin:$PATH"
-if ! command -v cargo >/dev/null; then
+if ! cargo --version >/dev/null 2>&1 && command -v rustup >/dev/null; then
+  echo "setup: rustup has no toolchain, installing the stable one" >&2
+  rustup default stable >/dev/null || setup_fail "Rust could not be installed; run: rustup default stable"
+fi
+if ! cargo --version >/dev/null 2>&1; then
   echo "setup: Rust is missing, installing it with rustup" >&2
   { curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path; } ||
     setup_fail "Rust could not be installed; run: curl https://sh.rustup.rs -sSf | sh"
 fi
 
 echo "setup: Python packages and the Rust tokenizer (some minutes the first time, seconds afterwards)" >&2
-while sleep 30 >/dev/null 2>&1 && kill -0 $$; do echo "setup: still at it ($SECONDS s)" >&2; done &
+while sleep 30 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do echo "setup: still at it ($SECONDS s)" >&2; done &
 SIGN_OF_LIFE=$!
 if ! "$UV" sync --frozen --quiet; then
   setup_fail "\`uv sync --frozen\` failed (its message is above); run it again by hand: $UV sync --frozen"

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 TEXTS = {
     "zh": {"hello": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
+           "latest": "最近的模型：{name}（{source}，第 {step} 步）；换一个用 --model-tag",
            "help": "/new 新对话　/help 命令　/quit 退出", "unknown": "没有这个命令；/help 看有哪些", "new": "新对话。",
            "you": "你：", "model": "答：", "stopped": "（已停止）",
            "forgot": "（对话长了，最早的 {n} 轮模型看不到了）", "failed": "没有回答：{error}", "bye": "再见。"},
     "en": {"hello": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
+           "latest": "the latest model: {name} ({source}, step {step}); --model-tag takes another",
            "help": "/new new chat   /help commands   /quit quit", "unknown": "no such command; /help lists them",
            "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)",
            "forgot": "(a long chat: the model no longer sees its first {n} turn(s))", "failed": "no answer: {error}",
@@ -136,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompt is None:
         talk(chat, args, sampling)
         return
+    if args.model_tag is None:
+        sys.stderr.write(TEXTS[args.lang]["latest"].format(name=chat.name, source=chat.source, step=chat.step) + "\n")
     _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), sampling)
     print()
     if stopped:

@@ -14,6 +14,7 @@ from nanozhchat.task_eval import Answer, run_task, summarize
 from nanozhchat.text_quality import quality
 from tasks import registry
 
+CLOSE = 0.1  # to blind guessing
 STORIES = "builtin:story"  # the task whose answers are long enough to repeat themselves
 
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
         where = {**args.where(), "device": comp.device.type}
         model = chat.load(args.model_tag, source=args.source, step=args.step, **where)
+        if comp.is_main and args.model_tag is None:
+            print(f"the latest model: {model.name}, {model.source}, step {model.step}", flush=True)
         figures = evaluate(model, tasks, comp, args)
         if comp.is_main:
             folder = paths.run_dir(model.source, model.name)
@@ -76,6 +79,9 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
     rate = {k: sum(v) / len(v) if v else None for k, v in refused.items()}
     if comp.is_main:
         print(f"{'overall (mean of tasks)':<24} {overall:6.1%}")
+        chance = sum(s["chance"] for s in scores.values()) / len(scores)
+        if overall < chance + CLOSE:
+            print(f"close to blind guessing ({chance:.1%}): this model has not learnt enough; train longer")
         if rate[False] is not None and rate[True] is not None:
             print(f"refused: {rate[False]:.1%} of unknowable, {rate[True]:.1%} of knowable questions")
     if comp.is_main and stories:

@@ -23,6 +23,8 @@ from nanozhchat.tuning import OBJECTIVES, Lessons
 
 log = logging.getLogger(__name__)
 
+MIN_HELD_OUT = 20  # conversations from which the held-out loss tells one checkpoint from another
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSFTArgs(RunFlags):
@@ -83,7 +85,7 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
             return
         train_run(args, run, recipe, start, tokenizer, lessons, started)
     best, step = run.state.best_step, run.state.step
-    if best != step and best in checkpoint.list_steps(run.folder):
+    if best != step and best in checkpoint.list_steps(run.folder) and len(lessons.val) >= MIN_HELD_OUT:
         log.info("held-out loss was lowest at step %d: %.4f; for that one: --step=%d", best, run.state.best_val, best)
 
 

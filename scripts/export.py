@@ -24,8 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(ExportArgs, argv, __doc__ or "", "python -m scripts.export")
     model = chat.load(args.model_tag, source=args.source, step=args.step, device="cpu", dtype="float32", engine="torch")
     out = Path(args.out or f"{model.name}-{args.to}")
+    print(f"{model.name}, {model.source}, step {model.step}:")
     for path in export(args.to, model.engine.model, model.tokenizer, out):
         print(f"{path}  {path.stat().st_size:,} bytes")
+    if args.to != "gguf":
+        print(f"talk to it: python -m scripts.chat_cli --model-tag={out}")
 
 
 if __name__ == "__main__":

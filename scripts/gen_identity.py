@@ -55,6 +55,7 @@ class GenIdentityArgs:
     maker: str = cli.opt("一位爱好者", "who made it")
     count: int = cli.opt(2000, "conversations")
     out: str = cli.opt("identity.jsonl", "file to write")
+    force: bool = cli.opt(False, "write over a file that holds something else")
     seed: int = cli.opt(0, "of the choice and order")
 
     def __post_init__(self) -> None:
@@ -100,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(GenIdentityArgs, argv, __doc__ or "", "python -m scripts.gen_identity")
     made = conversations(args.name, args.maker, args.count, args.seed)
     text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in made)
+    if not args.force and Path(args.out).exists() and Path(args.out).read_bytes() != text.encode():
+        raise ValueError(f"{args.out} exists and holds something else; pass another --out, or --force")
     files.atomic_write(Path(args.out), text.encode())
-    print(f"{len(made)} conversations in {args.out}; teach them, beside other ones, with:")
+    print(f"{len(made)} conversations of {args.name}, made by {args.maker}, in {args.out}; teach them, beside others:")
     print(f"python -m scripts.chat_sft --data {args.out}@1 builtin@9 --model-tag=TAG --save-as=NAME")
 
 

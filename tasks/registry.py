@@ -1,6 +1,7 @@
 """The only list of tasks: name -> factory."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def expand(names: str) -> list[str]:
     known = GROUPS | {name: (name,) for name in (*OWN, *SPECS)}
     wanted = list(map(str.strip, names.split(",")))
     if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"unknown task {unknown[0]!r}; there are: {', '.join(known)}")
+        slip = unknown[0]
+        near = [name for name in known if name.endswith(f":{slip}")] or get_close_matches(slip, known, 1, 0.8)
+        meant = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown task {slip!r}{meant}; there are: {', '.join(known)}")
     return list(dict.fromkeys(task for name in wanted for task in known[name]))
 
 

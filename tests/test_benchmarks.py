@@ -218,6 +218,8 @@ def test_what_is_missing_or_damaged_is_said_in_one_line(tmp_path, monkeypatch):
     refused(r"ceval: no ceval/val/\*\.csv in .*github.com/hkust-nlp/ceval", make, "ceval", tmp_path)
     refused("gaokao is not on the hub; get the files from https://github.com/OpenLMLab", make, "gaokao", None)
     refused("unknown task 'gpqa'; there are: builtin", registry.resolve, "gpqa")
+    refused("unknown task 'story', did you mean builtin:story\\?; there are: builtin", registry.resolve, "story")
+    refused("unknown task 'cmnlu', did you mean cmmlu\\?; there are: builtin", registry.resolve, "cmnlu")
     refused("--task-data=/nowhere is not a folder", registry.benchmarks, "c3", folder="/nowhere")
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: 1 / 0)
     refused("c3: cannot read clue/clue .*ZeroDivisionError.*--task-data FOLDER", make, "c3", None, error=DiskError)

@@ -67,6 +67,15 @@ def test_a_bad_flag_exits_with_2_and_one_line_also_in_a_dry_run_which_stops_afte
     assert stopped("--depth=8") == 0
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"), [("--dept=3", "--depth"), ("--model_tag=x", "--model-tag"), ("--zzz", None)]
+)
+def test_a_slip_in_a_flag_is_answered_with_the_flag_that_was_meant(flag, meant, capsys):
+    assert stopped(flag) == 2
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert capsys.readouterr().err == f"error: unrecognized arguments: {flag}{hint}; see `prog --help`\n"
+
+
 def test_config_file_sets_values_and_the_command_line_wins(tmp_path):
     config = config_file(tmp_path, "depth: 8\nmodel-tag: from_file\nresume: false\ndata: [a, b]\nsizes: 5\nrate: 1\n")
     args = parse(config, "--depth=9", "--resume")

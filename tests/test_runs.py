@@ -78,6 +78,31 @@ def test_a_misspelt_knob_is_refused_with_the_right_name(chain):
         assert f"is not a knob of runs/{chain}, {knob} is" in done.stderr
 
 
+@pytest.mark.parametrize("chain", CHAINS)
+def test_arguments_are_refused_since_knobs_are_no_arguments_and_help_prints_the_knobs(chain):
+    def run(argument):
+        return subprocess.run(["bash", f"runs/{chain}", argument], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    done = run("MINUTES=5")
+    assert done.returncode == 2
+    assert f"runs/{chain} takes no arguments (MINUTES=5); knobs stand before the command" in done.stderr
+    done = run("--help")
+    assert done.returncode == 0
+    assert [line[2:] for line in (ROOT / "runs" / chain).read_text().splitlines()[1:] if line.startswith("#   ")] == [
+        line for line in done.stdout.splitlines() if line.startswith("  ")
+    ]
+
+
+@pytest.mark.parametrize("knob", ["MINUTES=0", "MINUTES=3m", "MINUTES=", "DEPTH=three", "DEPTH=0"])
+def test_a_bad_knob_of_the_laptop_chain_is_refused_before_anything_is_set_up(knob, tmp_path):
+    name, _, value = knob.partition("=")
+    env = {**os.environ, name: value or " ", "NANOZHCHAT_BASE_DIR": str(tmp_path / "none")}
+    done = subprocess.run(["bash", "runs/runcpu.sh"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {name}={value or ' '} is ")
+    assert not (tmp_path / "none").exists()
+
+
 def make_sweep(base, noise):
     """Finished runs of four budgets, whose best size is 0.3 * C^0.5 by construction."""
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -17,6 +18,14 @@ def run(name, *argv, monkeypatch):
     """Run a script as `python -m scripts.<name>` would; returns its exit code."""
     monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *argv])
     return refused(None, cli.run, importlib.import_module(f"scripts.{name}").main, error=SystemExit).code
+
+
+def test_a_python_without_the_packages_is_told_how_to_get_them_in_one_line():
+    alone = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(ROOT)!r}); import scripts.chat_cli"]
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "bash runs/setup.sh" in done.stderr
+    assert "source .venv/bin/activate" in done.stderr
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

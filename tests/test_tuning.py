@@ -178,6 +178,8 @@ def test_hostile_data_neither_stops_training_nor_teaches_what_the_assistant_did_
 def test_identity_data_crosses_many_phrasings_and_teaches_the_name(base, tmp_path):
     path = tmp_path / "identity.jsonl"
     gen_identity.main(["--name=小竹", "--maker=李雷", "--count=1500", f"--out={path}"])
+    gen_identity.main(["--name=小竹", "--maker=李雷", "--count=1500", f"--out={path}"])  # the same may be written again
+    refused("exists and holds something else; pass another --out, or --force", gen_identity.main, [f"--out={path}"])
     made = [row["messages"] for row in files.read_jsonl(path)]
     asked = {m["content"] for talk in made for m in talk if m["role"] == "user"}
     assert (len(made), len(asked) > 1500) == (1500, True)
