@@ -82,7 +82,7 @@ class Plan:
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a closed terminal) instead of dying; a second SIGINT ends at once.
 
-    A signal that is ignored stays so: nohup's SIGHUP.
+    Under nohup, which ignores SIGHUP, it stays ignored.
     """
     received: list[int] = []
 
@@ -92,8 +92,9 @@ def stop_signals() -> Iterator[list[int]]:
             os._exit(130)
         received.append(number)
 
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-    old = {name: signal.signal(name, handle) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hang_up)
+    old = {name: signal.signal(name, handle) for name in names}
     try:
         yield received
     finally:

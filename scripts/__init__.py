@@ -4,5 +4,5 @@ import importlib.util
 import sys
 
 if importlib.util.find_spec("tiktoken") is None:  # the shell's own Python
-    sys.exit(f"error: {sys.executable} has not the packages of this project; run: bash runs/setup.sh, then in each "
+    sys.exit(f"error: {sys.executable} lacks the packages of this project; run: bash runs/setup.sh, then in each "
              "terminal: source .venv/bin/activate")  # fmt: skip
