@@ -14,6 +14,7 @@ from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FEW_DOCUMENTS = 20  # held out: a loss or a score on fewer is an anecdote
 TOKENS_PER_ENTRY = 50  # of training text: with fewer, most of a vocabulary is hardly ever seen
 TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
 
@@ -38,6 +39,9 @@ def prepare(
         log.warning("the vocabulary is too large for the data: %d tokens of text for %d entries, of which %d (%.0f %%) "
                     "occur in it; the embeddings of the others are never trained. Give more text, or a tokenizer of "
                     "about %d entries", tokens, entries, used, 100 * used / entries, better)  # fmt: skip
+    if compute.is_main and (documents := store.n_docs("val")) < FEW_DOCUMENTS:
+        log.warning("only %d document(s) with %d tokens are held out: figures measured on them say little", documents,
+                    store.n_tokens("val"))  # fmt: skip
     return store
 
 

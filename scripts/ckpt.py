@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             row["steps"] = checkpoint.list_steps(folder)
         rows.append(row)
     print(json.dumps(rows, ensure_ascii=False, indent=1))
+    if command == "verify" and not damaged:
+        sys.stderr.write(f"{sum(len(checkpoint.list_steps(f)) for f in run_folders(args))} checkpoint(s), all whole\n")
     if damaged:
         raise DamagedError(f"{len(damaged)} problem(s), the first: {damaged[0]}")
 
