@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -48,9 +49,14 @@ def cpu_only() -> bool:
     return sys.platform == "linux" and not any(map(glob.glob, ACCELERATORS)) and "xpu" not in version("torch")
 
 
-def process_start() -> float:
-    """`time.monotonic()` when this process began; where the system does not say (no Linux), now."""
+def command_start(argv: Sequence[str] | None) -> float:
+    """`time.monotonic()` when a command began: None = a process of its own, so its imports count; else called just now.
+
+    Where the system does not say when the process began (no Linux), now.
+    """
     now = time.monotonic()
+    if argv is not None:
+        return now
     try:
         with open("/proc/self/stat", encoding="utf-8") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # since the machine was started

@@ -52,7 +52,7 @@ def fit(
     except StoppedError:
         raise training.stop() from None
     if state.step < FEW_STEPS and compute.is_main:
-        more = "give it more time" if plan.recipe.budget_s else "more steps (or epochs) do"
+        more = "give it more time" if plan.recipe.budget_s else "take more steps or epochs"
         log.warning("only %d step(s): next to nothing is learnt; %s", state.step, more)
     return state
 

@@ -12,16 +12,18 @@ die() {
   exit 2
 }
 
-# A variable whose name is nearly that of a knob is a slip that would go unnoticed: MINUTE=4 would train for ten.
+# A variable whose name is nearly that of a knob explained at the top of the script is a slip that would go unnoticed:
+# MINUTE=4 would train for ten. What the script reads besides is the system's own, such as Slurm's.
 refuse_misspelt_knobs() {
   local python
   python="$(command -v python3 || command -v python)" || return 0
   "$python" - "$0" <<'END' || exit 2
 import difflib, os, re, sys
 
-knobs = set(re.findall(r"\$\{([A-Z_]+):?-", open(sys.argv[1], encoding="utf-8").read())) | {"DRY_RUN", "NANOZHCHAT_BASE_DIR"}
-for name in sorted(os.environ.keys() - knobs):
-    if close := difflib.get_close_matches(name.upper(), sorted(knobs), 1, 0.8):
+text = open(sys.argv[1], encoding="utf-8").read()
+knobs = sorted(set(re.findall(r"\b([A-Z_]+)=", text.split("\ncd ")[0])) | {"DRY_RUN", "NANOZHCHAT_BASE_DIR"})
+for name in sorted(os.environ.keys() - {*knobs, *re.findall(r"\$\{([A-Z_]+):?-", text)}):
+    if close := difflib.get_close_matches(name.upper(), knobs, 1, 0.8):
         sys.exit(f"error: {name}={os.environ[name]} is not a knob of {sys.argv[1]}, {close[0]} is; "
                  f"if {name} is meant for something else, begin the command with: env -u {name}")
 END

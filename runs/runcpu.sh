@@ -13,6 +13,7 @@
 #   DRY_RUN=0       1 = print the commands and let each check its flags, no more
 #   NANOZHCHAT_BASE_DIR=~/.cache/nanozhchat   where everything is kept
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
+
 MINUTES="${MINUTES:-10}"
 DEPTH="${DEPTH:-auto}"
 if ! [[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || ! awk "BEGIN {exit $MINUTES < 0.1}"; then

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,7 +60,7 @@ class BaseTrainArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = hardware.process_start() if argv is None else time.monotonic()
+    started = hardware.command_start(argv)
     args = cli.parse(BaseTrainArgs, argv, __doc__ or "", "python -m scripts.base_train")
     setup_logging(int(os.environ.get("RANK", 0)))
     if args.depth != "auto" and not (args.depth.isdecimal() and int(args.depth)):

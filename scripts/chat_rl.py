@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,7 +58,7 @@ class ChatRLArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = hardware.process_start() if argv is None else time.monotonic()
+    started = hardware.command_start(argv)
     args = cli.parse(ChatRLArgs, argv, __doc__ or "", "python -m scripts.chat_rl")
     setup_logging(int(os.environ.get("RANK", 0)))
     with compute.start(args.device_type, args.dtype, tf32=args.tf32) as comp:

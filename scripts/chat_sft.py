@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +57,7 @@ class ChatSFTArgs(RunFlags):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
-    started = hardware.process_start() if argv is None else time.monotonic()
+    started = hardware.command_start(argv)
     args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
     setup_logging(int(os.environ.get("RANK", 0)))
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanozhchat import checkpoint, cli, paths
 from nanozhchat.errors import DamagedError
@@ -33,18 +34,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--keep-last={args.keep_last} must be at least 1")
     rows, damaged = [], []
     for folder in run_folders(args):
-        row: dict[str, object] = {"run": f"{folder.parent.name}/{folder.name}", "steps": checkpoint.list_steps(folder)}
+        row: dict[str, Any] = {"run": f"{folder.parent.name}/{folder.name}", "steps": checkpoint.list_steps(folder)}
         if command == "verify":
             row["problems"] = [p for step in checkpoint.list_steps(folder)
                                for p in checkpoint.problems(folder / f"step_{step:08d}")]  # fmt: skip
-            damaged += row["problems"]  # type: ignore[operator]
+            damaged += row["problems"]
         if command == "prune":
             row["deleted"] = checkpoint.prune(folder, args.keep_last)
             row["steps"] = checkpoint.list_steps(folder)
         rows.append(row)
     print(json.dumps(rows, ensure_ascii=False, indent=1))
     if command == "verify" and not damaged:
-        sys.stderr.write(f"{sum(len(checkpoint.list_steps(f)) for f in run_folders(args))} checkpoint(s), all whole\n")
+        sys.stderr.write(f"{sum(len(row['steps']) for row in rows)} checkpoint(s), all whole\n")
     if damaged:
         raise DamagedError(f"{len(damaged)} problem(s), the first: {damaged[0]}")
 

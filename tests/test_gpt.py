@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.utils
 import torch.nn.functional as F
 
 from nanozhchat.compute import must_emulate_fp8
@@ -51,6 +52,7 @@ def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch
     model = make_model(perturb=True)
     idx = tokens(model.config)
     results = []
+    torch._dynamo.utils.counters.clear()
     for _ in range(2):
         model.zero_grad()
         loss = model(idx, idx)

@@ -29,9 +29,10 @@ def test_a_drivers_name_is_matched_with_the_table_and_an_unknown_one_is_not_gues
 def test_a_process_knows_when_it_began_so_that_a_budget_counts_its_imports():
     code = """import time; time.sleep(1.5)
 from nanozhchat import hardware
-print(time.monotonic(), hardware.process_start())"""
+print(time.monotonic(), hardware.command_start(None), hardware.command_start([]))"""
     before = time.monotonic()
-    now, began = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    now, began, called = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert called == pytest.approx(now, abs=0.1)
     if sys.platform == "linux":
         assert before - 0.1 < began < now - 1.5
     else:

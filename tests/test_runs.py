@@ -78,6 +78,11 @@ def test_a_misspelt_knob_is_refused_with_the_right_name(chain):
         assert f"is not a knob of runs/{chain}, {knob} is" in done.stderr
 
 
+def test_what_a_cluster_sets_by_itself_is_no_misspelt_knob(tmp_path):
+    own = {f"SLURM_{name}": "1" for name in ("JOBID", "NODELIST", "NNODES", "NTASKS", "JOB_NAME")}
+    assert "scripts.base_train" in dry_run("slurm.sh", tmp_path, **own)[1]
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_arguments_are_refused_since_knobs_are_no_arguments_and_help_prints_the_knobs(chain):
     def run(argument):
