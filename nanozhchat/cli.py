@@ -63,6 +63,30 @@ class ModelFlags:
         return {"device": self.device_type, "dtype": self.dtype, "engine": self.engine}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags that every training script has."""
+
+    model_tag: str | None = opt(None, "name of the model; none = d<depth>, or latest", group="run", neutral=True)
+    run: str = opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
+    tensorboard: bool = opt(False, "also write for TensorBoard, in the run's folder", group="run", neutral=True)
+    resume: bool = opt(True, "continue an earlier run of the same command", group="run", neutral=True)
+    change_ranks: bool = opt(False, "continue on another number of ranks", group="run", neutral=True)
+    seed: int = opt(42, "of weights and data order", group="run")
+    device_type: str = opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
+    dtype: str = opt("auto", "float32, bfloat16 or float16", group="machine", neutral=True)
+    tf32: bool = opt(True, "on CUDA: TF32 for what stays float32", group="machine", neutral=True)
+    eval_every: int | None = opt(None, "steps between evaluations; none = some in all", group="hooks", neutral=True)
+    save_every: int | None = opt(None, "steps between checkpoints; none = some in all", group="hooks", neutral=True)
+    keep_last: int = opt(3, "newest checkpoints to keep", group="hooks", neutral=True)
+    keep_every: int = opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
+
+    def __post_init__(self) -> None:
+        last, every = self.keep_last, self.keep_every
+        if last < 2 or every < 0:
+            raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
+
+
 def _value_type(annotation: Any) -> tuple[Any, bool]:
     """Split an annotation into (element type, is a list); `X | None` counts as X."""
     options = [a for a in typing.get_args(annotation) if a is not type(None)]
@@ -163,6 +187,12 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     if os.environ.get("NANOZHCHAT_CHECK_FLAGS"):  # dry runs of runs/*.sh: the flags are good, go no further
         sys.exit(0)
     return args
+
+
+def check(cls: type, description: str | None) -> None:
+    """Answer a command line's slips and --help before a script loads torch, which takes seconds."""
+    spec = sys.modules["__main__"].__spec__
+    run(lambda: parse(cls, None, description or "", f"python -m {spec.name}" if spec else None))
 
 
 def parse_size(text: str) -> int:

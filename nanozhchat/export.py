@@ -20,7 +20,6 @@ from nanozhchat.gpt import GPT, GPTConfig, rms_norm
 from nanozhchat.quantize import dequantize, quantize
 from nanozhchat.tokenizer import Tokenizer
 
-KINDS = ("hf", "int8", "gguf")
 EPSILON = torch.finfo(torch.float32).eps
 # What a model is made of.
 REMOTE_CODE = ("gpt_config.py", "attention.py", "cross_entropy.py", "kv_cache.py", "ngrams.py", "gpt.py")

@@ -276,6 +276,9 @@ def resolve(
     )  # fmt: skip
 
 
+OBJECTIVES = {"sft": 0.5, "dpo": 0.05}  # of fine-tuning, and the peak learning rates relative to pretraining
+
+
 def fine_tuning(
     base: Recipe, *, total_batch_size: int, num_steps: int, budget_s: float | None, lr_frac: float
 ) -> Recipe:

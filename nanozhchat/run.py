@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nanozhchat import checkpoint, cli, faults, files, gpt2, paths
 from nanozhchat.checkpoint import Checkpoints, Keep
+from nanozhchat.cli import RunFlags
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.log import Metrics
@@ -31,30 +32,6 @@ log = logging.getLogger(__name__)
 def gpt_config(recipe: Recipe) -> GPTConfig:
     """Return the model configuration of a recipe."""
     return GPTConfig(**{f.name: getattr(recipe, f.name) for f in fields(GPTConfig) if hasattr(recipe, f.name)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """Flags that every training script has."""
-
-    model_tag: str | None = cli.opt(None, "name of the model; none = d<depth>, or latest", group="run", neutral=True)
-    run: str = cli.opt("dummy", "wandb run name; dummy = off", group="run", neutral=True)
-    tensorboard: bool = cli.opt(False, "also write for TensorBoard, in the run's folder", group="run", neutral=True)
-    resume: bool = cli.opt(True, "continue an earlier run of the same command", group="run", neutral=True)
-    change_ranks: bool = cli.opt(False, "continue on another number of ranks", group="run", neutral=True)
-    seed: int = cli.opt(42, "of weights and data order", group="run")
-    device_type: str = cli.opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
-    dtype: str = cli.opt("auto", "float32, bfloat16 or float16", group="machine", neutral=True)
-    tf32: bool = cli.opt(True, "on CUDA: TF32 for what stays float32", group="machine", neutral=True)
-    eval_every: int | None = cli.opt(None, "steps between evaluations; none = some in all", group="hooks", neutral=True)
-    save_every: int | None = cli.opt(None, "steps between checkpoints; none = some in all", group="hooks", neutral=True)
-    keep_last: int = cli.opt(3, "newest checkpoints to keep", group="hooks", neutral=True)
-    keep_every: int = cli.opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
-
-    def __post_init__(self) -> None:
-        last, every = self.keep_last, self.keep_every
-        if last < 2 or every < 0:
-            raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
 
 
 @dataclass

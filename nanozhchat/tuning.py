@@ -26,7 +26,6 @@ from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = {"sft": 0.5, "dpo": 0.05}  # and the peak learning rates relative to pretraining
 MIN_VAL_TOKENS = 8192  # rendered, of which the answers are scored
 ANSWERS = 20  # held-out questions that are answered before and after
 

@@ -5,20 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from nanozhchat import chat, cli, compute, files, paths, sources, task_eval
-from nanozhchat.compute import Compute
-from nanozhchat.dataloader import eval_batches, eval_documents
-from nanozhchat.log import setup_logging
-from nanozhchat.loss_eval import compressor_bpb, evaluate
-from nanozhchat.prepare import prepare
-from nanozhchat.token_store import TokenStore
-from tasks import registry
-from tasks.base import Benchmark
-
-KINDS = ("bpb", "core", "sample")
-PROMPTS = ("从前，", "中国的首都是", "春天来了，", "小明对妈妈说：", "人工智能")
+from nanozhchat import cli, paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +24,25 @@ class BaseEvalArgs(cli.ModelFlags):
     shots: int | None = cli.opt(None, "examples before each question; none = each benchmark's own number")
     max_tokens: int = cli.opt(100, "length of each sample")
     json: str | None = cli.opt(None, "write the figures to this file")
+
+
+if __name__ == "__main__":
+    cli.check(BaseEvalArgs, __doc__)
+
+import torch
+
+from nanozhchat import chat, compute, files, sources, task_eval
+from nanozhchat.compute import Compute
+from nanozhchat.dataloader import eval_batches, eval_documents
+from nanozhchat.log import setup_logging
+from nanozhchat.loss_eval import compressor_bpb, evaluate
+from nanozhchat.prepare import prepare
+from nanozhchat.token_store import TokenStore
+from tasks import registry
+from tasks.base import Benchmark
+
+KINDS = ("bpb", "core", "sample")
+PROMPTS = ("从前，", "中国的首都是", "春天来了，", "小明对妈妈说：", "人工智能")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

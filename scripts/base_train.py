@@ -7,28 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from nanozhchat import budget, cli, compute, export, gpt2, hardware, hooks, paths, sources
-from nanozhchat.compute import Compute
-from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
-from nanozhchat.engine import Engine
-from nanozhchat.log import setup_logging
-from nanozhchat.objectives import next_token
-from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.prepare import load_or_train_tokenizer, prepare
-from nanozhchat.recipe import Overrides, Recipe, advise_vocab_size, depth_for_budget, explain
-from nanozhchat.run import Run, RunFlags, open_run
+from nanozhchat import cli, hardware
+from nanozhchat.recipe import Overrides
 from nanozhchat.schedule import parse_duration
-from nanozhchat.token_store import TokenStore
-from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import fit
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseTrainArgs(RunFlags):
+class BaseTrainArgs(cli.RunFlags):
     """Flags of this script."""
 
     depth: str = cli.opt("4", "layers; auto = chosen for --budget", group="dials")
@@ -57,32 +42,61 @@ class BaseTrainArgs(RunFlags):
                                        "beginnings that samples continue", group="hooks", neutral=True)  # fmt: skip
     sample_every: int | None = cli.opt(None, "steps between samples; none = as eval-every", group="hooks", neutral=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth != "auto" and not (self.depth.isdecimal() and int(self.depth)):
+            raise ValueError(f"--depth={self.depth!r} must be a whole number from 1 or auto")
+        if self.depth == "auto" and not self.budget:
+            raise ValueError("--depth=auto needs --budget, such as --budget=10m")
+        if self.budget:
+            parse_duration(self.budget)
+            self.overrides().refuse_budget()
+
+    def overrides(self) -> Overrides:
+        """Return what these flags set of the recipe."""
+        return Overrides(**{name: getattr(self, name) for name in Overrides.__dataclass_fields__})
+
+
+if __name__ == "__main__":
+    cli.check(BaseTrainArgs, __doc__)
+
+import torch
+
+from nanozhchat import budget, compute, export, gpt2, hooks, paths, sources
+from nanozhchat.compute import Compute
+from nanozhchat.dataloader import Prefetch, document_loader, eval_batches
+from nanozhchat.engine import Engine
+from nanozhchat.log import setup_logging
+from nanozhchat.objectives import next_token
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.prepare import load_or_train_tokenizer, prepare
+from nanozhchat.recipe import Recipe, advise_vocab_size, depth_for_budget, explain
+from nanozhchat.run import Run, open_run
+from nanozhchat.token_store import TokenStore
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import fit
+
+log = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
     started = hardware.command_start(argv)
     args = cli.parse(BaseTrainArgs, argv, __doc__ or "", "python -m scripts.base_train")
     setup_logging(int(os.environ.get("RANK", 0)))
-    if args.depth != "auto" and not (args.depth.isdecimal() and int(args.depth)):
-        raise ValueError(f"--depth={args.depth!r} must be a whole number from 1 or auto")
-    if args.depth == "auto" and not args.budget:
-        raise ValueError("--depth=auto needs --budget, such as --budget=10m")
-    overrides = Overrides(**{name: getattr(args, name) for name in Overrides.__dataclass_fields__})
-    if args.budget:
-        overrides.refuse_budget()
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
-        train(args, overrides, comp, started)
+        train(args, comp, started)
 
 
-def train(args: BaseTrainArgs, overrides: Overrides, comp: Compute, started: float) -> None:
+def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
     """Decide the depth, prepare data, open the run, train."""
     seconds = parse_duration(args.budget) if args.budget else None
     speed = budget.measure_flops(comp) if seconds else 0.0
     depth = int(args.depth) if args.depth != "auto" else depth_for_budget(seconds or 0.0, speed, args.vocab_size)
-    theirs = gpt2.config_of(args.init_from, args.tokenizer)
+    overrides, theirs = args.overrides(), gpt2.config_of(args.init_from, args.tokenizer)
     if theirs is not None:
         depth, overrides = theirs.n_layer, replace(overrides, max_seq_len=args.max_seq_len or theirs.sequence_len)
     if seconds:

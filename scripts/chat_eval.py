@@ -5,17 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanozhchat import chat, cli, compute, files, paths
-from nanozhchat.builtin import is_refusal
-from nanozhchat.compute import Compute
-from nanozhchat.log import setup_logging
-from nanozhchat.sampling import SamplingParams
-from nanozhchat.task_eval import Answer, run_task, summarize
-from nanozhchat.text_quality import quality
-from tasks import registry
-
-CLOSE = 0.1  # to blind guessing
-STORIES = "builtin:story"  # the task whose answers are long enough to repeat themselves
+from nanozhchat import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +20,22 @@ class ChatEvalArgs(cli.ModelFlags):
     unsafe_sandbox: bool = cli.opt(False, "run programs of the model however open the sandbox")
     show: int = cli.opt(0, "print this many questions per task with expected and given answers")
     json: str | None = cli.opt(None, "write the scores to this file")
+
+
+if __name__ == "__main__":
+    cli.check(ChatEvalArgs, __doc__)
+
+from nanozhchat import chat, compute, files, paths
+from nanozhchat.builtin import is_refusal
+from nanozhchat.compute import Compute
+from nanozhchat.log import setup_logging
+from nanozhchat.sampling import SamplingParams
+from nanozhchat.task_eval import Answer, run_task, summarize
+from nanozhchat.text_quality import quality
+from tasks import registry
+
+CLOSE = 0.1  # to blind guessing
+STORIES = "builtin:story"  # the task whose answers are long enough to repeat themselves
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,28 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
-from nanozhchat import chat, checkpoint, cli, compute, hardware
-from nanozhchat.compute import Compute
-from nanozhchat.log import setup_logging
-from nanozhchat.objectives import policy_gradient
-from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.recipe import Recipe, fine_tuning
-from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook
-from nanozhchat.run import Run, RunFlags, for_world, open_run
+from nanozhchat import cli, hardware
 from nanozhchat.schedule import parse_duration
-from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import fit
-from tasks import registry
-
-log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatRLArgs(RunFlags):
+class ChatRLArgs(cli.RunFlags):
     """Flags of this script."""
 
     tasks: tuple[str, ...] = cli.opt(("builtin:arithmetic",), "what to learn: names of tasks", group="data")
@@ -50,10 +36,32 @@ class ChatRLArgs(RunFlags):
         super().__post_init__()
         if self.budget and self.num_steps:
             raise ValueError("--budget and --num-steps both set the length of the run; give only one")
+        if self.budget:
+            parse_duration(self.budget)
         if self.group < 2 or self.prompts < 1 or self.eval_samples < 1 or self.temperature <= 0 or self.kl < 0:
             raise ValueError(f"--group={self.group} must be at least 2, --prompts={self.prompts} and --eval-samples="
                              f"{self.eval_samples} at least 1, --temperature={self.temperature} above 0, "
                              f"--kl={self.kl} not below 0")  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.check(ChatRLArgs, __doc__)
+
+import torch
+
+from nanozhchat import chat, checkpoint, compute
+from nanozhchat.compute import Compute
+from nanozhchat.log import setup_logging
+from nanozhchat.objectives import policy_gradient
+from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.recipe import Recipe, fine_tuning
+from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook
+from nanozhchat.run import Run, for_world, open_run
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import fit
+from tasks import registry
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,26 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from nanozhchat import chat, checkpoint, cli, compute, hardware, sources, tuning
-from nanozhchat.compute import Compute
-from nanozhchat.log import setup_logging
-from nanozhchat.objectives import DPO, next_token
-from nanozhchat.recipe import Recipe
-from nanozhchat.run import Run, RunFlags, open_run
+from nanozhchat import cli, hardware
+from nanozhchat.recipe import OBJECTIVES
 from nanozhchat.schedule import parse_duration
-from nanozhchat.tokenizer import Tokenizer
-from nanozhchat.trainer import fit
-from nanozhchat.tuning import OBJECTIVES, Lessons
-
-log = logging.getLogger(__name__)
-
-MIN_HELD_OUT = 20  # conversations from which the held-out loss tells one checkpoint from another
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatSFTArgs(RunFlags):
+class ChatSFTArgs(cli.RunFlags):
     """Flags of this script."""
 
     data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, presets or files", group="data",
@@ -50,9 +37,31 @@ class ChatSFTArgs(RunFlags):
         super().__post_init__()
         if sum(x is not None for x in (self.budget, self.num_steps, self.epochs)) > 1:
             raise ValueError("--budget, --num-steps and --epochs all set the length of the run; give only one")
+        if self.budget:
+            parse_duration(self.budget)
         if self.lora_rank < 0 or self.dpo_beta <= 0 or (self.epochs is not None and self.epochs <= 0):
             raise ValueError(f"--lora-rank={self.lora_rank} must not be below 0, --dpo-beta={self.dpo_beta} and "
                              f"--epochs={self.epochs} above it")  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.check(ChatSFTArgs, __doc__)
+
+import torch
+
+from nanozhchat import chat, checkpoint, compute, sources, tuning
+from nanozhchat.compute import Compute
+from nanozhchat.log import setup_logging
+from nanozhchat.objectives import DPO, next_token
+from nanozhchat.recipe import Recipe
+from nanozhchat.run import Run, open_run
+from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.trainer import fit
+from nanozhchat.tuning import Lessons
+
+log = logging.getLogger(__name__)
+
+MIN_HELD_OUT = 20  # conversations from which the held-out loss tells one checkpoint from another
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanozhchat import chat, cli, paths
-from nanozhchat.export import KINDS, export
+from nanozhchat import cli, paths
+
+KINDS = ("hf", "gguf", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,13 @@ class ExportArgs:
     model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
     source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
+
+
+if __name__ == "__main__":
+    cli.check(ExportArgs, __doc__)
+
+from nanozhchat import chat
+from nanozhchat.export import export
 
 
 def main(argv: Sequence[str] | None = None) -> None:

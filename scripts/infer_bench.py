@@ -4,10 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from nanozhchat import chat, cli, engine_speed
-from nanozhchat.compute import Compute
+from nanozhchat import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +15,15 @@ class InferBenchArgs(cli.ModelFlags):
     context: int = cli.opt(200, "tokens of each prompt")
     steps: int = cli.opt(64, "tokens decoded per request")
     json: str | None = cli.opt(None, "write the figures to this file")
+
+
+if __name__ == "__main__":
+    cli.check(InferBenchArgs, __doc__)
+
+import torch
+
+from nanozhchat import chat, engine_speed
+from nanozhchat.compute import Compute
 
 
 def main(argv: Sequence[str] | None = None) -> None:

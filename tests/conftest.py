@@ -16,11 +16,12 @@ import torch
 import zstandard
 from hypothesis import settings
 
+from nanozhchat.cli import RunFlags
 from nanozhchat.compute import Compute
 from nanozhchat.gpt import GPT, GPTConfig
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Overrides, resolve
-from nanozhchat.run import RunFlags, gpt_config, open_run
+from nanozhchat.run import gpt_config, open_run
 from nanozhchat.tokenizer import Tokenizer
 
 settings.register_profile("ours", deadline=None, max_examples=60)

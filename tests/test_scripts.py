@@ -64,4 +64,13 @@ def test_a_script_defines_main_and_runs_it_only_when_started(name):
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    cli.run(main)"
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     others = [ast.unparse(n) for n in tree.body[1:-1] if not isinstance(n, allowed)]
-    assert [text for text in others if not text.startswith("if TYPE_CHECKING:")] == []
+    early = ("if TYPE_CHECKING:", "if __name__ == '__main__':\n    cli.check(")
+    assert [text for text in others if not text.startswith(early)] == []
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_slip_in_a_flag_is_answered_before_torch_is_loaded(name):
+    command = [sys.executable, "-X", "importtime", "-m", f"scripts.{name}", "--bogus=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, "\nerror: " in done.stderr) == (2, True)
+    assert re.findall(r"\| +torch\n", done.stderr) == []
