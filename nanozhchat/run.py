@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from nanozhchat import checkpoint, cli, faults, files, gpt2, paths
 from nanozhchat.checkpoint import Checkpoints, Keep
@@ -95,13 +95,15 @@ class Run:
                 "world_size": self.compute.world_size, "device": self.compute.device}  # fmt: skip
 
     def plan(
-        self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: Tensor, *, started: float, save_every: int,
+        self, model: GPT, optimizer: Optimizer, recipe: Recipe, token_bytes: ArrayLike, *, started: float,
+        save_every: int,
     ) -> Plan:  # fmt: skip
         """Return the training plan. started: `time.monotonic()` when the command began; token_bytes: (V,)."""
         keep = Keep(self.flags.keep_last, self.flags.keep_every)
         self.checkpoints = Checkpoints(self.folder, self.identity, model, optimizer, self.compute, self.metrics, keep)
-        return Plan(recipe=recipe, token_bytes=token_bytes.to(self.compute.device), checkpoints=self.checkpoints,
-                    save_every=save_every, started=started, stop=self.stop)  # fmt: skip
+        sizes = torch.as_tensor(token_bytes, device=self.compute.device)
+        return Plan(recipe=recipe, token_bytes=sizes, checkpoints=self.checkpoints, save_every=save_every,
+                    started=started, stop=self.stop)  # fmt: skip
 
 
 @contextlib.contextmanager

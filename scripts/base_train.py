@@ -48,8 +48,7 @@ class BaseTrainArgs(cli.RunFlags):
             raise ValueError(f"--depth={self.depth!r} must be a whole number from 1 or auto")
         if self.depth == "auto" and not self.budget:
             raise ValueError("--depth=auto needs --budget, such as --budget=10m")
-        if self.budget:
-            parse_duration(self.budget)
+        if self.budget and parse_duration(self.budget):
             self.overrides().refuse_budget()
 
     def overrides(self) -> Overrides:
@@ -59,8 +58,6 @@ class BaseTrainArgs(cli.RunFlags):
 
 if __name__ == "__main__":
     cli.check(BaseTrainArgs, __doc__)
-
-import torch
 
 from nanozhchat import budget, compute, export, gpt2, hooks, paths, sources
 from nanozhchat.compute import Compute
@@ -97,11 +94,10 @@ def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
     speed = budget.measure_flops(comp) if seconds else 0.0
     depth = int(args.depth) if args.depth != "auto" else depth_for_budget(seconds or 0.0, speed, args.vocab_size)
     overrides, theirs = args.overrides(), gpt2.config_of(args.init_from, args.tokenizer)
-    if theirs is not None:
+    if theirs:
         depth, overrides = theirs.n_layer, replace(overrides, max_seq_len=args.max_seq_len or theirs.sequence_len)
     if seconds:
-        how = "chosen for the budget" if args.depth == "auto" else "as asked"
-        log.info("measured %.0f GFLOP/s in training; depth %d, %s", speed / 1e9, depth, how)
+        log.info("measured %.0f GFLOP/s in training: depth %d for --depth=%s", speed / 1e9, depth, args.depth)
     specs = sources.resolve_specs(args.data)
     vocab = args.vocab_size or advise_vocab_size(depth)
     name, tokenizer = load_or_train_tokenizer(args.tokenizer, vocab, specs, comp, text_field=args.text_field)
@@ -113,9 +109,8 @@ def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
             return
         easy = all(sources.parse(spec).endless for spec in specs)  # generated: a network soon beats any counts
         corpus = 0 if easy or args.init_from or not args.ngrams else store.n_tokens("train")
-        pace: dict[str, Any] = {"seconds": seconds, "speed": speed, "corpus_tokens": corpus}
-        plan = partial(budget.plan, depth, tokenizer.vocab_size, overrides, comp, **pace)
-        recipe = run.recipe(lambda: gpt2.reshape(plan(), theirs))
+        plan = partial(budget.plan, depth, tokenizer.vocab_size, overrides, comp, seconds=seconds, speed=speed)
+        recipe = run.recipe(lambda: gpt2.reshape(plan(corpus_tokens=corpus), theirs))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)
         train_run(args, run, recipe, tokenizer, (store, held_out), started)
@@ -145,8 +140,7 @@ def train_run(
     sample_every = eval_every if args.sample_every is None else args.sample_every
     few = min(65536, max(8192, recipe.train_tokens // 128))  # eleven of these take about a thirtieth of the run
     batches = partial(eval_batches, held_out, "val", max_tokens=args.eval_tokens or few, **shape)
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
-    plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
+    plan = run.plan(model, optimizer, recipe, tokenizer.token_bytes(), started=started, save_every=save_every)
     actions = [hooks.evaluation(eval_every, model, batches, plan.token_bytes, comp, plan.stop),
                hooks.sampling(sample_every, Engine(model, tokenizer), args.prompts, run.metrics, comp)]  # fmt: skip
     fit(model, optimizer, loader, next_token, plan, actions, run.state, comp, run.metrics)

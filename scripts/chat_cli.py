@@ -18,14 +18,15 @@ TEXTS = {
     "zh": {"hello": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
            "latest": "最近的模型：{name}（{source}，第 {step} 步）；换一个用 --model-tag",
            "help": "/new 新对话　/help 命令　/quit 退出", "unknown": "没有这个命令；/help 看有哪些", "new": "新对话。",
-           "you": "你：", "model": "答：", "stopped": "（已停止）",
-           "forgot": "（对话长了，最早的 {n} 轮模型看不到了）", "failed": "没有回答：{error}", "bye": "再见。"},
+           "you": "你：", "model": "答：", "stopped": "（已停止）", "bye": "再见。",
+           "forgot": "（对话长了，最早的 {n} 轮模型看不到了）",
+           "long": "没有回答：这句话有 {used} 个词元，模型最多能看 {context} 个；请缩短再问"},
     "en": {"hello": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
            "latest": "the latest model: {name} ({source}, step {step}); --model-tag takes another",
            "help": "/new new chat   /help commands   /quit quit", "unknown": "no such command; /help lists them",
-           "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)",
-           "forgot": "(a long chat: the model no longer sees its first {n} turn(s))", "failed": "no answer: {error}",
-           "bye": "Bye."},
+           "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)", "bye": "Bye.",
+           "forgot": "(a long chat: the model no longer sees its first {n} turn(s))",
+           "long": "no answer: this question has {used} tokens, the model sees {context} at most; shorten it"},
 }  # fmt: skip
 
 
@@ -74,14 +75,12 @@ def forget(chat: Chat, system: str | None, history: list[dict[str, str]], text: 
 
 def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, bool]:
     """Print an answer as it comes; return it and whether Ctrl-C stopped it."""
-    cancel = threading.Event()
+    cancel, pieces = threading.Event(), []
     before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
-    pieces = []
     try:
         for piece in chat.stream(prompt, cancel=cancel, **sampling):
             pieces.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            print(piece, end="", flush=True)
     finally:
         signal.signal(signal.SIGINT, before)
     return "".join(pieces), cancel.is_set()
@@ -100,8 +99,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
         except EOFError:
             break
         if text.startswith(("/", "／")):
-            command = text[1:].lower()
-            if command == "quit":
+            if (command := text[1:].lower()) == "quit":
                 break
             if command == "new":
                 history.clear()
@@ -112,10 +110,13 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
         if n := forget(chat, args.system, history, text) if chat.source != "base" else 0:
             print(texts["forgot"].format(n=n))
         sys.stdout.write(texts["model"])
+        prompt = prompt_for(chat, args.system, history, text)
         try:
-            answer, stopped = say_answer(chat, prompt_for(chat, args.system, history, text), sampling)
-        except ValueError as error:
-            print(texts["failed"].format(error=error))
+            answer, stopped = say_answer(chat, prompt, sampling)
+        except ValueError:
+            if (used := len(chat.prompt_ids(prompt))) < chat.engine.context:
+                raise
+            print(texts["long"].format(used=used, context=chat.engine.context))
             continue
         print(texts["stopped"] if stopped else "")
         history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
@@ -131,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram", "max_tokens", "seed")
-    sampling = {name: getattr(args, name) for name in names}
+    sampling = {n: getattr(args, n) for n in SamplingParams.__dataclass_fields__ if hasattr(args, n)}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
     chat = models.load(args.model_tag, source=args.source, step=args.step, **args.where())
     if args.prompt is None:

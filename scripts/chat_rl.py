@@ -123,7 +123,7 @@ def train_run(
         source.seek(run.state.loader, recipe.device_batch_size)
     fifth = max(1, recipe.num_steps // 5)
     every, save_every = (fifth if x is None else x for x in (args.eval_every, args.save_every))
-    plan = run.plan(model, optimizer, recipe, torch.from_numpy(tokenizer.token_bytes()), started=started,
+    plan = run.plan(model, optimizer, recipe, tokenizer.token_bytes(), started=started,
                     save_every=save_every)  # fmt: skip
     watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
     actions = [watched, reward_hook(source)]

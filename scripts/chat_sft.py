@@ -47,8 +47,6 @@ class ChatSFTArgs(cli.RunFlags):
 if __name__ == "__main__":
     cli.check(ChatSFTArgs, __doc__)
 
-import torch
-
 from nanozhchat import chat, checkpoint, compute, sources, tuning
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
@@ -124,7 +122,7 @@ def train_run(
     if args.epochs and args.epochs >= 2:
         part = math.ceil(recipe.num_steps / args.epochs)  # an epoch
     every, save_every = (part if x is None else x for x in (args.eval_every, args.save_every))
-    token_bytes = torch.from_numpy(tokenizer.token_bytes()) * (args.objective == "sft")  # DPO's loss is not about bytes
+    token_bytes = tokenizer.token_bytes() * (args.objective == "sft")  # DPO's loss is not about bytes
     plan = run.plan(model, optimizer, recipe, token_bytes, started=started, save_every=save_every)
     real = not all(sources.parse(spec).endless for spec in sources.resolve_specs(args.data))  # chat_eval asks the rest
     actions = tuning.make_hooks(every, objective, model, held_out, lessons, tokenizer, plan, run, answers=real)

@@ -97,7 +97,7 @@ def test_ctrl_c_stops_the_answer_and_neither_then_nor_at_the_prompt_ends_the_tal
 
 
 def test_too_long_question_is_reported_and_left_out_of_the_history(chat, talk):
-    assert "没有回答" in talk(["字" * 2000, "短"])
+    assert "没有回答：这句话有 2001 个词元" in talk(["字" * 2000, "短"])
     assert [m["content"] for m in chat.prompts[-1]] == ["短"]
 
 
