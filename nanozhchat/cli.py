@@ -30,8 +30,10 @@ from typing import Any, NoReturn, TypeVar
 from nanozhchat.errors import RunError, StoppedError
 from nanozhchat.files import atomic_write, disk_error, write_json
 from nanozhchat.paths import STAGES
+from nanozhchat.schedule import parse_duration
 
 T = TypeVar("T")
+HORIZON = "horizon (one of them)"  # the group of flags that set the length of a run
 
 
 def opt(
@@ -73,6 +75,8 @@ class RunFlags:
     resume: bool = opt(True, "continue an earlier run of the same command", group="run", neutral=True)
     change_ranks: bool = opt(False, "continue on another number of ranks", group="run", neutral=True)
     seed: int = opt(42, "of weights and data order", group="run")
+    budget: str | None = opt(None, "wall clock for the whole command, such as 10m or 2h", group=HORIZON)
+    num_steps: int | None = opt(None, "optimizer steps; none = by the recipe, or 200 of RL", group=HORIZON)
     device_type: str = opt("auto", "cuda, xpu, mps or cpu", group="machine", neutral=True)
     dtype: str = opt("auto", "float32, bfloat16 or float16", group="machine", neutral=True)
     tf32: bool = opt(True, "on CUDA: TF32 for what stays float32", group="machine", neutral=True)
@@ -82,6 +86,12 @@ class RunFlags:
     keep_every: int = opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
 
     def __post_init__(self) -> None:
+        lengths = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(self)
+                   if f.metadata["group"] == HORIZON and getattr(self, f.name) is not None]  # fmt: skip
+        if len(lengths) > 1:
+            raise ValueError(f"{' and '.join(lengths)} each set the length of the run; give only one")
+        if self.budget:
+            parse_duration(self.budget)
         last, every = self.keep_last, self.keep_every
         if last < 2 or every < 0:
             raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
@@ -189,10 +199,11 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     return args
 
 
-def check(cls: type, description: str | None) -> None:
-    """Answer a command line's slips and --help before a script loads torch, which takes seconds."""
-    spec = sys.modules["__main__"].__spec__
-    run(lambda: parse(cls, None, description or "", f"python -m {spec.name}" if spec else None))
+def check(module: str, cls: type, description: str | None) -> None:
+    """If `module` is what was started: answer slips of its flags and --help before it loads torch (seconds)."""
+    if module == "__main__":
+        spec = sys.modules[module].__spec__
+        run(lambda: parse(cls, None, description or "", f"python -m {spec.name}" if spec else None))
 
 
 def parse_size(text: str) -> int:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from nanozhchat.batching import TURN_TOKENS, Batch, Decoder, Delta, Request, first_stop, room_for
 from nanozhchat.native import NativeDecoder, NativeModel, native_model
 from nanozhchat.sampling import SamplingParams
@@ -101,19 +103,24 @@ class Engine:
                 if delta.finish_reason != "error":
                     yield delta
 
-    def batch(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[int]]:
-        """Generate one answer per prompt, many at a time. Row i draws from seed (params.seed, i)."""
+    def batch(self, prompts: Sequence[Sequence[int]], params: SamplingParams, bar: str = "") -> list[list[int]]:
+        """Generate one answer per prompt, many at a time. Row i draws from seed (params.seed, i).
+
+        bar: title of a progress bar on a terminal; empty = none.
+        """
         for prompt in prompts:
             room_for(prompt, self.context)
         batch = self.new_batch(max(1, min(MAX_BATCH, len(prompts))))
         requests = [batch.add(prompt, params, index=i) for i, prompt in enumerate(prompts)]
-        while batch.n_running or batch.n_waiting:
-            for request, _ in batch.step():
-                if request.error is not None:
-                    raise request.error
+        with tqdm(total=len(prompts), desc=bar, leave=False, disable=None if bar else True) as shown:
+            while batch.n_running or batch.n_waiting:
+                for request, delta in batch.step():
+                    if request.error is not None:
+                        raise request.error
+                    shown.update(delta.finish_reason is not None)
         return [request.ids for request in requests]
 
-    def complete(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[str]:
+    def complete(self, prompts: Sequence[Sequence[int]], params: SamplingParams, bar: str = "") -> list[str]:
         """Like `batch`, decoded, and cut at the first stop string."""
-        texts = [self.tokenizer.decode(ids) for ids in self.batch(prompts, params)]
+        texts = [self.tokenizer.decode(ids) for ids in self.batch(prompts, params, bar)]
         return [text[: first_stop(text, params.stop)] for text in texts]

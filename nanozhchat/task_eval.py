@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from tqdm import tqdm
 
 from nanozhchat.batching import Part, common_prefix
 from nanozhchat.chat import Chat
@@ -107,7 +108,7 @@ def run_task(chat: Chat, task: Task, compute: Compute, params: SamplingParams = 
     room = chat.engine.context - min(params.max_tokens, chat.engine.context // ROOM)
     prompts = [chat.prompt_ids(task.prompt(i)) for i in mine]
     fitting = [ids if len(ids) <= room else [*ids[:2], *ids[2 - room :]] for ids in prompts]  # ids[:2]: <|bos|><|user|>
-    texts = chat.engine.complete(fitting, params)
+    texts = chat.engine.complete(fitting, params, bar=task.name if compute.is_main else "")
     made = {i: Answer(task.prompt(i)[-1].content, task.expected(i), text, *judged(task.check(i, text)), len(ids) > room)
             for i, text, ids in zip(mine, texts, prompts, strict=True)}  # fmt: skip
     return shared(made, compute)
@@ -118,7 +119,8 @@ def run_text(chat: Chat, task: TextTask, compute: Compute) -> list[Answer]:
     made: dict[int, Answer] = {}
     likelihood = Likelihood(chat.engine)
     writing: dict[int, tuple[list[int], bool]] = {}
-    for i in range(compute.rank, len(task), compute.world_size):
+    mine = range(compute.rank, len(task), compute.world_size)
+    for i in tqdm(mine, task.name, leave=False, disable=None if compute.is_main else True):
         options = task.options(i)
         encoded = [chat.tokenizer.encode(option)[: chat.engine.context - 1] for option in options]
         longest = max(map(len, encoded)) if options else min(task.max_tokens, chat.engine.context // ROOM)

@@ -26,8 +26,7 @@ class BaseEvalArgs(cli.ModelFlags):
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
-if __name__ == "__main__":
-    cli.check(BaseEvalArgs, __doc__)
+cli.check(__name__, BaseEvalArgs, __doc__)
 
 import torch
 

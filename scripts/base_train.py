@@ -16,8 +16,7 @@ from nanozhchat.schedule import parse_duration
 class BaseTrainArgs(cli.RunFlags):
     """Flags of this script."""
 
-    depth: str = cli.opt("4", "layers; auto = chosen for --budget", group="dials")
-    budget: str | None = cli.opt(None, "wall clock for the whole command, such as 10m or 2h", group="dials")
+    depth: str = cli.opt("4", "layers; auto = chosen for --budget", group="dial")
     data: tuple[str, ...] = cli.opt((), "specs; none = $DATA_PATH, else builtin", group="data", neutral=True)
     val_data: tuple[str, ...] = cli.opt((), "held-out data; none = split off --data", group="data", neutral=True)
     text_field: str | None = cli.opt(None, "column or key of the text", group="data")
@@ -26,9 +25,8 @@ class BaseTrainArgs(cli.RunFlags):
     compile: bool | None = cli.opt(None, "torch.compile; none = on CUDA only", group="machine", neutral=True)
     fp8: bool = cli.opt(False, "8-bit matmuls, for GPUs from compute capability 8.9", group="machine")
     grad_checkpoint: bool = cli.opt(False, "recompute activations: saves memory", group="machine", neutral=True)
-    num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
-    target_flops: float | None = cli.opt(None, "training FLOPs", group="horizon (one of them)")
-    target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group="horizon (one of them)")
+    target_flops: float | None = cli.opt(None, "training FLOPs", group=cli.HORIZON)
+    target_ratio: float | None = cli.opt(None, "tokens per scaling parameter", group=cli.HORIZON)
     max_seq_len: int | None = cli.opt(None, "context in tokens", group="overrides")
     init_from: str | None = cli.opt(None, "weights to start from: of scripts.export, or GPT-2", group="overrides")
     arch: str | None = cli.opt(None, "plain = exports to other software", group="overrides", choices=("full", "plain"))
@@ -48,16 +46,14 @@ class BaseTrainArgs(cli.RunFlags):
             raise ValueError(f"--depth={self.depth!r} must be a whole number from 1 or auto")
         if self.depth == "auto" and not self.budget:
             raise ValueError("--depth=auto needs --budget, such as --budget=10m")
-        if self.budget and parse_duration(self.budget):
-            self.overrides().refuse_budget()
+        self.overrides()
 
     def overrides(self) -> Overrides:
         """Return what these flags set of the recipe."""
         return Overrides(**{name: getattr(self, name) for name in Overrides.__dataclass_fields__})
 
 
-if __name__ == "__main__":
-    cli.check(BaseTrainArgs, __doc__)
+cli.check(__name__, BaseTrainArgs, __doc__)
 
 from nanozhchat import budget, compute, export, gpt2, hooks, paths, sources
 from nanozhchat.compute import Compute

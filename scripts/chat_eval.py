@@ -22,8 +22,7 @@ class ChatEvalArgs(cli.ModelFlags):
     json: str | None = cli.opt(None, "write the scores to this file")
 
 
-if __name__ == "__main__":
-    cli.check(ChatEvalArgs, __doc__)
+cli.check(__name__, ChatEvalArgs, __doc__)
 
 from nanozhchat import chat, compute, files, paths
 from nanozhchat.builtin import is_refusal

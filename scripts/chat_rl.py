@@ -22,8 +22,6 @@ class ChatRLArgs(cli.RunFlags):
     held_out: int = cli.opt(200, "held-out problems per task", group="data", neutral=True)
     source: str = cli.opt("sft", "stage to start from", group="data", choices=("base", "sft"))
     unsafe_sandbox: bool = cli.opt(False, "run code of the model in any sandbox", group="data", neutral=True)
-    budget: str | None = cli.opt(None, "wall clock for the whole command, such as 15m", group="horizon (one of them)")
-    num_steps: int | None = cli.opt(None, f"optimizer steps; none = {DEFAULT_STEPS}", group="horizon (one of them)")
     prompts: int = cli.opt(16, "problems per step", group="training")
     group: int = cli.opt(8, "answers sampled for each", group="training")
     max_tokens: int = cli.opt(96, "longest answer", group="training")
@@ -34,18 +32,13 @@ class ChatRLArgs(cli.RunFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.budget and self.num_steps:
-            raise ValueError("--budget and --num-steps both set the length of the run; give only one")
-        if self.budget:
-            parse_duration(self.budget)
         if self.group < 2 or self.prompts < 1 or self.eval_samples < 1 or self.temperature <= 0 or self.kl < 0:
             raise ValueError(f"--group={self.group} must be at least 2, --prompts={self.prompts} and --eval-samples="
                              f"{self.eval_samples} at least 1, --temperature={self.temperature} above 0, "
                              f"--kl={self.kl} not below 0")  # fmt: skip
 
 
-if __name__ == "__main__":
-    cli.check(ChatRLArgs, __doc__)
+cli.check(__name__, ChatRLArgs, __doc__)
 
 import torch
 

@@ -19,9 +19,7 @@ class ChatSFTArgs(cli.RunFlags):
     data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, presets or files", group="data",
                                     neutral=True)  # fmt: skip
     max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
-    budget: str | None = cli.opt(None, "wall clock for the whole command, such as 2m", group="horizon (one of them)")
-    num_steps: int | None = cli.opt(None, "optimizer steps", group="horizon (one of them)")
-    epochs: float | None = cli.opt(None, "passes over the data; none = 1", group="horizon (one of them)")
+    epochs: float | None = cli.opt(None, "passes over the data; none = 1", group=cli.HORIZON)
     objective: str = cli.opt("sft", "sft, or dpo on chosen and rejected answers", group="training",
                              choices=tuple(OBJECTIVES))  # fmt: skip
     dpo_beta: float = cli.opt(0.1, "dpo: how closely to stay with the model at the start", group="training")
@@ -35,17 +33,12 @@ class ChatSFTArgs(cli.RunFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sum(x is not None for x in (self.budget, self.num_steps, self.epochs)) > 1:
-            raise ValueError("--budget, --num-steps and --epochs all set the length of the run; give only one")
-        if self.budget:
-            parse_duration(self.budget)
         if self.lora_rank < 0 or self.dpo_beta <= 0 or (self.epochs is not None and self.epochs <= 0):
             raise ValueError(f"--lora-rank={self.lora_rank} must not be below 0, --dpo-beta={self.dpo_beta} and "
                              f"--epochs={self.epochs} above it")  # fmt: skip
 
 
-if __name__ == "__main__":
-    cli.check(ChatSFTArgs, __doc__)
+cli.check(__name__, ChatSFTArgs, __doc__)
 
 from nanozhchat import chat, checkpoint, compute, sources, tuning
 from nanozhchat.compute import Compute

@@ -20,8 +20,7 @@ class ExportArgs:
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
 
 
-if __name__ == "__main__":
-    cli.check(ExportArgs, __doc__)
+cli.check(__name__, ExportArgs, __doc__)
 
 from nanozhchat import chat
 from nanozhchat.export import export

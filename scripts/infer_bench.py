@@ -17,8 +17,7 @@ class InferBenchArgs(cli.ModelFlags):
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
-if __name__ == "__main__":
-    cli.check(InferBenchArgs, __doc__)
+cli.check(__name__, InferBenchArgs, __doc__)
 
 import torch
 

@@ -64,7 +64,7 @@ def test_a_script_defines_main_and_runs_it_only_when_started(name):
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    cli.run(main)"
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     others = [ast.unparse(n) for n in tree.body[1:-1] if not isinstance(n, allowed)]
-    early = ("if TYPE_CHECKING:", "if __name__ == '__main__':\n    cli.check(")
+    early = ("if TYPE_CHECKING:", "cli.check(__name__, ")
     assert [text for text in others if not text.startswith(early)] == []
 
 

@@ -11,7 +11,7 @@ from tests.fakes import ToyTask
 
 @pytest.mark.parametrize(("wrong", "score"), [([], 1.0), ([1, 4], 0.6)])
 def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
-    def complete(prompts, params):
+    def complete(prompts, params, bar=""):
         assert params.temperature == 0
         return ["不知道" if ids[0] in wrong else f" {ids[0] + 1}\n" for ids in prompts]
 
