@@ -11,8 +11,8 @@ from torch import Tensor
 class KVCache:
     """Keys and values of every layer for `n_slots` sequences of up to `max_len` tokens.
 
-    k, v: (n_layer, n_slots, n_kv_head, max_len, head_dim); on a CPU, memory is taken only where tokens are stored.
-    lengths: tokens held by each slot.
+    k, v: (n_layer, n_slots, n_kv_head, max_len + 1, head_dim); on a CPU, memory is taken only where tokens are stored.
+    lengths: tokens held by each slot. Of n tokens, place n may hold channels already (`CacheRows.write`).
     """
 
     def __init__(
@@ -20,20 +20,20 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self.max_len = max_len
-        shape = (n_layer, n_slots, n_kv_head, max_len, head_dim)
+        shape = (n_layer, n_slots, n_kv_head, max_len + 1, head_dim)
         self.k, self.v = _zeros(shape, device, dtype), _zeros(shape, device, dtype)
         self.lengths = [0] * n_slots
 
     def copy(self, source: int, target: int, n: int) -> None:
         """Make `target` hold the first n tokens of `source`."""
         for part in (self.k, self.v):
-            part[:, target, :, :n] = part[:, source, :, :n]
+            part[:, target, :, : n + 1] = part[:, source, :, : n + 1]
         self.lengths[target] = n
 
     def clear(self, slot: int) -> None:
         """Empty a slot and overwrite what it held, which may not have been finite."""
         for part in (self.k, self.v):
-            part[:, slot, :, : self.lengths[slot]] = 0
+            part[:, slot, :, : self.lengths[slot] + 1] = 0
         self.lengths[slot] = 0
 
 
@@ -57,14 +57,28 @@ class CacheRows:
         """Return the (B, t) absolute positions that the next t tokens of each row will take."""
         return self.lengths[:, None] + torch.arange(t, device=self.device)
 
-    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v: (B, Hkv, t, D) at `positions` (B, t); return the keys and values to attend to (B, Hkv, S, D)."""
+    def write(
+        self, layer: int, positions: Tensor, k: Tensor, v: Tensor, key_offset: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Store k, v: (B, Hkv, t, D) at `positions` (B, t); return the keys and values to attend to (B, Hkv, S, D).
+
+        key_offset: the slow rotary pairs of each key belong one place later, as in `gpt.offset_keys`.
+        """
         end = self.longest + k.size(2)
         if end > self.cache.max_len:
             raise ValueError(f"{end} tokens do not fit the cache of {self.cache.max_len}")
         slots = torch.tensor(self.slots, device=self.device)[:, None]
-        for part, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
-            part.transpose(1, 2)[slots, positions] = new.transpose(1, 2)
+
+        def put(part: Tensor, new: Tensor, at: Tensor) -> None:
+            part.transpose(1, 2)[slots, at] = new.transpose(1, 2)
+
+        put(self.cache.v[layer], v, positions)
+        if key_offset:
+            held, given = (x.unflatten(-1, (2, 2, -1)) for x in (self.cache.k[layer], k))  # (.., T, 2, 2, D / 4)
+            for pairs, at in enumerate((positions, positions + 1)):  # the fast ones, the slow ones
+                put(held[..., pairs, :], given[..., pairs, :], at)
+        else:
+            put(self.cache.k[layer], k, positions)
         return self.cache.k[layer][self._place][:, :, :end], self.cache.v[layer][self._place][:, :, :end]
 
     def advance(self, t: int) -> None:

@@ -57,9 +57,10 @@ def bytes_tokenizer():
 
 
 def make_config(**changes):
-    """A model of four layers with everything in it: grouped heads, windows, value embeddings, padded vocabulary."""
+    """Four layers with everything in it: grouped heads, offset keys, windows, value embeddings, padded vocabulary."""
     sizes = {"sequence_len": 32, "vocab_size": 100, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
-    return GPTConfig(**{**sizes, "window_pattern": "SSSL", **changes})
+    usual = {**sizes, "window_pattern": "SSSL", "key_offset": not changes.get("plain")}
+    return GPTConfig(**{**usual, **changes})
 
 
 def make_model(config=None, *, seed=0, perturb=False, **options):

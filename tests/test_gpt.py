@@ -1,5 +1,6 @@
 """The model: causal, reproducible, complete gradients, the identity at the start."""
 
+import dataclasses
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch._dynamo.utils
 import torch.nn.functional as F
 
 from nanozhchat.compute import must_emulate_fp8
-from nanozhchat.gpt import GPT, rms_norm, squared_relu
+from nanozhchat.gpt import GPT, offset_keys, rms_norm, squared_relu
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.run import gpt_config
 from tests.conftest import CPU, make_config, make_model, make_recipe, refused
@@ -48,6 +49,34 @@ def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradie
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
+def test_half_of_a_keys_channels_whole_rotary_pairs_are_those_of_the_token_before_and_none_before_the_first():
+    keys = torch.arange(1.0, 1 + 2 * 3 * 1 * 8).view(2, 3, 1, 8)  # channels i and i + 4 are a pair
+    made, late = offset_keys(keys), torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]).bool()
+    assert torch.equal(made[..., ~late], keys[..., ~late])
+    assert torch.equal(made[:, 1:, :, late], keys[:, :-1, :, late])
+    assert made[:, 0, :, late].eq(0).all()
+
+
+def test_with_offset_keys_a_single_layer_copies_what_followed_an_earlier_occurrence_and_without_it_cannot():
+    config = make_config(n_layer=1, n_head=1, n_kv_head=1, n_embd=64, vocab_size=64, value_embeddings=False)
+    losses = {}
+    for offset in (True, False):
+        model, g = make_model(dataclasses.replace(config, key_offset=offset)), torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(120):
+            rows = torch.rand(64, 64, generator=g).argsort()[:, :17]  # no token twice ...
+            place = torch.randint(0, 15, (64, 1), generator=g)
+            rows[:, -1:] = rows.gather(1, place)  # ... but the last
+            targets = torch.full_like(rows, -1)
+            targets[:, -1:] = rows.gather(1, place + 1)
+            optimizer.zero_grad()
+            loss = model(rows, targets) / 64
+            loss.backward()
+            optimizer.step()
+        losses[offset] = float(loss.detach())
+    assert losses[True] < 0.2 * losses[False]
+
+
 def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch):
     model = make_model(perturb=True)
     idx = tokens(model.config)
@@ -66,7 +95,17 @@ def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch
 
 def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
     refused("n_embd=30 must be n_head=4 times an even head size", make_config, n_embd=30)
-    refused("n_embd=36", make_config, n_embd=36)
+    refused("n_embd=36", make_config, n_embd=36, key_offset=False)
+    refused("with key_offset one divisible by 4", make_config, n_embd=24)
+    assert make_config(n_embd=24, key_offset=False).head_dim == 6
+    refused(
+        "a plain model has no value_embeddings, key_offset or ngrams",
+        make_config,
+        plain=True,
+        value_embeddings=False,
+        window_pattern="L",
+        key_offset=True,
+    )
     refused("n_head=4 must be a multiple of n_kv_head=3", make_config, n_kv_head=3)
     refused("window_pattern=''", make_config, window_pattern="")
     refused("window_pattern='SX' may hold the letters S and L only", make_config, window_pattern="SX")

@@ -15,6 +15,8 @@ pub struct Heads {
     pub head_dim: usize,
     /// Most tokens of a sequence.
     pub context: usize,
+    /// Whether the slow rotary pairs of a key belong one place later.
+    pub key_offset: bool,
 }
 
 impl Heads {
@@ -24,6 +26,15 @@ impl Heads {
 
     fn padded_context(&self) -> usize {
         self.context.next_multiple_of(PANEL)
+    }
+
+    /// Channels of a key that belong one place later.
+    fn late(&self) -> usize {
+        if self.key_offset {
+            self.head_dim / 2
+        } else {
+            0
+        }
     }
 
     /// Where the tokens of a head begin.
@@ -114,12 +125,16 @@ impl Slot {
 }
 
 /// Keys in panels of 64 tokens, values one token after the other, the scales of both. Empty until used.
+///
+/// `late`: for every place, the exact channels that the key before leaves to the key there.
 #[derive(Clone, Default)]
 pub struct Cache<T> {
     keys: Vec<T>,
     values: Vec<T>,
     key_scales: Vec<f32>,
     value_scales: Vec<f32>,
+    late: Vec<f32>,
+    key: Vec<f32>,
     line: Vec<T>,
 }
 
@@ -130,7 +145,8 @@ impl<T: Element> Cache<T> {
             self.keys = vec![T::default(); n * heads.head_dim];
             self.values = vec![T::default(); n * heads.padded_dim()];
             (self.key_scales, self.value_scales) = (vec![0.0; n], vec![0.0; n]);
-            self.line = vec![T::default(); heads.head_dim];
+            self.late = vec![0.0; n * heads.late()];
+            (self.key, self.line) = (vec![0.0; heads.head_dim], vec![T::default(); heads.head_dim]);
         }
     }
 
@@ -141,11 +157,27 @@ impl<T: Element> Cache<T> {
         copy_heads(&mut self.values, &other.values, context * heads.padded_dim(), n * heads.padded_dim());
         copy_heads(&mut self.key_scales, &other.key_scales, context, n);
         copy_heads(&mut self.value_scales, &other.value_scales, context, n);
+        if heads.key_offset {
+            let places = (n + 1).min(context);
+            copy_heads(&mut self.late, &other.late, context * heads.late(), places * heads.late());
+        }
     }
 
     fn write(&mut self, isa: Isa, heads: &Heads, base: usize, position: usize, key: &[f32], value: &[f32]) {
         let at = base + position;
-        self.key_scales[at] = T::store(isa, key, &mut self.line);
+        self.key.copy_from_slice(key);
+        if heads.key_offset {
+            let (n, quarter) = (heads.late(), heads.head_dim / 4);
+            let slow = [quarter..2 * quarter, 3 * quarter..4 * quarter];
+            for (i, channels) in slow.into_iter().enumerate() {
+                let before = at * n + i * quarter;
+                self.key[channels.clone()].copy_from_slice(&self.late[before..before + quarter]);
+                if position + 1 < heads.context {
+                    self.late[before + n..before + n + quarter].copy_from_slice(&key[channels]);
+                }
+            }
+        }
+        self.key_scales[at] = T::store(isa, &self.key, &mut self.line);
         let panel = &mut self.keys[(base + position / PANEL * PANEL) * heads.head_dim..];
         for (row, &k) in panel.chunks_exact_mut(PANEL).zip(&self.line) {
             row[position % PANEL] = k;

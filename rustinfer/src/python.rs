@@ -61,6 +61,7 @@ impl PyModel {
             n_kv_head: setting(config, "n_kv_head")?,
             head_dim: setting(config, "head_dim")?,
             context: setting(config, "context")?,
+            key_offset: setting(config, "key_offset")?,
         };
         let parsed = Config {
             heads,
