@@ -105,7 +105,7 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * ve.view_as(v)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if self.norm_qk:
-            q, k = rms_norm(q) * QK_SCALE, rms_norm(k) * QK_SCALE
+            q, k = rms_norm(q) * QK_SCALE**2, rms_norm(k)  # of both, in one pass over memory less
         if self.key_offset and cache is None:
             k = offset_keys(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
