@@ -1,12 +1,15 @@
 """What this machine can do in a given time: a short measurement of real training steps."""
 
+import logging
 import time
 
 import torch
 
 from nanozhchat.compute import Compute, all_reduce
 from nanozhchat.gpt import GPT, GPTConfig
-from nanozhchat.recipe import Overrides, Recipe, flops_per_token, model_sizes, resolve
+from nanozhchat.recipe import FEW_STEPS, Overrides, Recipe, flops_per_token, model_sizes, resolve
+
+log = logging.getLogger(__name__)
 
 PROBE = GPTConfig(sequence_len=512, vocab_size=4096, n_layer=4, n_head=4, n_kv_head=4, n_embd=256)
 PROBE_FLOPS_PER_TOKEN = 31_457_280  # of that model; recipe.flops_per_token(4) with 4,096 tokens (tested equal)
@@ -58,6 +61,10 @@ def plan(
     seconds, speed: wall-clock budget and measured FLOP/s, if there is one. corpus_tokens: as for `recipe.resolve`.
     """
     sizes = model_sizes(depth, vocab_size, overrides)
-    return resolve(depth, vocab_size=vocab_size, world_size=compute.world_size, overrides=overrides, budget_s=seconds,
+    recipe = resolve(depth, vocab_size=vocab_size, world_size=compute.world_size, overrides=overrides, budget_s=seconds,
                    micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]), corpus_tokens=corpus_tokens,
                    budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None)  # fmt: skip
+    if seconds and recipe.num_steps < 2 * FEW_STEPS:
+        log.warning("%.0f s are about %d steps of depth %d, which learn little: take a smaller --depth, or auto",
+                    seconds, recipe.num_steps, depth)  # fmt: skip
+    return recipe

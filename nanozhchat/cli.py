@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -29,7 +30,7 @@ from typing import Any, NoReturn, TypeVar
 
 from nanozhchat.errors import RunError, StoppedError
 from nanozhchat.files import atomic_write, disk_error, write_json
-from nanozhchat.paths import STAGES
+from nanozhchat.paths import STAGES, check_tag
 from nanozhchat.schedule import parse_duration
 
 T = TypeVar("T")
@@ -90,11 +91,17 @@ class RunFlags:
                    if f.metadata["group"] == HORIZON and getattr(self, f.name) is not None]  # fmt: skip
         if len(lengths) > 1:
             raise ValueError(f"{' and '.join(lengths)} each set the length of the run; give only one")
-        if self.budget:
-            parse_duration(self.budget)
+        _ = self.seconds
+        if self.model_tag:
+            check_tag(self.model_tag)
         last, every = self.keep_last, self.keep_every
         if last < 2 or every < 0:
             raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget; None = the length is set otherwise."""
+        return parse_duration(self.budget) if self.budget else None
 
 
 def _value_type(annotation: Any) -> tuple[Any, bool]:
@@ -204,6 +211,8 @@ def check(module: str, cls: type, description: str | None) -> None:
     if module == "__main__":
         spec = sys.modules[module].__spec__
         run(lambda: parse(cls, None, description or "", f"python -m {spec.name}" if spec else None))
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is not ignored, as in the background
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run`: Ctrl-C amid imports ends without a traceback
 
 
 def parse_size(text: str) -> int:
@@ -243,6 +252,8 @@ def load_dotenv() -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a script's main: user errors become one line on stderr and the exit code of `errors.py`."""
     debug = "--debug" in sys.argv
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     load_dotenv()
     try:
         main()

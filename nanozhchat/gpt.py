@@ -1,6 +1,6 @@
 """The transformer: every trick is one visible line or one small function.
 
-Rotary positions, normalised queries and keys, keys half of which are the token's before, RMSNorm without parameters,
+Rotary positions, normalised queries and keys, heads whose keys are the token's before, RMSNorm without parameters,
 ReLU², untied head, softcapped logits, grouped-query attention, sliding windows, gated value embeddings on alternate
 layers, learned residual and first-embedding scales per layer, a gate that mixes in the previous token ("smear"), a
 learned subtraction of the middle of the network before the head ("backout"), and in short runs n-gram counts that share
@@ -70,14 +70,13 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
-def offset_keys(k: Tensor) -> Tensor:
-    """Let the slow rotary pairs of each key be those of the token before it; none before the first. k: (B, T, H, D).
+def offset_keys(k: Tensor, heads: int) -> Tensor:
+    """Give the first heads the keys of the token before each; nothing before the first. k: (B, T, H, D).
 
     One layer then finds what followed an earlier occurrence of a token, and copies it: what small models learn last
-    otherwise (modded-nanogpt, 2025: "partial key offset").
+    otherwise (after the "partial key offset" of modded-nanogpt, 2025).
     """
-    own, late = k.unflatten(-1, (2, -1)).chunk(2, dim=-1)  # (B, T, H, 2, D / 4) each
-    return torch.cat((own, F.pad(late[:, :-1], (0, 0) * 3 + (1, 0))), dim=-1).flatten(-2)
+    return torch.cat((F.pad(k[:, :-1, :heads], (0, 0, 0, 0, 1, 0)), k[:, :, heads:]), dim=2)
 
 
 class Attention(nn.Module):
@@ -87,7 +86,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.window = layer, config.window(layer)
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.norm_qk, self.key_offset = not config.plain, config.key_offset
+        self.norm_qk, self.offset_heads = not config.plain, config.offset_heads
         self.c_q = Linear(config.n_embd, config.n_embd)
         self.c_k = Linear(config.n_embd, config.kv_dim)
         self.c_v = Linear(config.n_embd, config.kv_dim)
@@ -106,14 +105,14 @@ class Attention(nn.Module):
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if self.norm_qk:
             q, k = rms_norm(q) * QK_SCALE**2, rms_norm(k)  # of both, in one pass over memory less
-        if self.key_offset and cache is None:
-            k = offset_keys(k)
+        if self.offset_heads and cache is None:
+            k = offset_keys(k, self.offset_heads)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
         if cache is None:
             y = causal_attention(q, k, v, self.window)
         else:
             positions = cache.positions(T)
-            keys, values = cache.write(self.layer, positions, k, v, self.key_offset)
+            keys, values = cache.write(self.layer, positions, k, v, self.offset_heads)
             y = cached_attention(q, keys, values, positions, self.window)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 

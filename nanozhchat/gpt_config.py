@@ -16,7 +16,7 @@ class GPTConfig:
     plain: only what other software knows (the Arcee architecture): no norm of queries and keys, value embeddings,
     smear, backout, first-embedding scales or softcap.
     gpt2: GPT-2's network instead (`gpt2.py`), plain as well.
-    key_offset: half of each key's channels come from the token before (`gpt.offset_keys`).
+    offset_heads: key heads whose keys are those of the token before (`gpt.offset_keys`).
     ngrams: sizes of the tables of n-gram counts (`ngrams.NGrams`), () = none.
     """
 
@@ -31,20 +31,23 @@ class GPTConfig:
     softcap: float = 15.0
     rope_base: float = 100_000.0
     plain: bool = False
-    key_offset: bool = False
+    offset_heads: int = 0
     gpt2: bool = False
     ngrams: Sizes = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ngrams", tuple((grams, contexts) for grams, contexts in self.ngrams))  # from JSON
-        extras = self.value_embeddings or self.key_offset or self.ngrams
+        extras = self.value_embeddings or self.offset_heads or self.ngrams
         if self.plain and (extras or set(self.window_pattern) != {"L"}):
-            raise ValueError("a plain model has no value_embeddings, key_offset or ngrams, and its window_pattern is L")
-        if self.n_embd % self.n_head or self.head_dim % (4 if self.key_offset else 2):
-            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size, "
-                             "with key_offset one divisible by 4")  # fmt: skip
+            raise ValueError(
+                "a plain model has no value_embeddings, offset_heads or ngrams, and its window_pattern is L"
+            )
+        if self.n_embd % self.n_head or self.head_dim % 2:
+            raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}")
+        if not 0 <= self.offset_heads <= self.n_kv_head:
+            raise ValueError(f"offset_heads={self.offset_heads} must be from 0 to n_kv_head={self.n_kv_head}")
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
             raise ValueError(f"window_pattern={self.window_pattern!r} may hold the letters S and L only")
 

@@ -12,7 +12,7 @@ class KVCache:
     """Keys and values of every layer for `n_slots` sequences of up to `max_len` tokens.
 
     k, v: (n_layer, n_slots, n_kv_head, max_len + 1, head_dim); on a CPU, memory is taken only where tokens are stored.
-    lengths: tokens held by each slot. Of n tokens, place n may hold channels already (`CacheRows.write`).
+    lengths: tokens held by each slot. Place n may hold keys of the first n tokens (`CacheRows.write`).
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class CacheRows:
         return self.lengths[:, None] + torch.arange(t, device=self.device)
 
     def write(
-        self, layer: int, positions: Tensor, k: Tensor, v: Tensor, key_offset: bool = False
+        self, layer: int, positions: Tensor, k: Tensor, v: Tensor, offset_heads: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Store k, v: (B, Hkv, t, D) at `positions` (B, t); return the keys and values to attend to (B, Hkv, S, D).
 
-        key_offset: the slow rotary pairs of each key belong one place later, as in `gpt.offset_keys`.
+        offset_heads: the keys of the first heads belong one place later, as in `gpt.offset_keys`.
         """
         end = self.longest + k.size(2)
         if end > self.cache.max_len:
@@ -73,12 +73,8 @@ class CacheRows:
             part.transpose(1, 2)[slots, at] = new.transpose(1, 2)
 
         put(self.cache.v[layer], v, positions)
-        if key_offset:
-            held, given = (x.unflatten(-1, (2, 2, -1)) for x in (self.cache.k[layer], k))  # (.., T, 2, 2, D / 4)
-            for pairs, at in enumerate((positions, positions + 1)):  # the fast ones, the slow ones
-                put(held[..., pairs, :], given[..., pairs, :], at)
-        else:
-            put(self.cache.k[layer], k, positions)
+        put(self.cache.k[layer][:, offset_heads:], k[:, offset_heads:], positions)
+        put(self.cache.k[layer][:, :offset_heads], k[:, :offset_heads], positions + 1)
         return self.cache.k[layer][self._place][:, :, :end], self.cache.v[layer][self._place][:, :, :end]
 
     def advance(self, t: int) -> None:

@@ -62,7 +62,7 @@ def pack(
     sizes = {"n_layer": c.n_layer, "n_head": c.n_head, "n_kv_head": c.n_kv_head, "head_dim": c.head_dim,
              "context": c.sequence_len, "n_embd": c.n_embd, "vocab_size": c.vocab_size, "softcap": c.logit_cap,
              "windows": [c.window(layer) for layer in range(c.n_layer)],
-             "key_offset": c.key_offset, "gate_channels": GATE_CHANNELS,
+             "offset_heads": c.offset_heads, "gate_channels": GATE_CHANNELS,
              "qk_scale": 0.0 if c.plain else QK_SCALE}  # fmt: skip
     raw = {name: array.tobytes() for name, array in (quantize(weights) if int8 else weights).items()}
     given = {name: (raw[name], raw[name + SCALE]) if name + SCALE in raw else raw[name] for name in weights}

@@ -85,7 +85,7 @@ class Recipe:
     window_pattern: str
     value_embeddings: bool
     plain: bool = False
-    key_offset: bool = False
+    offset_heads: int = 0
     ngram_tokens: int = 0
     num_params: int
     scaling_params: int
@@ -147,15 +147,16 @@ def model_sizes(depth: int, vocab_size: int, overrides: Overrides = Overrides())
     if vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size} must be positive")
     head_dim = 64 if depth < 12 else 128
-    n_embd = head_dim * math.ceil(depth * ASPECT / head_dim)
+    n_head = math.ceil(depth * ASPECT / head_dim)
+    n_embd = head_dim * n_head
     plain = overrides.arch == "plain"
     sequence_len = overrides.max_seq_len or _by_depth(CONTEXT_BY_DEPTH, depth)
-    return {"depth": depth, "n_layer": depth, "n_embd": n_embd, "n_head": n_embd // head_dim,
-            "n_kv_head": n_embd // head_dim, "head_dim": head_dim, "vocab_size": vocab_size,
+    return {"depth": depth, "n_layer": depth, "n_embd": n_embd, "n_head": n_head,
+            "n_kv_head": n_head, "head_dim": head_dim, "vocab_size": vocab_size,
             "padded_vocab_size": -(-vocab_size // 64) * 64, "sequence_len": sequence_len,
             "window_pattern": overrides.window_pattern or ("L" if sequence_len <= 1024 or plain else "SSSL"),
-            "value_embeddings": depth >= 6 and not plain, "plain": plain, "key_offset": not plain,
-            "ngram_tokens": 0}  # fmt: skip
+            "value_embeddings": depth >= 6 and not plain, "plain": plain, "ngram_tokens": 0,
+            "offset_heads": 0 if plain else n_head // 3 or int(n_head > 1)}  # fmt: skip
 
 
 def count_params(sizes: dict[str, Any]) -> dict[str, int]:
@@ -313,7 +314,7 @@ FORMULAS = {
     "padded_vocab_size": "64 * ceil(vocab_size / 64)", "sequence_len": "512 up to depth 7, 1024 up to 11, then 2048",
     "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
     "value_embeddings": "from depth 6", "plain": "--arch=plain: only what transformers and llama.cpp know",
-    "key_offset": "half of each key is the token's before: copying is learnt early",
+    "offset_heads": "n_kv_head / 3, 1 of 2; their keys are those of the token before: copying is learnt early",
     "ngram_tokens": f"unread text to count n-grams in, to depth {NGRAM_MAX_DEPTH}, if {NGRAM_RATIO} x what is read",
     "num_params": "closed form, equal to the model's", "scaling_params": "block matrices + lm_head",
     "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",

@@ -8,6 +8,7 @@ when the caller asked to skip it.
 import glob
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from typing import Any, BinaryIO
 
 from nanozhchat.errors import DamagedError
 
+log = logging.getLogger(__name__)
+
 MAX_DOCUMENT_BYTES = 32 << 20
 MAX_LINE_BYTES = 3 * MAX_DOCUMENT_BYTES  # a Han character takes 3 bytes, its JSON escape 6; plus the other fields
 BLOCK_CHARS = 1_000  # blank-line separated blocks of .txt are joined up to this size
 BLOCK_MAX_CHARS = 100_000  # a .txt without blank lines is cut at a line end about here
 READ_BYTES = 1 << 20
+ODD_LINES = 10  # so many lines that are not UTF-8 for a good record: the file as a whole is something else
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 TEXT_FIELDS = ("text", "content")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # what Arrow calls them
@@ -102,8 +106,14 @@ def read_file(
             yield from _read_parquet(path, columns)
             return
         try:
+            before, kept = stats.skipped["not UTF-8"], 0
             with open_bytes(path) as handle:
-                yield from readers[kind_of(path)](handle, path, stats, skip_bad)
+                for record in readers[kind_of(path)](handle, path, stats, skip_bad):
+                    kept += 1
+                    yield record
+            if (lines := stats.skipped["not UTF-8"] - before) > ODD_LINES * kept:
+                log.warning("%s: %d lines left out, which are not UTF-8; if the file is GBK, convert it: "
+                            "iconv -f GB18030 -t UTF-8", path, lines)  # fmt: skip
         except OSError as error:
             if error.errno is not None:  # of the operating system, not of the decompressor
                 raise

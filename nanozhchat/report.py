@@ -57,8 +57,8 @@ def summary(m: Model) -> list[str]:
         figures = [(f"{params / 1e6:,.1f} M", f"parameters, {vocabulary:,} tokens in the vocabulary")]
     if first.name == "base" and first.points("tokens")[0]:
         seen, mb, source = first.last("tokens"), first.last("bytes") / 1e6, ", ".join(map(text, first.data))
-        en.append(f", trained from nothing on {source}: {seen / 1e6:,.1f} million tokens ({mb:,.1f} MB of text)")
-        zh.append(f"，从零开始训练。预训练数据为 {source}，共 {seen / 1e4:,.0f} 万个词元（{mb:,.1f} MB 文本）")
+        en.append(f", trained from nothing on {source}: {seen / 1e6:,.2f} million tokens ({mb:,.1f} MB of text)")
+        zh.append(f"，从零开始训练。预训练数据为 {source}，共 {seen / 1e4:,.1f} 万个词元（{mb:,.1f} MB 文本）")
         en, zh = [*en, f" in {duration(first.seconds)}"], [*zh, f"，用时 {duration(first.seconds, ZH_UNITS)}"]
     for s in m.stages[first.name == "base" :]:
         en.append(f", then {duration(s.seconds)} of {TITLES[s.name].lower()}")
@@ -274,6 +274,7 @@ def machine() -> list[str]:
     for what, place, key in places:
         with contextlib.suppress(OSError):
             rows += [(what, v) for v in re.findall(rf"{key}\s*:\s*(.+)", Path(place).read_text(errors="replace"))[:1]]
+    rows = [(what, f"{int(v.split()[0]) / 2**20:.1f} GiB" if v.endswith(" kB") else v) for what, v in rows]
     rows.append(("software", f"Python {platform.python_version()}, torch {version('torch')}"))
     note = "*The machine that wrote this report; the model may have been trained on another.*"
     return ["## Machine", table(("", ""), rows), note]

@@ -106,6 +106,13 @@ class Run:
                     started=started, stop=self.stop)  # fmt: skip
 
 
+def refuse_busy(stage: str, tag: str | None) -> None:
+    """Raise LockedError if another process works on this run; for the main process, before it prepares for minutes."""
+    if tag and not int(os.environ.get("RANK", 0)) and paths.run_dir(stage, tag).exists():
+        with files.lock(paths.run_dir(stage, tag)):
+            pass
+
+
 @contextlib.contextmanager
 def open_run(stage: str, tag: str, identity: dict[str, Any], compute: Compute, *, flags: RunFlags) -> Iterator[Run]:
     """Lock a run's folder, find where it left off, and from then on collect signals instead of dying of them.

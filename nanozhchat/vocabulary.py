@@ -40,8 +40,8 @@ def vocabulary_facts(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, fl
 def describe(facts: dict[str, float]) -> str:
     """Say the facts in one line."""
     return (f"{facts['common_3500_frac']:.1%} of the 3,500 and {facts['common_8105_frac']:.1%} of the 8,105 common "
-            f"characters are one token; tokens: {facts['character_tokens_frac']:.1%} one character, "
-            f"{facts['word_tokens_frac']:.1%} several, {facts['unused_frac']:.1%} unused in held-out text")  # fmt: skip
+            f"characters are one token; of the tokens {facts['character_tokens_frac']:.1%} are one character, "
+            f"{facts['word_tokens_frac']:.1%} several; held-out text lacks {facts['unused_frac']:.1%}")  # fmt: skip
 
 
 def _text_of(token: bytes) -> str | None:

@@ -80,9 +80,13 @@ count_cores() {
 # Without the traceback that torchrun prints when a signal ends it: the ranks have saved and said so.
 torchrun() {
   python -c '
-import sys
+import signal, sys
+before = signal.getsignal(signal.SIGINT)
+if callable(before):  # not ignored: Ctrl-C amid the imports ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main
+signal.signal(signal.SIGINT, before)
 try:
     main(sys.argv[1:])
 except SignalException:

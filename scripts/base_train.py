@@ -9,7 +9,6 @@ from typing import Any
 
 from nanozhchat import cli, hardware
 from nanozhchat.recipe import Overrides
-from nanozhchat.schedule import parse_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.prepare import load_or_train_tokenizer, prepare
 from nanozhchat.recipe import Recipe, advise_vocab_size, depth_for_budget, explain
-from nanozhchat.run import Run, open_run
+from nanozhchat.run import Run, open_run, refuse_busy
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import fit
@@ -80,19 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
+    refuse_busy("base", args.model_tag)
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, comp, started)
 
 
 def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
     """Decide the depth, prepare data, open the run, train."""
-    seconds = parse_duration(args.budget) if args.budget else None
-    speed = budget.measure_flops(comp) if seconds else 0.0
-    depth = int(args.depth) if args.depth != "auto" else depth_for_budget(seconds or 0.0, speed, args.vocab_size)
+    speed = budget.measure_flops(comp) if args.seconds else 0.0
+    depth = int(args.depth) if args.depth != "auto" else depth_for_budget(args.seconds or 0.0, speed, args.vocab_size)
     overrides, theirs = args.overrides(), gpt2.config_of(args.init_from, args.tokenizer)
     if theirs:
         depth, overrides = theirs.n_layer, replace(overrides, max_seq_len=args.max_seq_len or theirs.sequence_len)
-    if seconds:
+    if args.seconds:
         log.info("measured %.0f GFLOP/s in training: depth %d for --depth=%s", speed / 1e9, depth, args.depth)
     specs = sources.resolve_specs(args.data)
     vocab = args.vocab_size or advise_vocab_size(depth)
@@ -105,7 +104,7 @@ def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
             return
         easy = all(sources.parse(spec).endless for spec in specs)  # generated: a network soon beats any counts
         corpus = 0 if easy or args.init_from or not args.ngrams else store.n_tokens("train")
-        plan = partial(budget.plan, depth, tokenizer.vocab_size, overrides, comp, seconds=seconds, speed=speed)
+        plan = partial(budget.plan, depth, tokenizer.vocab_size, overrides, comp, seconds=args.seconds, speed=speed)
         recipe = run.recipe(lambda: gpt2.reshape(plan(corpus_tokens=corpus), theirs))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from nanozhchat.chat import Chat
 
 TEXTS = {
-    "zh": {"hello": "{name}（{source}，第 {step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
-           "latest": "最近的模型：{name}（{source}，第 {step} 步）；换一个用 --model-tag",
+    "zh": {"hello": "{0.name}（{0.source}，第 {0.step} 步）。输入 /help 看命令，Ctrl-C 停止回答，Ctrl-D 退出。",
+           "latest": "最近的模型：{0.name}（{0.source}，第 {0.step} 步）；换一个用 --model-tag",
            "help": "/new 新对话　/help 命令　/quit 退出", "unknown": "没有这个命令；/help 看有哪些", "new": "新对话。",
            "you": "你：", "model": "答：", "stopped": "（已停止）", "bye": "再见。",
-           "forgot": "（对话长了，最早的 {n} 轮模型看不到了）",
+           "forgot": "（对话长了，最早的 {n} 轮模型看不到了）", "base": "\n它还没有微调：只会接着写，不会回答。",
            "long": "没有回答：这句话有 {used} 个词元，模型最多能看 {context} 个；请缩短再问"},
-    "en": {"hello": "{name} ({source}, step {step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
-           "latest": "the latest model: {name} ({source}, step {step}); --model-tag takes another",
+    "en": {"hello": "{0.name} ({0.source}, step {0.step}). /help lists commands, Ctrl-C stops an answer, Ctrl-D quits.",
+           "latest": "the latest model: {0.name} ({0.source}, step {0.step}); --model-tag takes another",
            "help": "/new new chat   /help commands   /quit quit", "unknown": "no such command; /help lists them",
            "new": "New chat.", "you": "You: ", "model": "Model: ", "stopped": " (stopped)", "bye": "Bye.",
-           "forgot": "(a long chat: the model no longer sees its first {n} turn(s))",
+           "forgot": "(the model no longer sees the first {n} turn(s))", "base": "\nNot fine-tuned: it continues text.",
            "long": "no answer: this question has {used} tokens, the model sees {context} at most; shorten it"},
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
     """Read questions and answer them until the input ends."""
     texts = TEXTS[args.lang]
     history: list[dict[str, str]] = []
-    print(texts["hello"].format(name=chat.name, source=chat.source, step=chat.step))
+    print(texts["hello"].format(chat) + texts["base"] * (chat.source == "base"))
     while True:
         try:
             text = clean(input(f"\n{texts['you']}")).strip()
@@ -99,7 +99,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
         except EOFError:
             break
         if text.startswith(("/", "／")):
-            if (command := text[1:].lower()) == "quit":
+            if (command := text[1:].lower()) in ("quit", "exit"):
                 break
             if command == "new":
                 history.clear()
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         talk(chat, args, sampling)
         return
     if args.model_tag is None:
-        sys.stderr.write(TEXTS[args.lang]["latest"].format(name=chat.name, source=chat.source, step=chat.step) + "\n")
+        sys.stderr.write(TEXTS[args.lang]["latest"].format(chat) + "\n")
     _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), sampling)
     print()
     if stopped:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nanozhchat import cli, hardware
-from nanozhchat.schedule import parse_duration
 
 DEFAULT_STEPS = 200
 
@@ -90,8 +89,7 @@ def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Re
     """Decide length and batch. longest: tokens of a prompt; rows hold no more than a prompt and its answer."""
     row = min(base.sequence_len, longest + args.max_tokens)
     total, steps = args.prompts * args.group * row, args.num_steps or DEFAULT_STEPS
-    seconds = parse_duration(args.budget) if args.budget else None
-    recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=seconds, lr_frac=args.lr_frac)
+    recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=args.seconds, lr_frac=args.lr_frac)
     rows = max(1, 4 * base.device_batch_size * base.sequence_len // row)  # most are a quarter of the longest possible
     return for_world(replace(recipe, sequence_len=row), comp.world_size, device_batch_size=rows)
 

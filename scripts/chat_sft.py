@@ -9,7 +9,6 @@ from typing import Any
 
 from nanozhchat import cli, hardware
 from nanozhchat.recipe import OBJECTIVES
-from nanozhchat.schedule import parse_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +93,9 @@ def train_run(
 ) -> None:  # fmt: skip
     """Build model, optimizer (both go on from the start's), loader and hooks, and fit."""
     comp, lr_frac = run.compute, args.lr_frac if args.lr_frac is not None else OBJECTIVES[args.objective]
-    seconds = parse_duration(args.budget) if args.budget else None
     recipe = run.recipe(lambda: tuning.tuning_recipe(
         before, lessons, total_batch_size=args.total_batch_size, num_steps=args.num_steps, epochs=args.epochs,
-        seconds=seconds, lr_frac=lr_frac, world_size=comp.world_size,
+        seconds=args.seconds, lr_frac=lr_frac, world_size=comp.world_size,
     ))  # fmt: skip
     model = start.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
     if start.manifest["model"].get("ngrams"):

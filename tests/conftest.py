@@ -57,9 +57,9 @@ def bytes_tokenizer():
 
 
 def make_config(**changes):
-    """Four layers with everything in it: grouped heads, offset keys, windows, value embeddings, padded vocabulary."""
+    """Four layers with everything in it: grouped and offset heads, windows, value embeddings, padded vocabulary."""
     sizes = {"sequence_len": 32, "vocab_size": 100, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
-    usual = {**sizes, "window_pattern": "SSSL", "key_offset": not changes.get("plain")}
+    usual = {**sizes, "window_pattern": "SSSL", "offset_heads": 0 if changes.get("plain") else 1}
     return GPTConfig(**{**usual, **changes})
 
 

@@ -96,6 +96,12 @@ def test_ctrl_c_stops_the_answer_and_neither_then_nor_at_the_prompt_ends_the_tal
     assert [said for said in ("（已停止）", "从前", "/quit") if said not in out] == []
 
 
+def test_a_model_that_was_not_fine_tuned_is_introduced_as_one_that_continues_text(chat, talk):
+    assert "只会接着写" not in talk([])
+    chat.source = "base"
+    assert "只会接着写" in talk([])
+
+
 def test_too_long_question_is_reported_and_left_out_of_the_history(chat, talk):
     assert "没有回答：这句话有 2001 个词元" in talk(["字" * 2000, "短"])
     assert [m["content"] for m in chat.prompts[-1]] == ["短"]

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from nanozhchat import files
+from nanozhchat import files, paths
 from nanozhchat.errors import DamagedError, DiskError, LockedError
+from nanozhchat.run import refuse_busy
 from tests.conftest import ROOT, pack, refused
 
 OPERATIONS = ("open", "write", "fsync", "replace", "fsync_dir")  # in the order of the protocol
@@ -94,6 +95,15 @@ def test_leftovers_of_dead_processes_are_removed_and_results_kept(tmp_path):
 
 
 HOLD = "import sys; from nanozhchat import files\nwith files.lock(files.Path('{}')): print('held', flush=True); input()"
+
+
+def test_a_run_that_another_process_works_on_is_refused_before_anything_is_prepared_for_it(base_dir):
+    refuse_busy("base", "mine")
+    assert not base_dir.exists()
+    folder = paths.run_dir("base", "mine")
+    with files.lock(folder):
+        refused("mine is in use by process", refuse_busy, "base", "mine", error=LockedError)
+    refuse_busy("base", "mine")
 
 
 def test_the_lock_excludes_another_process_names_it_and_ends_with_it_or_with_an_error(tmp_path):

@@ -49,19 +49,19 @@ def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradie
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
-def test_half_of_a_keys_channels_whole_rotary_pairs_are_those_of_the_token_before_and_none_before_the_first():
-    keys = torch.arange(1.0, 1 + 2 * 3 * 1 * 8).view(2, 3, 1, 8)  # channels i and i + 4 are a pair
-    made, late = offset_keys(keys), torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]).bool()
-    assert torch.equal(made[..., ~late], keys[..., ~late])
-    assert torch.equal(made[:, 1:, :, late], keys[:, :-1, :, late])
-    assert made[:, 0, :, late].eq(0).all()
+def test_the_first_heads_get_the_keys_of_the_token_before_and_none_before_the_first_the_others_keep_theirs():
+    keys = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    made = offset_keys(keys, 2)
+    assert torch.equal(made[:, 1:, :2], keys[:, :-1, :2])
+    assert made[:, 0, :2].eq(0).all()
+    assert torch.equal(made[:, :, 2], keys[:, :, 2])
 
 
 def test_with_offset_keys_a_single_layer_copies_what_followed_an_earlier_occurrence_and_without_it_cannot():
-    config = make_config(n_layer=1, n_head=1, n_kv_head=1, n_embd=64, vocab_size=64, value_embeddings=False)
+    config = make_config(n_layer=1, n_head=2, n_kv_head=2, n_embd=64, vocab_size=64, value_embeddings=False)
     losses = {}
-    for offset in (True, False):
-        model, g = make_model(dataclasses.replace(config, key_offset=offset)), torch.Generator().manual_seed(0)
+    for offset in (1, 0):
+        model, g = make_model(dataclasses.replace(config, offset_heads=offset)), torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(120):
             rows = torch.rand(64, 64, generator=g).argsort()[:, :17]  # no token twice ...
@@ -74,7 +74,7 @@ def test_with_offset_keys_a_single_layer_copies_what_followed_an_earlier_occurre
             loss.backward()
             optimizer.step()
         losses[offset] = float(loss.detach())
-    assert losses[True] < 0.2 * losses[False]
+    assert losses[1] < 0.2 * losses[0]
 
 
 def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch):
@@ -95,16 +95,15 @@ def test_compiled_blocks_give_the_losses_and_gradients_of_eager_ones(monkeypatch
 
 def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
     refused("n_embd=30 must be n_head=4 times an even head size", make_config, n_embd=30)
-    refused("n_embd=36", make_config, n_embd=36, key_offset=False)
-    refused("with key_offset one divisible by 4", make_config, n_embd=24)
-    assert make_config(n_embd=24, key_offset=False).head_dim == 6
+    refused("n_embd=36", make_config, n_embd=36)
+    refused("offset_heads=3 must be from 0 to n_kv_head=2", make_config, offset_heads=3)
     refused(
-        "a plain model has no value_embeddings, key_offset or ngrams",
+        "a plain model has no value_embeddings, offset_heads or ngrams",
         make_config,
         plain=True,
         value_embeddings=False,
         window_pattern="L",
-        key_offset=True,
+        offset_heads=1,
     )
     refused("n_head=4 must be a multiple of n_kv_head=3", make_config, n_kv_head=3)
     refused("window_pattern=''", make_config, window_pattern="")

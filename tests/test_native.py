@@ -26,7 +26,7 @@ from tests.conftest import CPU, ROOT, make_config, make_model, refused
 SWITCHES = {  # field -> other values than make_config's
     "sequence_len": [80, 150], "vocab_size": [64, 131], "n_layer": [1, 3], "n_head": [2], "n_kv_head": [1, 4],
     "n_embd": [16, 128, 512], "window_pattern": ["L", "S"], "value_embeddings": [False], "softcap": [3.0],
-    "rope_base": [1000.0], "plain": [True], "key_offset": [False],
+    "rope_base": [1000.0], "plain": [True], "offset_heads": [0, 2],
 }  # fmt: skip
 PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L"}
 CHANGES = [{}] + [PLAIN if name == "plain" else {name: v} for name, values in SWITCHES.items() for v in values]

@@ -14,7 +14,7 @@ from nanozhchat import budget, gpt, recipe
 from nanozhchat.gpt import GPT
 from nanozhchat.recipe import Overrides, Recipe, explain, flops_per_token, model_sizes, resolve
 from nanozhchat.run import for_world, gpt_config
-from tests.conftest import refused
+from tests.conftest import CPU, refused
 
 FIELDS = (
     "n_embd", "n_head", "head_dim", "vocab_size", "sequence_len", "window_pattern", "value_embeddings", "num_params",
@@ -152,6 +152,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_flags_that_work(over, worl
     for flag, value in remedies:
         fixed = Overrides(**{**over, flag.replace("-", "_"): int(value)})
         assert resolve(4, vocab_size=4096, world_size=world, overrides=fixed).grad_accum_steps >= 1
+
+
+def test_a_budget_for_a_few_steps_only_is_warned_of_before_it_is_spent(caplog):
+    for seconds, warned in ((180, True), (36_000, False)):
+        caplog.clear()
+        budget.plan(6, 8192, Overrides(), CPU, seconds=seconds, speed=5e10, corpus_tokens=0)
+        assert bool(re.search(rf"{seconds} s are about \d+ steps of depth 6.*--depth", caplog.text)) is warned
 
 
 def test_a_longer_budget_never_chooses_a_shallower_model():

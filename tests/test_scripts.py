@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -66,6 +68,24 @@ def test_a_script_defines_main_and_runs_it_only_when_started(name):
     others = [ast.unparse(n) for n in tree.body[1:-1] if not isinstance(n, allowed)]
     early = ("if TYPE_CHECKING:", "cli.check(__name__, ")
     assert [text for text in others if not text.startswith(early)] == []
+
+
+def test_ctrl_c_while_torch_is_imported_ends_the_command_without_a_traceback(tmp_path):
+    pack(
+        tmp_path / "torch" / "__init__.py",
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)",
+    )
+    command = [sys.executable, "-m", "scripts.chat_eval"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -183,6 +184,17 @@ def test_a_data_set_of_other_files_is_streamed_by_its_presets_column_and_says_ho
     docs = sources._texts(sources.parse("tinystories-zh-multilingual"), None, ReadStats(), False, {}, None)
     assert next(docs) == "从前有座山"
     refused("after 1 rows", next, docs, error=DiskError)
+
+
+def test_a_file_in_another_encoding_is_named_with_the_command_that_converts_it_and_a_stray_line_is_not(
+    tmp_path, caplog
+):
+    pack(tmp_path / "stray.txt", "好\n\n好\n".encode() + "坏\n".encode("gbk"))
+    assert read(tmp_path) == ["好\n\n好"]
+    assert caplog.text == ""
+    pack(tmp_path / "gbk.txt", "第一章\n\n1\n".encode("gbk") + "从前\n".encode("gbk") * 20)
+    read(tmp_path)
+    assert re.findall(r"(\w+)\.txt: (\d+) lines left out.*iconv -f GB18030 -t UTF-8", caplog.text) == [("gbk", "21")]
 
 
 NUMBERS = [f"{i * 7919}" for i in range(100_000)]

@@ -396,6 +396,11 @@ def test_failed_question_is_not_part_of_what_is_sent_later(page, live):
     assert sent(live) == ["送到了"]
 
 
+def test_one_message_longer_than_the_context_can_only_be_shortened(page, live):
+    engine_of(live, context=110)
+    page.ask("长" * 200).see({BANNER: re.compile("这条消息太长"), "#banner-action:visible": 0})
+
+
 def test_too_long_a_chat_offers_to_leave_out_the_oldest_turn(page, live):
     engine_of(live, context=110)
     page.visit().answered("一").answered("二").see({"#context.full": 1})

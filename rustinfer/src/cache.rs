@@ -15,8 +15,8 @@ pub struct Heads {
     pub head_dim: usize,
     /// Most tokens of a sequence.
     pub context: usize,
-    /// Whether the slow rotary pairs of a key belong one place later.
-    pub key_offset: bool,
+    /// Key heads, the first ones, whose keys belong one place later.
+    pub offset_heads: usize,
 }
 
 impl Heads {
@@ -26,15 +26,6 @@ impl Heads {
 
     fn padded_context(&self) -> usize {
         self.context.next_multiple_of(PANEL)
-    }
-
-    /// Channels of a key that belong one place later.
-    fn late(&self) -> usize {
-        if self.key_offset {
-            self.head_dim / 2
-        } else {
-            0
-        }
     }
 
     /// Where the tokens of a head begin.
@@ -100,7 +91,7 @@ impl Slot {
         key: &[f32],
         value: &[f32],
     ) {
-        with_cache!(self, cache => cache.write(isa, heads, heads.base(place.0, place.1), position, key, value));
+        with_cache!(self, cache => cache.write(isa, heads, place, position, key, value));
     }
 
     /// Attend from queries at `positions` (ascending, at most [`ROWS`]) of one key head's group.
@@ -126,7 +117,7 @@ impl Slot {
 
 /// Keys in panels of 64 tokens, values one token after the other, the scales of both. Empty until used.
 ///
-/// `late`: for every place, the exact channels that the key before leaves to the key there.
+/// `late`: for every place, the exact key of the token before, for heads whose keys belong one place later.
 #[derive(Clone, Default)]
 pub struct Cache<T> {
     keys: Vec<T>,
@@ -134,7 +125,6 @@ pub struct Cache<T> {
     key_scales: Vec<f32>,
     value_scales: Vec<f32>,
     late: Vec<f32>,
-    key: Vec<f32>,
     line: Vec<T>,
 }
 
@@ -145,8 +135,8 @@ impl<T: Element> Cache<T> {
             self.keys = vec![T::default(); n * heads.head_dim];
             self.values = vec![T::default(); n * heads.padded_dim()];
             (self.key_scales, self.value_scales) = (vec![0.0; n], vec![0.0; n]);
-            self.late = vec![0.0; n * heads.late()];
-            (self.key, self.line) = (vec![0.0; heads.head_dim], vec![T::default(); heads.head_dim]);
+            self.late = vec![0.0; heads.n_layer * heads.offset_heads * heads.padded_context() * heads.head_dim];
+            self.line = vec![T::default(); heads.head_dim];
         }
     }
 
@@ -157,33 +147,29 @@ impl<T: Element> Cache<T> {
         copy_heads(&mut self.values, &other.values, context * heads.padded_dim(), n * heads.padded_dim());
         copy_heads(&mut self.key_scales, &other.key_scales, context, n);
         copy_heads(&mut self.value_scales, &other.value_scales, context, n);
-        if heads.key_offset {
-            let places = (n + 1).min(context);
-            copy_heads(&mut self.late, &other.late, context * heads.late(), places * heads.late());
-        }
+        let places = (n + 1).min(context);
+        copy_heads(&mut self.late, &other.late, context * heads.head_dim, places * heads.head_dim);
     }
 
-    fn write(&mut self, isa: Isa, heads: &Heads, base: usize, position: usize, key: &[f32], value: &[f32]) {
+    fn write(&mut self, isa: Isa, heads: &Heads, place: (usize, usize), position: usize, key: &[f32], value: &[f32]) {
+        let base = heads.base(place.0, place.1);
         let at = base + position;
-        self.key.copy_from_slice(key);
-        if heads.key_offset {
-            let (n, quarter) = (heads.late(), heads.head_dim / 4);
-            let slow = [quarter..2 * quarter, 3 * quarter..4 * quarter];
-            for (i, channels) in slow.into_iter().enumerate() {
-                let before = at * n + i * quarter;
-                self.key[channels.clone()].copy_from_slice(&self.late[before..before + quarter]);
-                if position + 1 < heads.context {
-                    self.late[before + n..before + n + quarter].copy_from_slice(&key[channels]);
-                }
+        if place.1 < heads.offset_heads {
+            let late = (place.0 * heads.offset_heads + place.1) * heads.padded_context() + position;
+            let (now, next) = self.late[late * heads.head_dim..].split_at_mut(heads.head_dim);
+            self.key_scales[at] = T::store(isa, now, &mut self.line);
+            if position + 1 < heads.context {
+                next[..heads.head_dim].copy_from_slice(key);
             }
+        } else {
+            self.key_scales[at] = T::store(isa, key, &mut self.line);
         }
-        self.key_scales[at] = T::store(isa, &self.key, &mut self.line);
         let panel = &mut self.keys[(base + position / PANEL * PANEL) * heads.head_dim..];
         for (row, &k) in panel.chunks_exact_mut(PANEL).zip(&self.line) {
             row[position % PANEL] = k;
         }
-        let place = at * heads.padded_dim();
-        self.value_scales[at] = T::store(isa, value, &mut self.values[place..place + value.len()]);
+        let start = at * heads.padded_dim();
+        self.value_scales[at] = T::store(isa, value, &mut self.values[start..start + value.len()]);
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -61,7 +61,7 @@ impl PyModel {
             n_kv_head: setting(config, "n_kv_head")?,
             head_dim: setting(config, "head_dim")?,
             context: setting(config, "context")?,
-            key_offset: setting(config, "key_offset")?,
+            offset_heads: setting(config, "offset_heads")?,
         };
         let parsed = Config {
             heads,

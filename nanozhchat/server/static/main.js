@@ -251,7 +251,11 @@ function describe(error, retry) {
   if (!(error instanceof ApiFailure)) return [t("errorServer", { status: error.name, message: error.message }), t("retry"), retry];
   if (error.status === 401) return [t("errorKey"), t("openSettings"), askKey];
   if (error.status === 429) return [t("errorBusy"), t("retry"), retry, error.retryAfter];
-  if (error.code === "context_length_exceeded") return [t("errorLong"), t("dropOldest"), retry && (() => dropOldest(retry))];
+  if (error.code === "context_length_exceeded") {
+    const answers = Object.values(chat.nodes).filter((node) => node.role === "assistant" && node.text).length;
+    if (answers <= chat.skip) return [t("errorTooLong")]; // nothing before it to leave out
+    return [t("errorLong"), t("dropOldest"), retry && (() => dropOldest(retry))];
+  }
   if (error.status === 0) return [t(error.code === "offline" ? "errorOffline" : "errorCut"), t("retry"), retry];
   return [t("errorServer", { status: error.status, message: error.message }), t("retry"), retry, error.retryAfter];
 }

@@ -40,7 +40,7 @@ function draw(tag, attributes, text = "") {
 
 /** Range of the values without the first steps' spike, a little wider than they are. */
 function rangeOf(series) {
-  const values = series.flatMap(([, points]) => points.slice(Math.min(3, points.length - 1)).map(([, value]) => value));
+  const values = series.flatMap(([, points]) => points.slice(Math.min(3, Math.floor(points.length / 10))).map(([, value]) => value));
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const room = (high - low || Math.abs(high) || 1) * 0.06;
   return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
