@@ -172,7 +172,7 @@ def reshape(recipe: Recipe, sizes: GPTConfig | None) -> Recipe:
     per_token = 6 * matmul + 12 * c.n_layer * c.n_embd * c.sequence_len
     return replace(
         recipe, depth=c.n_layer, n_layer=c.n_layer, n_embd=c.n_embd, n_head=c.n_head, n_kv_head=c.n_head,
-        head_dim=c.head_dim, window_pattern="L", value_embeddings=False, plain=True, ngram_tokens=0, num_params=n,
-        scaling_params=matmul, flops_per_token=per_token, train_flops=float(per_token) * recipe.train_tokens,
-        matrix_lr=ADAM_LR,
+        head_dim=c.head_dim, window_pattern="L", value_embeddings=False, plain=True, offset_heads=0, ngram_tokens=0,
+        num_params=n, scaling_params=matmul, flops_per_token=per_token, matrix_lr=ADAM_LR,
+        train_flops=float(per_token) * recipe.train_tokens,
     )  # fmt: skip
