@@ -38,8 +38,10 @@ default_tag() {
 }
 
 TAG="${TAG:-$(default_tag)}"
-BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.75)}")"
-SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * 0.25)}")"
+SFT_SHARE=0.4 # built-in text is half questions already, and practising them teaches more than reading on (dev/LOG.md)
+[ "$DATA" = builtin ] || SFT_SHARE=0.25
+SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * $SFT_SHARE)}")"
+BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 - $SFT_SECONDS)}")"
 FORCE=()
 RESUME="--resume"
 if [ "$FRESH" = 1 ]; then
