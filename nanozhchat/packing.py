@@ -47,8 +47,9 @@ class Packer:
     `cut`, each piece costs one more token (the BOS before it), rows are always full, and when nothing fits some other
     is cut at the row's end, its rest going back to the buffer. Such rows begin with any document, so that neighbours
     are not slices of the same long one, from which a short run would learn little else. Without `cut`, documents stay
-    whole and the row ends short. The buffer is emptied before the next epoch enters it: within an epoch each token
-    comes once.
+    whole, and the row ends short, with the epoch at the latest; they stand in it in random order: what stands there
+    twice, or always after the same neighbour, is copied or foretold from there instead of learnt. The buffer is emptied
+    before the next epoch enters it: within an epoch each token comes once.
     """
 
     def __init__(self, lengths: Array, capacity: int, *, cut: bool, seed: int, buffer_docs: int, endless: bool = True,
@@ -98,6 +99,8 @@ class Packer:
         self.refill()
         while space > 0:
             if not self.buffer:
+                if row and not self.cut and self.position == len(self.lengths):
+                    break
                 self.refill()
                 if not self.buffer:
                     break
@@ -114,7 +117,9 @@ class Packer:
                 break
             row.append(piece)
             space -= piece[0] + overhead
-        return row
+        if self.cut or not self.shuffle:
+            return row
+        return [row[i] for i in np.random.default_rng([self.seed, self.rows]).permutation(len(row))]
 
     def _any(self) -> int:
         """A place in the buffer that depends on the seed and the row alone."""

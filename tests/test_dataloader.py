@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nanozhchat import dataloader
 from nanozhchat.dataloader import document_loader, eval_batches, prepare_conversations
-from nanozhchat.packing import shuffled
+from nanozhchat.packing import Packer, shuffled
 from nanozhchat.prepare import prepare
 from nanozhchat.tokenizer import Tokenizer
 from tests.conftest import CPU, refused, write_jsonl
@@ -67,6 +67,13 @@ def learnt(rendered):
 
 def chat_loader(rendered, T=16, rows=2, **options):
     return dataloader.conversation_loader(rendered, batch_rows=rows, sequence_len=T, pad_id=0, **options)
+
+
+def test_a_row_of_whole_documents_holds_none_twice_however_few_there_are_and_their_order_changes():
+    packer = Packer(np.array([5, 6, 7, 8]), 100, cut=False, seed=1, buffer_docs=64)
+    rows = [[doc for _, doc, _ in packer.next_row()] for _ in range(20)]
+    assert [row for row in rows if sorted(row) != [0, 1, 2, 3]] == []
+    assert len({tuple(row) for row in rows}) > 5
 
 
 def test_the_order_of_an_epoch_is_a_permutation_of_its_own_and_no_simple_shift():
