@@ -81,7 +81,7 @@ def summary(m: Model) -> list[str]:
         blocks += [f"*{TITLES[s.name]}: from {times[0]} to {times[-1]} UTC.*"] if times else []
         if s.last("step") < FEW_STEPS:
             steps = f"{s.last('step'):,.0f} step(s)"
-            blocks.append(f"**{TITLES[s.name]} had time for {steps} only: next to nothing is learnt.**")
+            blocks.append(f"**{TITLES[s.name]} took {steps} only: little may be learnt.**")
         if not any(event.get("event") == "done" for event in s.events):
             at = f"step {s.last('step'):,.0f}"
             blocks.append(f"{TITLES[s.name]} has not run to its end ({at}): its command continues it.")

@@ -53,7 +53,7 @@ def fit(
         raise training.stop() from None
     if state.step < FEW_STEPS and compute.is_main:
         more = "give it more time" if plan.recipe.budget_s else "take more steps or epochs"
-        log.warning("only %d step(s): next to nothing is learnt; %s", state.step, more)
+        log.warning("only %d step(s), from which little may be learnt; %s", state.step, more)
     return state
 
 

@@ -13,8 +13,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
+from nanozhchat import files, paths
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.server import serve
+from nanozhchat.server import runs, serve
 from nanozhchat.server.app import Settings
 from nanozhchat.server.library import Library, Listed, list_checkpoints
 from nanozhchat.server.scheduler import Limits
@@ -520,3 +521,11 @@ def test_binding_beyond_loopback_needs_a_key(monkeypatch, host):
     monkeypatch.delenv("NANOZHCHAT_API_KEY", raising=False)
     refused("API key", chat_web.main, [f"--host={host}", "--port=0"])
     assert len(chat_web.resolve_key(chat_web.ChatWebArgs(host=host, generate_key=True)) or "") >= 24
+
+
+def test_a_run_is_going_on_from_its_first_step_or_its_resumption_until_it_stops_or_is_done(base_dir):
+    folder = paths.run_dir("base", "mine")
+    files.append_jsonl(folder / "metrics.jsonl", {"step": 1})
+    for event, active in (("start", True), ("stop", False), ("resume", True), ("save", True), ("done", False)):
+        files.append_jsonl(folder / "events.jsonl", {"event": event})
+        assert [run["active"] for run in runs.list_runs()] == [active], event

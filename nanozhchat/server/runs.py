@@ -27,7 +27,8 @@ def list_runs() -> list[dict[str, Any]]:
     rows = []
     for (stage, tag), folder in _folders().items():
         written = (folder / "metrics.jsonl").stat().st_mtime
-        active = time.time() - written < ACTIVE_S
+        ended = any(e.get("event") in ("done", "stop") for e in read_jsonl(folder / "events.jsonl")[-1:])
+        active = time.time() - written < ACTIVE_S and not ended
         rows.append({"stage": stage, "tag": tag, "updated": int(written), "active": active, "last": _last(folder)})
     return sorted(rows, key=lambda row: -row["updated"])
 
