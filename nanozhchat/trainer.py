@@ -90,6 +90,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         state, self.recipe, self.checkpoints = self.state, self.plan.recipe, self.plan.checkpoints
+        self.peak = self.compute.peak_flops * self.compute.world_size
         self.waited_s = self.rate = self.step_s = self.shown = 0.0  # rate: tokens a second; shown: last console line
         # What came before the first step belongs to the budget, but once: not again after each interruption.
         self.origin = (time.monotonic() if state.step else self.plan.started) - state.time_s
@@ -328,12 +329,14 @@ class _Training:
         old = SPEED_SMOOTHING if self.step_s else 0.0
         self.rate = old * self.rate + (1 - old) * tokens / max(seconds, 1e-9)
         self.step_s = old * self.step_s + (1 - old) * seconds
-        peak = compute.peak_flops * compute.world_size
+        flops = recipe.flops_per_token * self.rate
+        if self.peak and compute.device.type == "cpu":  # it was measured, and the machine may have been busy then
+            self.peak = max(self.peak, flops)
         if recipe.budget_s is not None:
             eta = recipe.budget_s - state.time_s
         else:
             eta = (recipe.num_steps - state.step) * self.step_s
-        mfu = recipe.flops_per_token * self.rate / peak if peak else 0.0
+        mfu = flops / self.peak if self.peak else 0.0
         figures = {"time_s": state.time_s, "tok_per_sec": self.rate, "mfu": mfu, "mem_bytes": compute.memory_bytes()}
         return {**figures, "eta_s": max(0.0, eta)}
 

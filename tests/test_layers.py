@@ -45,8 +45,8 @@ NO_TORCH, FOR_TASKS = (
     for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
 )
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_750
-TRACKED_LINES = 26_690  # of all Python, tests included
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_755
+TRACKED_LINES = 26_700  # of all Python, tests included
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 

@@ -390,3 +390,9 @@ def test_metrics_have_the_stable_keys_in_every_row_and_grow_as_they_should():
     assert (rows[-1]["tokens"], rows[-1]["eta_s"]) == (recipe.train_tokens, 0.0)
     assert rows[-1]["flops"] == pytest.approx(recipe.flops_per_token * recipe.train_tokens)
     assert Recipe.from_dict(files.read_json(folder / "step_00000020" / "state.json")["recipe"]) == recipe
+
+
+def test_the_share_of_a_cpus_peak_is_never_above_one_though_the_peak_was_measured_while_it_was_busy(base_dir):
+    _, _, folder = train(compute=Compute(torch.device("cpu"), peak_flops=1.0))
+    shares = [row["mfu"] for row in metrics(folder) if "mfu" in row]
+    assert (min(shares) > 0, max(shares)) == (True, 1.0)
