@@ -64,7 +64,7 @@ def plan(
     recipe = resolve(depth, vocab_size=vocab_size, world_size=compute.world_size, overrides=overrides, budget_s=seconds,
                    micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]), corpus_tokens=corpus_tokens,
                    budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None)  # fmt: skip
-    if seconds and recipe.num_steps < 2 * FEW_STEPS:
+    if seconds and recipe.num_steps < 2 * FEW_STEPS and compute.is_main:
         log.warning("%.0f s are about %d steps of depth %d, which learn little: take a smaller --depth, or auto",
                     seconds, recipe.num_steps, depth)  # fmt: skip
     return recipe

@@ -91,7 +91,7 @@ class RunFlags:
                    if f.metadata["group"] == HORIZON and getattr(self, f.name) is not None]  # fmt: skip
         if len(lengths) > 1:
             raise ValueError(f"{' and '.join(lengths)} each set the length of the run; give only one")
-        _ = self.seconds
+        _ = self.seconds  # raises if it is no duration
         if self.model_tag:
             check_tag(self.model_tag)
         last, every = self.keep_last, self.keep_every

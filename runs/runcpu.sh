@@ -38,7 +38,7 @@ default_tag() {
 }
 
 TAG="${TAG:-$(default_tag)}"
-SFT_SHARE=0.4 # built-in text is half questions already, and practising them teaches more than reading on (dev/LOG.md)
+SFT_SHARE=0.4 # built-in questions are learnt best by practising them; other text is read in pretraining alone (dev/LOG.md)
 [ "$DATA" = builtin ] || SFT_SHARE=0.25
 SFT_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 * $SFT_SHARE)}")"
 BASE_SECONDS="$(awk "BEGIN {print int($MINUTES * 60 - $SFT_SECONDS)}")"
