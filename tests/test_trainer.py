@@ -339,7 +339,10 @@ def test_a_budget_ends_on_time_with_the_learning_rate_fully_down(clock, setup_s,
     assert max(rates) <= recipe.matrix_lr
 
 
-def test_a_budget_counts_the_time_before_an_interruption(clock):
+def test_a_budget_counts_the_time_before_an_interruption(clock, monkeypatch):
+    # The clock of this test does not wait for the disk, so step 40 waits to be committed.
+    monkeypatch.setattr(checkpoint.Checkpoints, "ready", property(lambda self: self.pending is not None))
+
     def kill(row):
         clock.now += 0.5
         if row == 170:
