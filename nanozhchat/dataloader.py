@@ -240,7 +240,7 @@ def prepare_conversations(conversations: Iterable[Any], tokenizer: Tokenizer, se
         log.warning(text, dropped, total, sequence_len)
     if not rendered:
         raise ValueError(f"none of {total} conversations has assistant text within {sequence_len} tokens; "
-                         "give other --data or a longer --max-seq-len")  # fmt: skip
+                         "give other --data, or a base model trained with a longer --max-seq-len")  # fmt: skip
     return rendered
 
 

@@ -27,6 +27,7 @@ class TrainState:
     best_val: float | None = None
     best_step: int | None = None
     reserve_s: float = 0.0  # of a wall-clock budget, kept for the work after the last step
+    lead_s: float = 0.0  # of it, spent before the first step: schedules begin there
     finished: bool = False
     loss_scale: float = 0.0  # of float16; 0 = not decided yet
     scaled_steps: int = 0  # good ones since the scale changed

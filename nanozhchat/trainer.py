@@ -102,12 +102,13 @@ class _Training:
         return time.monotonic() - self.origin
 
     def progress(self) -> float:
-        """Share of the run done, the same on all ranks: of the budget by rank 0's clock, else of the steps."""
+        """Share of the run done, the same on all ranks: of rank 0's time from the first step on, or of the steps."""
         recipe = self.plan.recipe
         if recipe.budget_s is None:
             return self.state.step / recipe.num_steps
-        left = self.elapsed() / max(1e-3, recipe.budget_s - self.state.reserve_s)
-        return min(1.0, self.compute.broadcast([left])[0])
+        lead = self.state.lead_s
+        done = (self.elapsed() - lead) / max(1e-3, recipe.budget_s - self.state.reserve_s - lead)
+        return min(1.0, self.compute.broadcast([done])[0])
 
     def run(self) -> None:
         """Train to the end."""
@@ -119,6 +120,7 @@ class _Training:
                 self.metrics.write(row)
                 log.info(" | ".join([f"step {state.step:05d}", *_formatted(values)]))
             state.reserve_s = 1.5 * (time.monotonic() - before)
+            state.lead_s = self.elapsed()
         self.model.train()
         first = time.monotonic()
         while not state.finished:

@@ -54,7 +54,7 @@ BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 require_free_gb 2
 dry_run_checks_flags
 if [ -z "$NPROC" ]; then
-  say "processes or threads"
+  say "processes or threads: each measured, half a minute in all"
   [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"

@@ -98,6 +98,8 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
             continue
         except EOFError:
             break
+        if not sys.stdin.isatty():  # a pipe does not show what comes through it
+            print(text)
         if text.startswith(("/", "／")):
             if (command := text[1:].lower()) in ("quit", "exit"):
                 break

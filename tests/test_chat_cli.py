@@ -82,6 +82,10 @@ def test_prompts_come_in_both_languages(chat, talk):
     assert "You: " in talk(["你好"], "--lang=en")
 
 
+def test_piped_questions_are_shown_before_their_answers(chat, talk):
+    assert f"你：你好\n答：{STORY}" in talk(["你好"])
+
+
 def test_commands_and_blank_lines_are_not_sent_and_quit_ends_at_once(chat, talk):
     talk(["/help", "／help", "/HELP", "/nothing", "", "   ", "/quit", "不该问到"])
     assert chat.prompts == []

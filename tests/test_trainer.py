@@ -329,12 +329,13 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize(("setup_s", "hook_s", "step_s"), [(0.0, 0.0, 1.0), (30.0, 8.0, 1.0), (0.0, 8.0, 2.0)])
 def test_a_budget_ends_on_time_with_the_learning_rate_fully_down(clock, setup_s, hook_s, step_s):
-    recipe, started = make_recipe(budget_s=100.0), clock.now
+    recipe, started = make_recipe(budget_s=100.0, warmup_frac=0.2), clock.now
     clock.now += setup_s  # reading data, building the model
     options = {"hooks": [Hook(40, clock.spend(hook_s))], "before": clock.spend(step_s / 2), "save_every": 0}
     state, _, folder = train(recipe=recipe, started=started, **options)
     assert (state.finished, 95.0 <= clock.now - started <= 105.0) == (True, True)
     rates = [r["lr"] for r in metrics(folder)]
+    assert rates[0] < 0.1 * recipe.matrix_lr  # preparing, however long, is not warming up
     assert rates[-1] <= recipe.matrix_lr * 1.5 * (recipe.final_lr_frac + step_s / 30)
     assert max(rates) <= recipe.matrix_lr
 
