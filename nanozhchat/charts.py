@@ -60,7 +60,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
         axes.set_xlabel(label)
         if all(len(set(y)) == 1 for _, y in lines.values()):  # one height: ticks far enough apart to differ
             axes.set_ylim(min(y[0] for _, y in lines.values()) * 0.9, max(y[0] for _, y in lines.values()) * 1.1 or 1)
-        axes.margins(x=0.02)
+        axes.margins(0.02, 0.1)  # of a level line at the top the name has room below the legend
         if len(lines) == 1:
             axes.set_ylim(0, max(max(y) for _, y in lines.values()) * 1.12 or 1)
         else:

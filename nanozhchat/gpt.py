@@ -311,6 +311,9 @@ class GPT(nn.Module):
             context = self.ngrams.contexts(idx).flatten(0, 1)
             p, matched = self.ngrams.probability(context, flat.clamp(min=0))
             counts = Counts(p, self._share(x, matched), lambda a, b: self.ngrams.rows(context[a:b]), self.ngram_trust)
+        else:  # half of what fine-tuning reads is not scored; its logits are never made
+            scored = flat >= 0
+            x, flat = x[scored], flat[scored]
         return linear_cross_entropy(x, head, flat, self.config.logit_cap, counts)
 
     def blocks(self) -> list[Block]:

@@ -8,6 +8,7 @@ import torch
 import torch._dynamo.utils
 import torch.nn.functional as F
 
+from nanozhchat import gpt
 from nanozhchat.compute import must_emulate_fp8
 from nanozhchat.gpt import GPT, offset_keys, rms_norm, squared_relu
 from nanozhchat.optim import Optimizer, param_groups
@@ -139,6 +140,20 @@ def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained_and_logi
     assert model.lm_head.weight.grad[100:].abs().max() == 0
     model.lm_head.weight.data.mul_(1e3)
     assert model.logits(model.hidden(idx)).abs().max() <= model.config.softcap
+
+
+def test_logits_are_made_of_scored_tokens_only_and_nothing_scored_is_no_loss_and_no_gradient(monkeypatch):
+    model, seen = make_model(perturb=True), []
+    real = gpt.linear_cross_entropy
+    monkeypatch.setattr(gpt, "linear_cross_entropy", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
+    idx = tokens(model.config)
+    targets = idx.roll(-1, 1)
+    targets[:, ::2] = -1
+    model(idx, targets)
+    loss = model(idx, torch.full_like(targets, -1))
+    loss.backward()
+    assert (seen, float(loss)) == ([idx.numel() // 2, 0], 0.0)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_recomputing_activations_gives_the_same_gradients():
