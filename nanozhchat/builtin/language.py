@@ -8,7 +8,6 @@ from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, name
 SLOT_LABELS = {"p": "地点", "t": "东西", "c": "颜色", "k": "价钱", "a": "年龄", "j": "职业", "d": "时间", "v": "事情"}
 SLOT_UNITS = {"k": "元", "a": "岁"}
 FEELINGS = {"glad": ("高兴", "难过"), "sad": ("难过", "高兴")}
-ACTS = ("看见了", "买到了", "找到了", "弄丢了", "画了", "借到了", "卖掉了", "捡到了", "收到了", "带来了")
 
 
 def _lines(section: str) -> tuple[str, ...]:
@@ -101,7 +100,7 @@ def draw_rewrite(rng: Rng, held: bool) -> Item:
         said, answer = both if kind == "bei" else both[::-1]
         right, answer = (answer,), answer + "。"
     else:
-        act, day = rng.pick(ACTS), rng.pick(words("reading", "days"))
+        act, day = rng.pick(words("language", "acts")), rng.pick(words("reading", "days"))
         brief, full = f"{n}{act}{t}。", f"{day}，{n}在{p}{act}一{m}{c}的{t}。"
         said, answer = (full, brief) if kind == "short" else (brief, full)
         right, wrong = ((brief[:-1],), (p,)) if kind == "short" else ((n, act, t, brief), ())
