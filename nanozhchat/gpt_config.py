@@ -39,9 +39,7 @@ class GPTConfig:
         object.__setattr__(self, "ngrams", tuple((grams, contexts) for grams, contexts in self.ngrams))  # from JSON
         extras = self.value_embeddings or self.offset_heads or self.ngrams
         if self.plain and (extras or set(self.window_pattern) != {"L"}):
-            raise ValueError(
-                "a plain model has no value_embeddings, offset_heads or ngrams, and its window_pattern is L"
-            )
+            raise ValueError("plain models have no value_embeddings, offset_heads or ngrams; their window_pattern is L")
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(f"n_embd={self.n_embd} must be n_head={self.n_head} times an even head size")
         if self.n_head % self.n_kv_head:

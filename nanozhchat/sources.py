@@ -173,9 +173,7 @@ def _files(source: Source, part: tuple[int, int] | None = None) -> tuple[list[An
     if not 1 <= k <= n:
         raise ValueError(f"--shard-of={k}/{n}: expected K/N with K from 1 to N")
     if n > len(names):
-        raise ValueError(
-            f"--shard-of={k}/{n}: {source.spec} has only {len(names)} files to share out; use fewer shares"
-        )
+        raise ValueError(f"--shard-of={k}/{n}: {source.spec} has only {len(names)} files to share; use fewer shares")
     return names[len(names) * (k - 1) // n : len(names) * k // n], get  # one after the other, the shares are the whole
 
 

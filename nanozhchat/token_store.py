@@ -94,9 +94,8 @@ def _map_shard(directory: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> 
     try:
         size = path.stat().st_size
         if size != shard["tokens"] * dtype.itemsize:
-            raise DamagedError(
-                f"{path} has {size:,} bytes instead of {shard['tokens'] * dtype.itemsize:,}; {_remedy(directory)}"
-            )
+            wanted = shard["tokens"] * dtype.itemsize
+            raise DamagedError(f"{path} has {size:,} bytes instead of {wanted:,}; {_remedy(directory)}")
         # plain arrays over the mapping: slicing np.memmap itself is several times slower
         tokens = np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)
         offsets = np.asarray(np.load(index_path, mmap_mode="r", allow_pickle=False))

@@ -88,8 +88,7 @@ def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, 
 
 def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
     """Read questions and answer them until the input ends."""
-    texts = TEXTS[args.lang]
-    history: list[dict[str, str]] = []
+    texts, history = TEXTS[args.lang], list[dict[str, str]]()
     print(texts["hello"].format(chat) + texts["base"] * (chat.source == "base"))
     while True:
         try:
@@ -98,8 +97,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
             continue
         except EOFError:
             break
-        if not sys.stdin.isatty():  # a pipe does not show what comes through it
-            print(text)
+        sys.stdout.write("" if sys.stdin.isatty() else f"{text}\n")  # a pipe does not show what comes through it
         if text.startswith(("/", "／")):
             if (command := text[1:].lower()) in ("quit", "exit"):
                 break

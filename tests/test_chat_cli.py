@@ -77,13 +77,9 @@ def test_conversation_keeps_its_turns_until_new(chat, talk):
     assert contents == [["你是老师", "一"], ["你是老师", "一", STORY, "二"], ["你是老师", "三"]]
 
 
-def test_prompts_come_in_both_languages(chat, talk):
-    assert "你：" in talk(["你好"])
-    assert "You: " in talk(["你好"], "--lang=en")
-
-
-def test_piped_questions_are_shown_before_their_answers(chat, talk):
+def test_prompts_come_in_both_languages_and_piped_questions_are_shown_before_their_answers(chat, talk):
     assert f"你：你好\n答：{STORY}" in talk(["你好"])
+    assert f"You: Hi\nModel: {STORY}" in talk(["Hi"], "--lang=en")
 
 
 def test_commands_and_blank_lines_are_not_sent_and_quit_ends_at_once(chat, talk):

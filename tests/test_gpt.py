@@ -99,7 +99,7 @@ def test_impossible_sizes_and_more_tokens_than_the_context_are_refused():
     refused("n_embd=36", make_config, n_embd=36)
     refused("offset_heads=3 must be from 0 to n_kv_head=2", make_config, offset_heads=3)
     refused(
-        "a plain model has no value_embeddings, offset_heads or ngrams",
+        "plain models have no value_embeddings, offset_heads or ngrams",
         make_config,
         plain=True,
         value_embeddings=False,
@@ -143,15 +143,13 @@ def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained_and_logi
 
 
 def test_logits_are_made_of_scored_tokens_only_and_nothing_scored_is_no_loss_and_no_gradient(monkeypatch):
-    model, seen = make_model(perturb=True), []
-    real = gpt.linear_cross_entropy
+    model, seen, real = make_model(perturb=True), [], gpt.linear_cross_entropy
     monkeypatch.setattr(gpt, "linear_cross_entropy", lambda x, *rest: seen.append(len(x)) or real(x, *rest))
     idx = tokens(model.config)
     targets = idx.roll(-1, 1)
     targets[:, ::2] = -1
     model(idx, targets)
-    loss = model(idx, torch.full_like(targets, -1))
-    loss.backward()
+    (loss := model(idx, torch.full_like(targets, -1))).backward()
     assert (seen, float(loss.detach())) == ([idx.numel() // 2, 0], 0.0)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 

@@ -85,9 +85,7 @@ def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
 def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
     """Return a document of a few exchanges of one skill; facts also come as plain statements."""
     skill = rng.pick(skills)
-    if (
-        not held and skills is WORD_SKILLS and rng.random() < 0.15
-    ):  # no split for plain statements, so none when held out
+    if not held and skills is WORD_SKILLS and rng.random() < 0.15:  # plain statements have no held-out part
         return word_skills.statements(rng)
     if not held and skill == "facts" and rng.random() < 0.2:
         if rng.random() < 0.5:
