@@ -279,10 +279,8 @@ def room_for(prompt_ids: Sequence[int], context: int) -> int:
     if not prompt_ids:
         raise ValueError("the prompt is empty")
     if (room := context - len(prompt_ids)) < 1:
-        raise ValueError(
-            f"the prompt has {len(prompt_ids)} tokens, but the model's context is {context} and the answer "
-            "needs room; shorten the prompt or start a new chat"
-        )
+        raise ValueError(f"the prompt has {len(prompt_ids)} tokens, but the model's context is {context} and the "
+                         "answer needs room; shorten the prompt or start a new chat")  # fmt: skip
     return room
 
 

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -247,6 +248,16 @@ def load_dotenv() -> None:
         from dotenv import load_dotenv as read
 
         read(".env")
+
+
+def prepare_terminal() -> None:
+    """Let bytes that are not UTF-8 through, and lines be edited and recalled where somebody types them."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # from then on `input` uses it
 
 
 def run(main: Callable[[], None]) -> None:

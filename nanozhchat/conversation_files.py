@@ -8,7 +8,7 @@ for preferences any of their questions with {"chosen", "rejected"}.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, TypeVar
 
 from nanozhchat import builtin, sources
@@ -43,19 +43,23 @@ def conversations(
     """Yield the conversations of one split, "train" or "val"; built-in ones never end, so give a `limit`.
 
     Files and hub: about VAL_FRAC of the conversations, by content, are val, at least one if there are two or more.
+    Where built-in ones take part by weight, those to train on come again and again, to keep their share.
     What is no proper conversation is skipped and counted in `stats`. Raises ValueError for an unknown layout,
     DamagedError for a broken file unless `skip_bad`.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; splits are {' and '.join(SPLITS)}")
     stats = stats if stats is not None else ReadStats()
-    streams = []
-    for source in map(sources.parse, sources.resolve_specs(specs)):
+    streams: list[tuple[Source, Iterator[Conversation]]] = []
+    parsed = [sources.parse(spec) for spec in sources.resolve_specs(specs)]
+    again = split == "train" and any(s.endless for s in parsed) and any(s.weight is not None for s in parsed)
+    for source in parsed:
         if source.kind == "builtin":
             skills = sources.builtin_parts(source.name)
             streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
         else:
-            streams.append((source, _external(source, split, stats, skip_bad, read_one)))
+            found = _external(source, split, stats, skip_bad, read_one)
+            streams.append((source, cycle(found) if again else found))
     mixed = sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk))
     yield from islice(mixed, limit)
 

@@ -110,10 +110,8 @@ def for_world(recipe: Recipe, world_size: int, device_batch_size: int | None = N
     """
     rows = recipe.total_batch_size // recipe.sequence_len
     if rows % world_size:
-        raise ValueError(
-            f"total_batch_size={recipe.total_batch_size} is {rows} rows, which {world_size} ranks cannot share evenly; "
-            "resume with a number of ranks that divides it"
-        )
+        raise ValueError(f"total_batch_size={recipe.total_batch_size} is {rows} rows, which {world_size} ranks cannot "
+                         "share evenly; resume with a number of ranks that divides it")  # fmt: skip
     each, most = rows // world_size, device_batch_size or recipe.device_batch_size
     device = max(size for size in range(1, each + 1) if each % size == 0 and size <= most)
     return replace(recipe, world_size=world_size, device_batch_size=device, grad_accum_steps=each // device)

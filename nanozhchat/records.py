@@ -113,7 +113,7 @@ def read_file(
                     yield record
             if (lines := stats.skipped["not UTF-8"] - before) > ODD_LINES * kept:
                 log.warning("%s: %d lines left out, which are not UTF-8; if the file is GBK, convert it: "
-                            "iconv -f GB18030 -t UTF-8", path, lines)  # fmt: skip
+                            "iconv -f GB18030 -t UTF-8 %s > utf8-%s", path, lines, path, path.name)  # fmt: skip
         except OSError as error:
             if error.errno is not None:  # of the operating system, not of the decompressor
                 raise

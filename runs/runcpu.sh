@@ -3,6 +3,7 @@
 # Offline on built-in data; rerunning continues where it was cut off and skips what is done. Knobs (environment):
 #   MINUTES=10      wall clock of all training together
 #   DEPTH=auto      layers; auto = chosen for the machine and the minutes
+#   VOCAB=4096      tokens of the vocabulary; a text of little variety allows fewer
 #   DATA=builtin    pretraining data, space-separated specs: builtin, files, 'globs/*.jsonl.gz' (in quotes), hf:...
 #   SFT_DATA=builtin  conversations to fine-tune on
 #   RUN=dummy       wandb run name; dummy = off
@@ -16,10 +17,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 
 MINUTES="${MINUTES:-10}"
 DEPTH="${DEPTH:-auto}"
+VOCAB="${VOCAB:-4096}"
 if ! [[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || ! awk "BEGIN {exit $MINUTES < 0.1}"; then
   die "MINUTES=$MINUTES is not a number of minutes from 0.1"
 fi
 [[ "$DEPTH" =~ ^(auto|[1-9][0-9]*)$ ]] || die "DEPTH=$DEPTH is neither a whole number from 1 nor auto"
+[[ "$VOCAB" =~ ^[1-9][0-9]*$ ]] || die "VOCAB=$VOCAB is not a number of tokens"
 source runs/setup.sh
 
 DATA="${DATA:-builtin}"
@@ -32,6 +35,7 @@ FRESH="${FRESH:-0}"
 default_tag() {
   local tag="cpu"
   [ "$DEPTH" = auto ] || tag="$tag-d$DEPTH"
+  [ "$VOCAB" = 4096 ] || tag="$tag-v$VOCAB"
   [ "$MINUTES" = 10 ] || tag="$tag-${MINUTES}m"
   [ "$DATA $SFT_DATA" = "builtin builtin" ] || tag="$tag-$(printf '%s|%s' "$DATA" "$SFT_DATA" | cksum | cut -d' ' -f1)"
   echo "$tag"
@@ -54,11 +58,10 @@ BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 require_free_gb 2
 dry_run_checks_flags
 if [ -z "$NPROC" ]; then
-  say "processes or threads: each measured, half a minute in all"
   [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
-step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size=4096 --max-bytes=50000000 \
+step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size="$VOCAB" --max-bytes=50000000 \
   ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \
   --data "${SPECS[@]}" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN" --device-type=cpu "$RESUME"

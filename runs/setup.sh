@@ -85,6 +85,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   fi
 fi
 
+command -v uv >/dev/null || ln -sf "$UV" .venv/bin/uv # for the commands of the README, once .venv is active
 # shellcheck disable=SC1091
 source .venv/bin/activate
 echo "setup: ready ($(python --version 2>&1), $("$UV" --version))" >&2

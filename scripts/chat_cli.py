@@ -129,9 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from nanozhchat import chat as models
     from nanozhchat.sampling import SamplingParams
 
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
+    cli.prepare_terminal()
     sampling = {n: getattr(args, n) for n in SamplingParams.__dataclass_fields__ if hasattr(args, n)}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
     chat = models.load(args.model_tag, source=args.source, step=args.step, **args.where())

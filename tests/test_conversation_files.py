@@ -129,6 +129,13 @@ def test_the_splits_share_nothing_lose_nothing_and_do_not_depend_on_order_or_lay
         assert [len(list(conversations([str(path)], split))) for split in ("train", "val")] == [1, 1]
 
 
+def test_a_few_conversations_come_again_so_that_builtin_ones_fill_up_to_the_limit(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(10))
+    found = load_conversations([f"{path}@1", "builtin@4"], "train", max_conversations=500)
+    ours = [c for c in found if c[0].content.startswith("问题")]
+    assert (len(found), len(set(ours)), 50 < len(ours) < 450) == (500, 9, True)
+
+
 def test_the_limit_is_kept_builtin_splits_share_nothing_and_files_are_mixed_with_them_by_weight(tmp_path):
     train, val = (load_conversations(["builtin"], s, max_conversations=200) for s in ("train", "val"))
     assert (len(train), len(val), set(train) & set(val)) == (200, 200, set())
