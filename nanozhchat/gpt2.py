@@ -141,8 +141,9 @@ def load_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> GPT2:
     held = {n.removeprefix("transformer."): t.float() for path in found for n, t in load_file(path).items()}
     rows = held["wte.weight"]
     if (own := len(tokenizer.token_bytes().nonzero()[0])) > len(rows):
-        raise ValueError(f"--tokenizer has {own} tokens and --init-from={folder} only {len(rows)}; make it from the "
-                         f"file there: python -m scripts.tok_train --from {folder}/tokenizer.json --name=gpt2")  # fmt: skip
+        raise ValueError(f"--tokenizer has {own} tokens and --init-from={folder} only {len(rows)}; "
+                         f"take theirs: python -m scripts.tok_train --from {folder}/tokenizer.json "
+                         "--name=gpt2")  # fmt: skip
     model = GPT2(config, **options)
     table = rows.mean(0).repeat(config.padded_vocab_size, 1)  # of new rows
     known = min(len(rows), len(table))
