@@ -17,14 +17,14 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 20, "reading": 27, "facts": 21, "antonyms": 9, "measure": 8, "idioms": 6, "synonyms": 3,
-    "pinyin": 2, "followup": 3, "counting": 5, "reversing": 10, "characters": 5, "classify": 6, "rewriting": 7,
-    "extraction": 6, "identity": 2, "unknown": 30, "story": 3, "chat": 2, "repeat": 5,
+    "arithmetic": 23, "reading": 23, "facts": 23, "antonyms": 13, "measure": 10, "idioms": 7, "synonyms": 3,
+    "pinyin": 2, "followup": 3, "counting": 6, "reversing": 11, "characters": 5, "classify": 6, "rewriting": 6,
+    "extraction": 7, "identity": 2, "unknown": 24, "story": 3, "chat": 2, "repeat": 5,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 1, "dialogues": 6, "facts": 21, "arithmetic": 17, "reading": 25, "words": 33,
-    "sentences": 11, "identity": 1, "unknown": 23,
+    "stories": 7, "descriptions": 1, "dialogues": 6, "facts": 23, "arithmetic": 19, "reading": 21, "words": 36,
+    "sentences": 11, "identity": 1, "unknown": 21,
 }  # fmt: skip
 
 
