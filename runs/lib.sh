@@ -166,7 +166,7 @@ fastest_ranks() {
     cat "$kept"
     return
   fi
-  say "processes or threads: each measured, half a minute in all"
+  [ "$1" -lt 2 ] || say "processes or threads: each measured, half a minute in all"
   for ranks in 1 2 4; do
     [ "$ranks" -le "$1" ] && [ "$1" -gt 1 ] || continue
     speed="$(OMP_NUM_THREADS=$(($1 / ranks)) torchrun --standalone --nproc_per_node="$ranks" -m scripts.recipe \
