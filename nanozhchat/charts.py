@@ -54,9 +54,10 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
                 look |= {"linewidth": 0.7, "marker": "o", "markersize": 3.8}
                 _write(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), (0, 8), color=colour)
             axes.plot(x, y, **look)
-        for name, level in (levels or {}).items():
+        for i, (name, level) in enumerate(sorted((levels or {}).items(), key=lambda pair: -pair[1])):
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
-            _write(axes, f"{name}  {level:.3f}", (1, level), (-2, 3), xycoords=("axes fraction", "data"), color=FAINT)
+            at = {"xycoords": ("axes fraction", "data"), "va": "top" if i else "bottom"}  # never on the line above
+            _write(axes, f"{name}  {level:.3f}", (1, level), (-2, -3 if i else 3), color=FAINT, **at)
         axes.set_xlabel(label)
         if all(len(set(y)) == 1 for _, y in lines.values()):  # one height: ticks far enough apart to differ
             axes.set_ylim(min(y[0] for _, y in lines.values()) * 0.9, max(y[0] for _, y in lines.values()) * 1.1 or 1)

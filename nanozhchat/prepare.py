@@ -9,12 +9,12 @@ import numpy as np
 
 from nanozhchat import corpus, paths, sources, token_store
 from nanozhchat.compute import Compute
+from nanozhchat.recipe import FEW_DOCUMENTS
 from nanozhchat.token_store import TokenStore
 from nanozhchat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-FEW_DOCUMENTS = 20  # held out: a loss or a score on fewer is an anecdote
 TOKENS_PER_ENTRY = 50  # of training text: with fewer, most of a vocabulary is hardly ever seen
 TOKENIZER_BYTES = 256 * 2**20  # text that a default tokenizer is trained on at most
 

@@ -22,6 +22,7 @@ MATRIX_LR = 0.02
 WEIGHT_DECAY = 0.28  # at REF_TOKENS and REF_BATCH
 LR_EXPONENT_LARGE, LR_EXPONENT_SMALL = 0.5, 0.1  # of B / REF_BATCH, above and below it (small: own trial, dev/LOG.md)
 WARMUP_STEPS, WARMUP_FRAC_MAX = 40, 0.2
+FEW_DOCUMENTS = 20  # held out: a loss or a score on fewer is an anecdote
 FEW_STEPS = 50  # of a stage: from fewer little may be learnt, which log and report say
 WARMDOWN_FRAC, FINAL_LR_FRAC = 0.65, 0.05
 MOMENTUM_START, MOMENTUM_PEAK, MOMENTUM_RAMP_FRAC = 0.85, 0.95, 0.1

@@ -17,12 +17,11 @@ from nanozhchat import files, paths
 from nanozhchat.charts import draw_curve, draw_scores
 from nanozhchat.errors import DamagedError
 from nanozhchat.hardware import find_device
-from nanozhchat.recipe import FEW_STEPS, explain
-from nanozhchat.report_data import ZH_UNITS, Model, Stage, duration, is_number, read_object, show, table, text
+from nanozhchat.recipe import FEW_DOCUMENTS, FEW_STEPS, explain
+from nanozhchat.report_data import ZH, ZH_UNITS, Model, Stage, both, duration, is_number, read_object, show, table, text
 from nanozhchat.report_page import page
 
 TITLES = {"base": "Pretraining", "sft": "Fine-tuning", "rl": "Reinforcement learning"}
-ZH_TITLES = {"base": "预训练", "sft": "对话微调", "rl": "强化学习"}
 PROMPTS_SHOWN, ANSWERS_SHOWN = 5, 6  # answers: right ones, and as many wrong ones
 BPB, LOSS = ({"training": f"train/{key}", "held out": f"val/{key}"} for key in ("bpb", "loss"))
 CURVES = (  # name, title, against, lines
@@ -62,7 +61,7 @@ def summary(m: Model) -> list[str]:
         en, zh = [*en, f" in {duration(first.seconds)}"], [*zh, f"，用时 {duration(first.seconds, ZH_UNITS)}"]
     for s in m.stages[first.name == "base" :]:
         en.append(f", then {duration(s.seconds)} of {TITLES[s.name].lower()}")
-        zh.append(f"；{ZH_TITLES[s.name]}用时 {duration(s.seconds, ZH_UNITS)}")
+        zh.append(f"；{ZH[TITLES[s.name]]}用时 {duration(s.seconds, ZH_UNITS)}")
     if is_number(bpb):
         said = [words for *_, words in m.margins]
         en.append(f". On held-out text it needs {', '.join([f'{bpb:.3f} bits per byte', *said])}")
@@ -142,7 +141,7 @@ def samples(m: Model) -> list[str]:
 def answers(m: Model) -> list[str]:
     """Questions with expected and given answers: the first of every skill, then the second, ..."""
     tasks = (m.chat_eval.get("examples") or {}).items()
-    turns = itertools.zip_longest(*([(name.removeprefix("builtin:"), a) for a in given] for name, given in tasks))
+    turns = itertools.zip_longest(*([(both(name.removeprefix("builtin:")), a) for a in given] for name, given in tasks))
     cards: dict[str, list[str]] = {"✓": [], "✗": []}
     for name, a in (pair for turn in turns for pair in turn if pair):
         mark, rows = "✓" if a.get("correct") else "✗", [(k, a.get(k, "")) for k in ("expected", "given")]
@@ -244,7 +243,8 @@ def data(m: Model) -> list[str]:
         texts, packed = (part.get("totals", {}).get(split, {}) for part in (corpus, tokens))
         sizes = ((texts, "rows", "documents"), (texts, "bytes", "bytes"), (packed, "tokens", "tokens"))
         known = [f"{part[key]:,} {unit}" for part, key, unit in sizes if is_number(part.get(key))]
-        rows += [(what, ", ".join(known))] if known else []
+        few = split == "val" and is_number(n := texts.get("rows")) and n < FEW_DOCUMENTS
+        rows += [(what, ", ".join(known) + ": figures measured on so little say little" * few)] if known else []
     rows += [(f"corpus {k}", str(corpus[k])) for k in ("source", "licence", "hash") if corpus.get(k)]
     if tokenizer := identity.get("tokenizer"):
         meta = read_object(base / "tokenizer" / str(tokenizer) / "meta.json")
@@ -254,7 +254,8 @@ def data(m: Model) -> list[str]:
     rows += [("held-out bytes per token", f"{size / n_tokens:.3f}")] if is_number(size) and n_tokens else []
     gone = "*The corpus is not under this base directory any more; `python -m scripts.base_train` makes it again.*"
     said = [r.get("text", "") for s in m.stages for r in files.read_jsonl(s.folder / "samples.jsonl")]
-    shown = token_facts(str(tokenizer), str(said[-1])) if tokenizer and said else []
+    whole = str(said[-1]).replace("\ufffd", "") if said else ""  # a character that was cut off is none of its tokens
+    shown = token_facts(str(tokenizer), whole) if tokenizer and said else []
     return ["## Data and tokenizer", table(("", ""), rows), *([] if corpus else [gone]), *shown]
 
 
@@ -289,6 +290,7 @@ def write_report(tag: str) -> Path:
     chat, web = (f"python -m scripts.{name} --model-tag={tag}" for name in ("chat_cli", "chat_web"))
     commands = f"```bash\n{chat}\n{web}   # then open http://localhost:8000\n```"
     blocks += [*course(m), *costs(m), *others(m), *data(m), *recipe_table(m), *machine(), "## Talk to it", commands]
+    blocks = [f"## {both(b[3:])}" if b.startswith("## ") else b for b in blocks]
     folder, markdown = paths.report_dir(tag), "\n\n".join(blocks) + "\n"
     for path in folder.glob("*.png"):  # of an earlier report
         path.unlink()

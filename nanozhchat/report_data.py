@@ -17,11 +17,17 @@ from nanozhchat.recipe import Recipe
 Row = dict[str, Any]
 UNITS, ZH_UNITS = (" h", " min", " s", " "), ("小时", "分", "秒", "")  # and what stands between two of them
 CHARS_SHOWN = 400
+ZH = files.read_json(Path(__file__).with_name("report_zh.json"))  # beside the English of headings and skills
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def both(name: str) -> str:
+    """Put the Chinese beside an English heading or skill that has one."""
+    return f"{name} {ZH[name]}" if name in ZH else name
 
 
 def show(value: object, form: str = "{:.1%}") -> str:
@@ -108,5 +114,5 @@ class Model:
         self.seconds = sum(s.seconds for s in self.stages)
         self.bpb = own if is_number(own) else self.stages[0].last("val/bpb")
         tasks = (self.chat_eval.get("tasks") or {}).items()
-        self.scores = [{**t, "name": name.removeprefix("builtin:")} for name, t in tasks]
+        self.scores = [{**t, "name": both(name.removeprefix("builtin:"))} for name, t in tasks]
         self.scores.sort(key=lambda t: -t["score"])

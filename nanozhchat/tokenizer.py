@@ -328,5 +328,6 @@ def _without_special(vocab_size: int) -> Iterator[int]:
     except ValueError as error:
         if (reached := getattr(error, "reached", None)) is None:
             raise
-        raise ValueError(f"vocab_size={vocab_size} is too large: the text gives at most {reached + n_special} tokens; "
-                         f"pass --vocab-size={reached + n_special} or give more text") from error  # fmt: skip
+        most = reached + n_special
+        raise ValueError(f"vocab_size={vocab_size} is too large: the text gives at most {most} tokens; "
+                         f"pass --vocab-size={most} (better less), or give more text") from error  # fmt: skip

@@ -68,7 +68,7 @@ def test_tables_hold_no_duplicates_and_measure_words_agree_with_their_nouns():
     table = {**world.measures()}
     assert len(table) > 300
     text = "\n".join(islice(documents(6, parts=["reading", "descriptions"]), 2000))
-    for measure, noun in re.findall(r"[一那](.)(?:.色的)?([\u4e00-\u9fff]{1,4})(?=[，。])", text):
+    for measure, noun in re.findall(r"[一那](.)(?:.{1,3}色的)?([\u4e00-\u9fff]{1,4})(?=[，。])", text):
         if noun in table and measure != "个":
             assert measure in table[noun] + world.other_measures().get(noun, ""), (measure, noun)
 
@@ -93,6 +93,21 @@ def test_a_second_capital_and_a_story_that_loops_or_forgets_its_hero_fail():
     story, other = questions("story", 1)[0], questions("story", 2, seed=9)[1]
     looping = story.expected + story.expected.split("。")[1] + "。"
     assert not any(map(story.check, (looping, story.expected[:-1], other.expected)))
+
+
+def test_a_right_quotation_with_a_wrong_conclusion_fails():
+    colour = next(q for q in questions("reading", 200) if q.expected.endswith("色的。"))
+    quoted, _, concluded = colour.expected.rpartition("所以")
+    value = re.search(r"[是](.{1,3}色)的。$", concluded)[1]
+    assert (value in quoted, colour.check(colour.expected), colour.check(concluded)) == (True, True, True)
+    assert not colour.check(quoted + "所以" + concluded.replace(value, "无色"))
+
+
+def test_values_that_are_copied_are_never_part_of_one_another():
+    for section, name in (("things", "colours"), ("names", "jobs"), ("reading", "days")):
+        values = world.words(section, name)
+        assert len(values) >= 48, name
+        assert [(a, b) for a in values for b in values if a != b and a in b] == []
 
 
 def test_tasks_cover_every_skill_know_their_own_answers_and_what_there_is_not_is_said():

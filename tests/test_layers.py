@@ -46,7 +46,7 @@ NO_TORCH, FOR_TASKS = (
 )
 
 MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_755
-TRACKED_LINES = 26_730  # of all Python, tests included
+TRACKED_LINES = 26_770
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 

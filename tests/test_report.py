@@ -45,7 +45,8 @@ def make_evaluations(base, said):
     chat = {"overall": 0.545, "tasks": {"builtin:reading": score, "story": {**score, "score": 0.23}}, "step": 60}
     chat |= {"refusal": {"unknowable": 0.9, "knowable": None}, "examples": {"builtin:reading": answers}}
     write(base / "sft" / "d4" / "chat_eval.json", chat)
-    write(base / "corpus" / "c" / "manifest.json", {"hash": "cd" * 32, "totals": {"train": {"rows": 90000}}})
+    totals = {"train": {"rows": 90000}, "val": {"rows": 12}}
+    write(base / "corpus" / "c" / "manifest.json", {"hash": "cd" * 32, "totals": totals})
     tokenizer = Tokenizer.train(["只有字节"], 263)
     tokenizer.save(base / "tokenizer" / "t")
     write(base / "tokenizer" / "t" / "stats.json", {"common_3500_frac": 0.25, "unused_frac": 0.5})
@@ -73,12 +74,13 @@ def test_the_numbers_are_those_of_the_files_in_both_forms(full):
         "0.42 bits per byte better than xz -9", "0.25 bits per byte worse than gzip -9 on the same held-out bytes",
         "比 gzip -9 多 0.25 比特", "7 min 30 s", "491,520", "0.1276", "90.0% of the questions that cannot be answered",
         "54.5%", "90,000 documents", "263 tokens", "25.0%", "⏎", "175.0 Wh: 1 H100 at 700 W", "0.7500 USD: rented",
-        "d4 (this one)", "solo",  "2030-01-02 03:04", "✗ reading", "n_embd",
+        "d4 (this one)", "solo",  "2030-01-02 03:04", "✗ reading 阅读", "n_embd", "Fine-tuning 对话微调",
+        "12 documents: figures measured on so little say little",
     )  # fmt: skip
     for text in read(full):
         assert [s for s in shown if s not in text.replace("\\", "")] == []
     assert [duration(s) for s in (0, 59.6, 450, 7260)] == ["0 s", "1 min", "7 min 30 s", "2 h 1 min"]
-    assert "| reading | 86.0% | 81.0% – 91.0% | 5.0% | 100 |" in read(full)[0]
+    assert "| reading 阅读 | 86.0% | 81.0% – 91.0% | 5.0% | 100 |" in read(full)[0]
 
 
 def test_charts_show_something_without_boxes_and_stand_in_the_markdown_with_a_description(full, recwarn):

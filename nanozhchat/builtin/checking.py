@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+from nanozhchat.builtin.reading import THEREFORE
 from nanozhchat.builtin.stories import STORY_CHARS_MIN
 from nanozhchat.builtin.world import Item
 
@@ -41,7 +42,7 @@ def make_check(item: Item) -> Callable[[str], bool]:
 
     "contains": all of right, none of wrong. "any": one of right. "number": the last number is the result. "value": the
     number is there. "longer": all of right but the last, which the answer outgrows. "refusal": declines. "story": see
-    `_is_story`. Answerable questions must not be declined.
+    `_is_story`. Answerable questions must not be declined. Where a conclusion is due, it alone counts.
     """
     rule, right, wrong = item.rule, item.right, item.wrong
 
@@ -52,6 +53,8 @@ def make_check(item: Item) -> Callable[[str], bool]:
             return _is_story(answer, *right)
         if is_refusal(answer) and not is_refusal(item.answer):
             return False
+        if THEREFORE in item.answer:
+            answer = answer.rsplit(THEREFORE, 1)[-1]
         numbers = NUMBER.findall(answer)
         if rule == "number":
             return numbers[-1:] == [right[0]]

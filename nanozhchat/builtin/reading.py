@@ -12,6 +12,7 @@ ABSENT = {
     "hold": (AGE, JOB, SPENT), "buy": (AGE, JOB, HOME), "live": (SPENT, ("buy", "t"), ("plan", "d")),
     "plan": (AGE, JOB, HOME, SPENT), "give": (AGE, JOB, HOME, SPENT),
 }  # fmt: skip
+THEREFORE = "，所以"  # between the quotation and the answer proper
 EVENTS = 2.6  # passages hold one, two or, less often, three events
 AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
 
@@ -90,17 +91,21 @@ def draw_passage(rng: Rng, held: bool) -> Passage:
 
 
 def ask_about(rng: Rng, passage: Passage) -> Item:
-    """Ask for one slot of one event. The answer quotes the sentence first: copying teaches how to find it."""
+    """Ask for one slot of one event. The answer quotes the sentence first: copying teaches how to find it.
+
+    What is said after the quotation is judged alone: whoever quotes right can still conclude wrong.
+    """
     templates = schema(passage.kind)
     i = rng.below(len(passage.events))
     event, said = passage.events[i], passage.sentences[i]
     slot = rng.pick(tuple(templates.asks))
     ask = rng.pick(templates.asks[slot]).format(**event)
-    answer = f"上面说{said[:-1]}，所以{templates.answers[slot].format(**event)}"
+    concluded = templates.answers[slot].format(**event)
+    answer = f"上面说{said[:-1]}{THEREFORE}{concluded}"
     right = str(event[slot])
     wrong = tuple(str(other[slot]) for other in passage.events if other is not event)
     rule = "value" if right.isdigit() else "contains"
-    wrong = tuple(w for w in wrong if w not in answer)
+    wrong = tuple(w for w in wrong if w not in concluded)
     chance = 1 / (2 * len(passage.events))  # a guess that names some value of some event in the passage
     return Item("reading", passage.text, ask, answer, f"reading:{passage.text}", rule, (right,), wrong, True, chance)
 

@@ -88,7 +88,7 @@ impl fmt::Display for TrainError {
                 f,
                 "vocab_size={asked} is out of range; the 256 byte tokens are always there, so pass 256 to {MAX_TOKENS}"
             ),
-            Self::NoText => write!(f, "there is no text to train on; check that the documents are not empty"),
+            Self::NoText => write!(f, "there is no text to train on; check that the documents are UTF-8 and not empty"),
             Self::TooFewTokens { asked, reached } => write!(
                 f,
                 "vocab_size={asked} is too large: the text gives at most {reached} tokens; \

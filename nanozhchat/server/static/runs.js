@@ -86,8 +86,8 @@ function showRun(run, data) {
   byId("state").textContent = run.active ? t("active") + left : when;
   const { last } = data;
   const best = (key) => (data.curves[key] ? Math.min(...data.curves[key].map(([, value]) => value)) : null);
-  const figures = [[t("steps"), number(last.step)], [t("curve_loss"), number(last["train/loss"])],
-    [t("curve_bpb"), number(best("val/bpb"))], [t("curve_tok_per_sec"), number(last.tok_per_sec)]];
+  const figures = [[t("steps"), number(last.step)], [`${t("curve_loss")} · ${t("train")}`, number(last["train/loss"])],
+    [`${t("curve_bpb")} · ${t("best_val")}`, number(best("val/bpb"))], [t("curve_tok_per_sec"), number(last.tok_per_sec)]];
   byId("figures").replaceChildren(...figures.map(([name, value]) => {
     const box = element("div");
     box.append(element("dt", "", name), element("dd", "", value));

@@ -180,6 +180,7 @@ const TABLE = {
   curve_lr: ["学习率", "Learning rate"],
   train: ["训练", "train"],
   val: ["验证", "validation"],
+  best_val: ["验证中最好的", "best in validation"],
   step: ["第 {n} 步", "step {n}"],
   steps: ["步数", "Steps"],
   left: ["还要 {time}", "{time} left"],
