@@ -45,7 +45,7 @@ NO_TORCH, FOR_TASKS = (
     for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
 )
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_755
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_800
 TRACKED_LINES = 26_770
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
