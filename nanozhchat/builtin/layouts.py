@@ -17,9 +17,9 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 23, "reading": 23, "facts": 23, "antonyms": 13, "measure": 10, "idioms": 7, "synonyms": 3,
-    "pinyin": 2, "followup": 3, "counting": 6, "reversing": 11, "characters": 5, "classify": 6, "rewriting": 6,
-    "extraction": 7, "identity": 2, "unknown": 24, "story": 3, "chat": 2, "repeat": 5,
+    "arithmetic": 22, "reading": 21, "facts": 22, "antonyms": 11, "measure": 9, "idioms": 6, "synonyms": 3,
+    "pinyin": 2, "followup": 3, "counting": 7, "reversing": 14, "characters": 5, "classify": 7, "rewriting": 6,
+    "extraction": 9, "identity": 2, "unknown": 24, "story": 5, "chat": 2, "repeat": 5,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
@@ -92,7 +92,7 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
             return facts.article(rng)
         return "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
     if skill == "reading" and rng.random() < 0.7:
-        passage, *items = about_one_passage(rng, held, 1 + rng.below(EXCHANGES_MAX))
+        passage, *items = about_one_passage(rng, held, 2 + rng.below(EXCHANGES_MAX))
         return f"{passage.context}\n{exchanges(rng, [item._replace(context='') for item in (passage, *items)])}"
     draw = DRAWS[skill]
     return exchanges(rng, [draw(rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
@@ -147,8 +147,11 @@ def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[s
 def conversation(rng: Rng, held: bool, skills: tuple[str, ...]) -> Conversation:
     """Return one chat: mostly one exchange, a quarter of the time several, some with a system message."""
     messages = [Message("system", rng.pick(lines("chat", "system")))] if rng.random() < 0.12 else []
-    single = rng.random() < 0.75
-    pairs = turns(rng, DRAWS[rng.pick(skills)](rng, held)) if single else several_turns(rng, held, skills)
+    skill, several = rng.pick(skills), rng.random() < 0.2
+    if not several and skill == "reading" and rng.random() < 0.5:  # a passage is long: more is learnt from it at once
+        pairs = [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, 2 + rng.below(3))]
+    else:
+        pairs = several_turns(rng, held, skills) if several else turns(rng, DRAWS[skill](rng, held))
     for ask, answer in pairs:
         messages += [Message("user", ask), Message("assistant", answer)]
     return tuple(messages)
