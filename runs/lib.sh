@@ -4,6 +4,7 @@ set -euo pipefail
 
 export NANOZHCHAT_BASE_DIR="${NANOZHCHAT_BASE_DIR:-$HOME/.cache/nanozhchat}"
 DRY_RUN="${DRY_RUN:-0}"
+unset PYTHONDONTWRITEBYTECODE # container images set it, and every start would compile torch again: 5 to 10 seconds each
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
