@@ -81,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
     """Train in memory if that is safe, else with counts on disk."""
     if args.memory_limit is None and args.chunk_files is None and args.max_bytes <= IN_MEMORY_BYTES:
-        documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
+        if len(specs) == 1 and sources.parse(specs[0]).endless and args.max_bytes >= corpus.BUILTIN_BYTES:
+            made = corpus.build(specs, corpus.name_of(specs))  # once: base_train reads the same
+            documents = made.documents("train")
+        else:
+            documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
         return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = cli.parse_size(args.memory_limit) if args.memory_limit else machine // 2

@@ -45,8 +45,8 @@ NO_TORCH, FOR_TASKS = (
     for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
 )
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_800
-TRACKED_LINES = 26_770
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_810
+TRACKED_LINES = 26_790
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 

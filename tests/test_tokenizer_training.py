@@ -5,12 +5,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from nanozhchat import sources
+from nanozhchat import corpus, paths, sources
 from nanozhchat.builtin import documents
 from nanozhchat.conversation import SPECIAL_TOKENS
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.tokenizer_training import finish, train
 from nanozhchat.vocabulary import common_characters, vocabulary_facts
+from scripts import tok_train
 from tests.conftest import refused, write_jsonl
 
 SIZE = 1200
@@ -39,6 +40,14 @@ def test_memory_groups_and_threads_do_not_change_the_tokenizer(spec, wanted, tmp
     got = train([spec], SIZE, "bpe", tmp_path, memory_bytes=memory, chunk_files=chunk_files, threads=threads)
     assert got.hash == wanted.hash
     assert got.trained_on == wanted.trained_on
+
+
+def test_built_in_text_is_made_once_for_the_tokenizer_and_for_pretraining(base_dir, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "BUILTIN_BYTES", 200_000)
+    tok_train.main(["--data=builtin", "--name=t", "--vocab-size=400"])
+    read, said = Tokenizer.load(paths.tokenizer_dir("t")).trained_on, []
+    made = corpus.build(["builtin"], corpus.name_of(["builtin"]), progress=said.append)
+    assert ("reused" in said[0], read["bytes"]) == (True, made.n_bytes("train"))
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_tokenizer(spec, wanted, tmp_path):
