@@ -114,5 +114,5 @@ class Model:
         self.seconds = sum(s.seconds for s in self.stages)
         self.bpb = own if is_number(own) else self.stages[0].last("val/bpb")
         tasks = (self.chat_eval.get("tasks") or {}).items()
-        self.scores = [{**t, "name": both(name.removeprefix("builtin:"))} for name, t in tasks]
+        self.scores: list[Row] = [{**t, "name": both(name.removeprefix("builtin:"))} for name, t in tasks]
         self.scores.sort(key=lambda t: -t["score"])
