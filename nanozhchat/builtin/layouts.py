@@ -127,11 +127,16 @@ def document(rng: Rng, held: bool, part: str) -> str:
     return skill_document(rng, held, PART_SKILLS.get(part, (part,)))
 
 
+def passage_turns(rng: Rng, held: bool, n: int) -> list[tuple[str, str]]:
+    """Return up to n (user, assistant) turns about one passage."""
+    return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, n)]
+
+
 def several_turns(rng: Rng, held: bool, skills: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return (user, assistant) turns: skills mixed, or questions about one passage, or a name to be remembered."""
     kind, n = rng.random(), 2 + rng.below(3)
     if "reading" in skills and kind < 0.35:
-        return [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, n + 1)]
+        return passage_turns(rng, held, n + 1)
     pairs = []
     for _ in range(n):
         pairs += turns(rng, DRAWS[rng.pick(skills)](rng, held))
@@ -149,7 +154,7 @@ def conversation(rng: Rng, held: bool, skills: tuple[str, ...]) -> Conversation:
     messages = [Message("system", rng.pick(lines("chat", "system")))] if rng.random() < 0.12 else []
     skill, several = rng.pick(skills), rng.random() < 0.2
     if not several and skill == "reading" and rng.random() < 0.5:  # a passage is long: more is learnt from it at once
-        pairs = [(ask_text(rng, item), item.answer) for item in about_one_passage(rng, held, 2 + rng.below(3))]
+        pairs = passage_turns(rng, held, 2 + rng.below(3))
     else:
         pairs = several_turns(rng, held, skills) if several else turns(rng, DRAWS[skill](rng, held))
     for ask, answer in pairs:
