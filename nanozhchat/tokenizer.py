@@ -51,18 +51,19 @@ class Tokenizer:
     @classmethod
     def train(
         cls, docs: Iterable[str], vocab_size: int, kind: str = "bpe", *, threads: int = 0,
-        progress: Progress | None = None,
+        progress: Progress | None = None, char_coverage: float = 0.0,
     ) -> "Tokenizer":  # fmt: skip
         """Learn a tokenizer of exactly `vocab_size` tokens, bytes and special tokens included.
 
         threads: 0 = one per core; the result does not depend on it. progress(stage, done, total) counts bytes read
-        (stage "count", total 0 while unknown), then merges (stage "merge").
+        (stage "count", total 0 while unknown), then merges (stage "merge"). char_coverage: the most frequent
+        characters that make up this share of the text become tokens before any two are joined.
         Raises ValueError if there is no text or it cannot give that many tokens.
         """
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}")
         with _without_special(vocab_size) as size:
-            bpe = BPE.train(docs, size, kind, threads, progress)
+            bpe = BPE.train(docs, size, kind, threads, progress, char_coverage)
         return cls(bpe, kind, bpe.stats)
 
     @classmethod

@@ -27,6 +27,7 @@ from nanozhchat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 MIN_VAL_TOKENS = 8192  # rendered, of which the answers are scored
+HALF_LEARNT = 2**-0.5  # a share of tokens to learn that is nearer to a half than to all of them
 ANSWERS = 20  # held-out questions that are answered before and after
 
 
@@ -37,6 +38,12 @@ class Lessons:
     train: Any  # `dataloader.Rendered`, or `Pairs`
     val: Any
     questions: list[tuple[Conversation, str]]
+
+    @property
+    def learnt(self) -> float:
+        """Share of the tokens to train on that are learnt, those of the assistant; 1 for pairs of answers."""
+        masks = [mask for ids, mask in self.train if isinstance(ids, np.ndarray)]
+        return float(np.concatenate(masks).mean()) if masks else 1.0
 
     @property
     def digest(self) -> str:
@@ -74,8 +81,13 @@ def tuning_recipe(
     start: Recipe, lessons: Lessons, *, total_batch_size: int | None, num_steps: int | None, epochs: float | None,
     seconds: float | None, lr_frac: float, world_size: int,
 ) -> Recipe:  # fmt: skip
-    """Decide length and batch from the flags and the data."""
-    total = total_batch_size or start.total_batch_size
+    """Decide length and batch from the flags and the data: where few tokens are learnt, a step has twice as many."""
+    twice = lessons.learnt < HALF_LEARNT
+    total = total_batch_size or start.total_batch_size * (2 if twice else 1)
+    if twice and not total_batch_size:
+        log.info(
+            "%.0f %% of the tokens are to be learnt: %d a step, twice as in pretraining", 100 * lessons.learnt, total
+        )
     if total % start.sequence_len:
         raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {start.sequence_len} tokens")
     epoch = dataloader.rows_in_epoch(lessons.train, start.sequence_len) * start.sequence_len / total
@@ -109,7 +121,7 @@ def loaders(
     objective: str, lessons: Lessons, recipe: Recipe, seed: int, shape: dict[str, Any]
 ) -> tuple[dataloader.Prefetch, Any]:
     """Return the batches to train on, and what makes the held-out ones: no more than an evaluation should take."""
-    few = max(MIN_VAL_TOKENS, recipe.train_tokens // 64)
+    few = max(MIN_VAL_TOKENS, recipe.train_tokens // 128)
     sizes = [sum(len(ids) for ids, _ in item) if objective == "dpo" else len(item[0]) for item in lessons.val]
     val = lessons.val[: 1 + int(np.searchsorted(np.cumsum(sizes), few))]
     load: Any = dataloader.preference_loader if objective == "dpo" else dataloader.conversation_loader

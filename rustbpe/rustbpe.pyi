@@ -39,11 +39,14 @@ class BPE:
         pattern: str = "bpe",
         threads: int = 0,
         progress: Callable[[str, int, int], object] | None = None,
+        coverage: float = 0.0,
     ) -> BPE:
         """Learn a vocabulary of exactly `vocab_size` tokens (256 or more) from an iterable of documents.
 
         pattern: "bpe", "char" or a regular expression. threads: 0 = one per core; the result does not depend on it.
-        progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges.
+        progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges. coverage: the
+        most frequent characters that are this share of the text become tokens before any two are joined; 0 = by
+        frequency.
         Raises ValueError if there is no text or it cannot give that many tokens; the attribute `reached` of the latter
         is the largest size it can give.
         """

@@ -28,7 +28,9 @@ class ChatSFTArgs(cli.RunFlags):
     save_as: str | None = cli.opt(None, "its tag; none = the same, from sft TAG-<objective>", group="run", neutral=True)
     lr_frac: float | None = cli.opt(None, f"peak learning rates relative to the start's; none = by objective, "
                                           f"{OBJECTIVES}", group="training")  # fmt: skip
-    total_batch_size: int | None = cli.opt(None, "tokens per step; none = as in pretraining", group="training")
+    total_batch_size: int | None = cli.opt(
+        None, "tokens per step; none = as in pretraining, twice that if half are not learnt", group="training"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

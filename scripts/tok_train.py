@@ -27,6 +27,9 @@ class TokTrainArgs:
     max_bytes: int = cli.opt(2**28, "bytes of text read at most")
     vocab_size: int = cli.opt(8192, "tokens, the 256 bytes and the special tokens included")
     kind: str = cli.opt("bpe", "bpe; or char, whose tokens never cross a character", choices=KINDS)
+    char_coverage: float = cli.opt(0.0, "characters that are this share of the text come first, 0.9999 say, then pairs "
+                                        "by frequency: small vocabularies cut the same words alike; 0 = all by "
+                                        "frequency")  # fmt: skip
     name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
     given: str | None = cli.opt(None, "take over this tokenizer.json, or file of tiktoken's ranks", flag="--from")
     threads: int = cli.opt(0, "threads; 0 = one per core")
@@ -36,6 +39,10 @@ class TokTrainArgs:
     chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB of files")
     resume: bool = cli.opt(True, "go on where a run that was cut off had got to")
     force: bool = cli.opt(False, "train again even if it exists")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.char_coverage <= 1:
+            raise ValueError(f"--char-coverage={self.char_coverage} is not a share of the text, from 0 to 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--from={args.given} needs a --name")
     settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
+    if args.char_coverage:
+        settings["char_coverage"] = args.char_coverage
     settings = {"from": args.given} if args.given else settings
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
@@ -86,7 +95,11 @@ def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
             documents = made.documents("train")
         else:
             documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
-        return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress())
+        return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress(),
+                               char_coverage=args.char_coverage)  # fmt: skip
+    if args.char_coverage:
+        raise ValueError(f"--char-coverage={args.char_coverage} needs all text in memory: leave it out, or else "
+                         f"--memory-limit and --chunk-files, and --max-bytes at {IN_MEMORY_BYTES} or less")  # fmt: skip
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = cli.parse_size(args.memory_limit) if args.memory_limit else machine // 2
     print(f"counts go to {counts}, tables take at most {memory / 2**20:,.0f} MiB of memory")
@@ -103,9 +116,9 @@ def is_done(folder: Path, settings: dict[str, object]) -> bool:
         return False
     path = folder / SETTINGS_FILE
     found = files.read_json(path) if path.exists() else {}
-    differ = [key for key in settings if found.get(key) != settings[key]]
+    differ = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
     if differ and found:
-        changes = ", ".join(f"{key} {json.dumps(found.get(key))} not {json.dumps(settings[key])}" for key in differ)
+        changes = ", ".join(f"{key} {json.dumps(found.get(key))} not {json.dumps(settings.get(key))}" for key in differ)
         raise ValueError(f"tokenizer {folder.name} exists with {changes}; pass another --name or --force")
     return not differ
 

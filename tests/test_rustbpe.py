@@ -49,6 +49,29 @@ def test_training_equals_the_reference(docs, pattern):
     assert BPE.train(docs, 256 + len(want), pattern).merges() == want
 
 
+@settings(max_examples=30)
+@given(docs=st.lists(st.text(alphabet="ab的一，了é\n", max_size=20), max_size=3).filter(any))
+def test_covered_characters_come_first_as_if_each_stood_alone_more_often_than_there_is_text(docs):
+    often = 1 + sum(len(doc.encode()) for doc in docs)
+    want = reference.train([*docs, *sorted(set("".join(docs))) * often], 300, BPE_PATTERN)
+    assert BPE.train(docs, 256 + len(want), coverage=1.0).merges() == want
+
+
+def test_coverage_takes_the_most_frequent_characters_and_counts_only_what_stands_in_the_text():
+    docs = ["春天" * 40 + "，" + "夏" * 5, "秋"]
+
+    def learnt(size, share):
+        tokens = BPE.train(docs, size, coverage=share).ranks()[256:]
+        return [text for text in ("春", "天", "夏", "秋", "，", "春天") if text.encode() in tokens]
+
+    assert learnt(261, 0.0) == ["春", "天", "春天"]
+    assert learnt(261, 0.95) == ["春", "天", "夏"]
+    assert learnt(262, 0.95) == ["春", "天", "夏", "春天"]
+    assert learnt(265, 1.0) == ["春", "天", "夏", "秋", "，"]
+    assert BPE.train(docs, 262, coverage=0.95).counts == [45, 40, 40, 40, 5, 40]
+    refused("coverage=1.5", lambda: BPE.train(docs, 262, coverage=1.5))
+
+
 @settings(max_examples=400)
 @given(text=st.text(alphabet=ALPHABET, max_size=80))
 def test_the_scanner_cuts_as_the_regex_does(bpe, text):

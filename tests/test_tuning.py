@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from nanozhchat.objectives import DPO
 from nanozhchat.plan import TrainState
 from nanozhchat.recipe import Overrides, resolve
 from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.tuning import Lessons, tuning_recipe
 from scripts import chat_sft, gen_identity
 from tests.conftest import make_config, make_model, opened, refused, write_jsonl
 
@@ -76,6 +78,16 @@ def test_each_epoch_is_measured_the_best_is_kept_and_held_out_questions_are_answ
     answers = files.read_jsonl(folder / "samples.jsonl")
     assert {row["step"] for row in answers} == {0, measured[-1][0]}
     assert all(row["expected"] in DIGITS for row in answers)
+
+
+@pytest.mark.parametrize(("learnt", "times"), [(0.3, 2), (0.9, 1)])
+def test_a_step_has_twice_the_tokens_where_only_some_are_learnt(learnt, times):
+    start = resolve(1, vocab_size=512, overrides=Overrides(max_seq_len=T, total_batch_size=4 * T, num_steps=1))
+    mask = (np.arange(60) < 60 * learnt).astype(np.uint8)
+    lessons = Lessons([(np.arange(60), mask)] * 50, [], [])
+    options = {"num_steps": 1, "epochs": None, "seconds": None, "lr_frac": 1.0, "world_size": 1}
+    assert tuning_recipe(start, lessons, total_batch_size=None, **options).total_batch_size == times * 4 * T
+    assert tuning_recipe(start, lessons, total_batch_size=4 * T, **options).total_batch_size == 4 * T
 
 
 def test_adapters_are_saved_as_plain_weights_and_training_goes_on_from_them_exactly(base, tmp_path):

@@ -1,5 +1,6 @@
 """Reading: short passages about who, what, where, when, and questions whose answer stands in the passage."""
 
+import re
 from functools import cache
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ ABSENT = {
     "hold": (AGE, JOB, SPENT), "buy": (AGE, JOB, HOME), "live": (SPENT, ("buy", "t"), ("plan", "d")),
     "plan": (AGE, JOB, HOME, SPENT), "give": (AGE, JOB, HOME, SPENT),
 }  # fmt: skip
+ABOUT = "关于{}，上面"  # how answers begin: what to look for in the passage stands next to where it is looked for
 THEREFORE = "，所以"  # between the quotation and the answer proper
+SLOT = re.compile(r"\{([^m])\}")  # but measure words
 # A passage holds 1 + int(low + span * random) events. In training mostly two or three: in one there is nothing to find.
 EVENTS, EVENTS_PRACTISED = (0.0, 2.6), (0.6, 2.2)
 AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
@@ -101,14 +104,16 @@ def ask_about(rng: Rng, passage: Passage) -> Item:
     i = rng.below(len(passage.events))
     event, said = passage.events[i], passage.sentences[i]
     slot = rng.pick(tuple(templates.asks))
-    ask = rng.pick(templates.asks[slot]).format(**event)
+    ask = rng.pick(templates.asks[slot])
     concluded = templates.answers[slot].format(**event)
-    answer = f"上面说{said[:-1]}{THEREFORE}{concluded}"
+    named = event[SLOT.findall(ask)[0]]
+    answer = f"{told(named, said[:-1])}{THEREFORE}{concluded}"
     right = str(event[slot])
     wrong = tuple(str(other[slot]) for other in passage.events if other is not event)
     rule = "value" if right.isdigit() else "contains"
     wrong = tuple(w for w in wrong if w not in concluded)
     chance = 1 / (2 * len(passage.events))  # a guess that names some value of some event in the passage
+    ask = ask.format(**event)
     return Item("reading", passage.text, ask, answer, f"reading:{passage.text}", rule, (right,), wrong, True, chance)
 
 
@@ -117,8 +122,18 @@ def draw(rng: Rng, held: bool) -> Item:
     return ask_about(rng, draw_passage(rng, held))
 
 
-def _refuse(passage: Passage, ask: str, what: str) -> Item:
-    answer = f"我不知道，上面的话没有提到{what}。"
+def told(name: object, statement: str) -> str:
+    """Return the answer that quotes what a passage tells."""
+    return f"{ABOUT.format(name)}说{statement}"
+
+
+def untold(name: str, what: str = "") -> str:
+    """Return the answer that a passage does not tell this about somebody, or that it does not mention them."""
+    return f"{ABOUT.format(name)}没有提到{what}，我不知道。"
+
+
+def _refuse(passage: Passage, ask: str, name: str, what: str) -> Item:
+    answer = untold(name, what)
     return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
 
 
@@ -127,7 +142,7 @@ def _ask_absent(rng: Rng, passage: Passage) -> Item:
     kind, slot = rng.pick(ABSENT[passage.kind])
     name = str(rng.pick(passage.events)["n"])
     ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
-    return _refuse(passage, ask, "这件事")
+    return _refuse(passage, ask, name, "这件事")
 
 
 def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
@@ -141,7 +156,7 @@ def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
         return ask_missing(rng, held, passage)
     slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
     asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
-    return _refuse(passage, rng.pick(asks).format(**event), str(event["n"]))
+    return _refuse(passage, rng.pick(asks).format(**event), str(event["n"]), "")
 
 
 def draw_missing(rng: Rng, held: bool) -> Item:

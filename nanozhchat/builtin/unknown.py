@@ -52,17 +52,17 @@ def draw_private(rng: Rng, held: bool) -> Item:
     if n in say.format(n="", **values):
         return draw_private(rng, held)
     if kind < about_another:
-        return _refuse(say.format(n=k, **values), ask.format(n=n), f"，上面的话没有提到{n}", key)
+        return _refuse(say.format(n=k, **values), ask.format(n=n), "", key)._replace(answer=reading.untold(n))
     told = say.format(n=n, **values)
     slot = next(slot for slot in "vdahbpjow" if "{" + slot + "}" in say)
     right = str(values[slot])
     if kind < 0.75:
-        return _tell(told, ask.format(n=n), right, key)
+        return _tell(told, ask.format(n=n), right, key)._replace(answer=reading.told(n, told))
     others = _private_values(rng, held, choices)
     other = say.format(n=k, **others)
     context = told + other if rng.random() < 0.5 else other + told
     wrong = tuple(w for w in (str(others[slot]),) if w not in told)
-    return _tell(context, ask.format(n=n), right, key, wrong)._replace(answer=told)
+    return _tell(context, ask.format(n=n), right, key, wrong)._replace(answer=reading.told(n, told))
 
 
 def draw_future(rng: Rng, held: bool) -> Item:
@@ -113,8 +113,8 @@ def draw_who(rng: Rng, held: bool) -> Item:
     job, place = rng.pick(words("names", "jobs")), rng.pick(places(held))
     told = f"{n}是{place}的一名{job}。"
     if rng.random() < 0.3:
-        return _refuse(told, shape.format(n=k), f"，上面的话没有提到{k}", key)
-    return _tell(told, shape.format(n=n), job, key)
+        return _refuse(told, shape.format(n=k), "", key)._replace(answer=reading.untold(k))
+    return _tell(told, shape.format(n=n), job, key)._replace(answer=reading.told(n, told))
 
 
 KINDS: tuple[tuple[float, Draw], ...] = (  # up to which random number each is drawn

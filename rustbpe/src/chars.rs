@@ -15,6 +15,8 @@ use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::count::ChunkCounts;
+use crate::crew::each;
+use crate::error::TrainError;
 use crate::pairs::{halves, key, pop, restore, PairMap, Pairs};
 
 /// The characters of the text: the symbols.
@@ -34,6 +36,32 @@ pub fn count_characters(counts: &ChunkCounts) -> Vec<u64> {
         characters(chunk, |c| totals[c as usize] += count);
     }
     totals
+}
+
+/// Adds the most frequent characters that together are `coverage` (0 to 1) of the text as chunks of their own, more often
+/// than any pair can stand in it: they become tokens before whole characters are joined.
+///
+/// Returns what was added to the count of each; counts of merges modulo that are those of the text.
+///
+/// # Errors
+/// [`TrainError::TooMuchText`] if there is no room for more chunks.
+pub fn characters_first(parts: &mut [ChunkCounts], coverage: f64) -> Result<u64, TrainError> {
+    let alphabet = Alphabet::new(each(parts, |part| count_characters(part)));
+    let often = 1 + parts.iter().map(|part| part.totals.bytes).sum::<u64>();
+    let total: u64 = alphabet.characters.iter().map(|&(count, _)| count).sum();
+    let mut left = coverage * total as f64;
+    for &(count, character) in &alphabet.characters {
+        if left <= 0.0 {
+            break;
+        }
+        left -= count as f64;
+        let mut bytes = [0; 4];
+        let chunk = character.encode_utf8(&mut bytes).as_bytes();
+        if chunk.len() > 1 && !parts[0].add(chunk, often) {
+            return Err(TrainError::TooMuchText { bytes: parts.iter().map(ChunkCounts::distinct_bytes).sum() });
+        }
+    }
+    Ok(often)
 }
 
 /// The characters of a chunk, which is valid UTF-8.

@@ -35,6 +35,7 @@ pub mod train;
 pub mod vocab;
 mod word;
 
+pub use chars::characters_first;
 pub use count::{Batch, ChunkCounts, Counted, Counter, SpillTo, Totals};
 pub use encode::Encoder;
 pub use error::{PatternError, TrainError, VocabError};

@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyInt, PyIterator, PyList, PyString};
 
 use crate::shard::AHEAD;
 use crate::{
-    memory, spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned, PatternError, SpillTo,
-    Spilled, Splitter, Totals, TrainError, Vocab, VocabError,
+    characters_first, memory, spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned,
+    PatternError, SpillTo, Spilled, Splitter, Totals, TrainError, Vocab, VocabError,
 };
 
 /// Documents are handed to the counting threads in batches of about this many bytes.
@@ -83,11 +83,12 @@ impl Bpe {
     /// Learn a vocabulary of exactly `vocab_size` tokens from an iterable of documents.
     ///
     /// pattern: "bpe", "char" or a regular expression. threads: 0 = one per core; the result does not depend on it.
-    /// progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges.
+    /// progress(stage, done, total): "count" with bytes (total 0: unknown), then "merge" with merges. coverage: the most
+    /// frequent characters that are this share of the text become tokens before any two are joined; 0 = by frequency.
     /// Raises ValueError if there is no text or it cannot give that many tokens; the attribute `reached` of the latter
     /// is the largest size it can give.
     #[staticmethod]
-    #[pyo3(signature = (docs, vocab_size, pattern = "bpe", threads = 0, progress = None))]
+    #[pyo3(signature = (docs, vocab_size, pattern = "bpe", threads = 0, progress = None, coverage = 0.0))]
     fn train(
         py: Python<'_>,
         docs: &Bound<'_, PyAny>,
@@ -95,13 +96,19 @@ impl Bpe {
         pattern: &str,
         threads: usize,
         progress: Option<Py<PyAny>>,
+        coverage: f64,
     ) -> PyResult<Self> {
         let size = u32::try_from(vocab_size).map_err(|_| TrainError::VocabSize { asked: vocab_size })?;
+        if !(0.0..=1.0).contains(&coverage) {
+            return Err(PyValueError::new_err(format!("coverage={coverage} is not a share of the text, 0 to 1")));
+        }
         let splitter = Splitter::new(pattern)?;
         let counter = Counter::new(&splitter, thread_count(threads), None);
-        let parts = count(py, docs.try_iter()?, counter, progress.as_ref())?.parts;
+        let mut parts = count(py, docs.try_iter()?, counter, progress.as_ref())?.parts;
         let totals = total(&parts);
-        let learned = py.detach(|| reporting(size, progress.as_ref(), |tick| crate::train(parts, size, tick)))?;
+        let often = if coverage > 0.0 { py.detach(|| characters_first(&mut parts, coverage))? } else { u64::MAX };
+        let mut learned = py.detach(|| reporting(size, progress.as_ref(), |tick| crate::train(parts, size, tick)))?;
+        learned.counts.iter_mut().for_each(|count| *count %= often);
         Self::learned(splitter, learned, totals)
     }
 
