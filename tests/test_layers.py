@@ -45,8 +45,8 @@ NO_TORCH, FOR_TASKS = (
     for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
 )
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_810
-TRACKED_LINES = 26_790  # of all Python, tests included
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_840
+TRACKED_LINES = 26_870  # of all Python, tests included
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 
