@@ -132,8 +132,7 @@ def untold(name: str, what: str = "") -> str:
     return f"{ABOUT.format(name)}没有提到{what}，我不知道。"
 
 
-def _refuse(passage: Passage, ask: str, name: str, what: str) -> Item:
-    answer = untold(name, what)
+def _refuse(passage: Passage, ask: str, answer: str) -> Item:
     return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
 
 
@@ -142,7 +141,7 @@ def _ask_absent(rng: Rng, passage: Passage) -> Item:
     kind, slot = rng.pick(ABSENT[passage.kind])
     name = str(rng.pick(passage.events)["n"])
     ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
-    return _refuse(passage, ask, name, "这件事")
+    return _refuse(passage, ask, untold(name, "这件事"))
 
 
 def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
@@ -156,7 +155,7 @@ def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
         return ask_missing(rng, held, passage)
     slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
     asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
-    return _refuse(passage, rng.pick(asks).format(**event), str(event["n"]), "")
+    return _refuse(passage, rng.pick(asks).format(**event), untold(str(event["n"])))
 
 
 def draw_missing(rng: Rng, held: bool) -> Item:

@@ -16,13 +16,13 @@ def _rows(section: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(cell.strip() for cell in line.split("|")) for line in lines("unknown", section))
 
 
-def _refuse(context: str, ask: str, reason: str, key: str) -> Item:
-    return Item("unknown", context, ask, f"我不知道{reason}。", key, "refusal", (), (), False, CHANCE)
+def _refuse(context: str, ask: str, answer: str, key: str) -> Item:
+    return Item("unknown", context, ask, answer, key, "refusal", (), (), False, CHANCE)
 
 
-def _tell(context: str, ask: str, value: str, key: str, wrong: tuple[str, ...] = ()) -> Item:
+def _tell(context: str, ask: str, answer: str, value: str, key: str, wrong: tuple[str, ...] = ()) -> Item:
     """Return a twin: the answer repeats the statement that holds the value."""
-    return Item("unknown", context, ask, context.rsplit("\n", 1)[-1], key, "contains", (value,), wrong, True, CHANCE)
+    return Item("unknown", context, ask, answer, key, "contains", (value,), wrong, True, CHANCE)
 
 
 def _date(rng: Rng) -> str:
@@ -47,22 +47,22 @@ def draw_private(rng: Rng, held: bool) -> Item:
     kind = rng.random()
     untold, about_another = (0.33, 0.45) if held else (0.25, 0.5)  # the hardest kind needs the most examples
     if kind < untold:
-        return _refuse("", ask.format(n=n), "，这是私事，没有人告诉过我", key)
+        return _refuse("", ask.format(n=n), "我不知道，这是私事，没有人告诉过我。", key)
     values = _private_values(rng, held, choices)
     if n in say.format(n="", **values):
         return draw_private(rng, held)
     if kind < about_another:
-        return _refuse(say.format(n=k, **values), ask.format(n=n), "", key)._replace(answer=reading.untold(n))
+        return _refuse(say.format(n=k, **values), ask.format(n=n), reading.untold(n), key)
     told = say.format(n=n, **values)
     slot = next(slot for slot in "vdahbpjow" if "{" + slot + "}" in say)
     right = str(values[slot])
     if kind < 0.75:
-        return _tell(told, ask.format(n=n), right, key)._replace(answer=reading.told(n, told))
+        return _tell(told, ask.format(n=n), reading.told(n, told), right, key)
     others = _private_values(rng, held, choices)
     other = say.format(n=k, **others)
     context = told + other if rng.random() < 0.5 else other + told
     wrong = tuple(w for w in (str(others[slot]),) if w not in told)
-    return _tell(context, ask.format(n=n), right, key, wrong)._replace(answer=reading.told(n, told))
+    return _tell(context, ask.format(n=n), reading.told(n, told), right, key, wrong)
 
 
 def draw_future(rng: Rng, held: bool) -> Item:
@@ -73,7 +73,7 @@ def draw_future(rng: Rng, held: bool) -> Item:
     n = rng.pick(names(held))
     city = rng.pick(places(held)) if rng.random() < 0.7 else rng.pick(words("names", "cities"))
     ask, key = shape.format(q=when, n=n, c=city), f"unknown:{shape}|{n}|{city}|{when}"
-    return _refuse("", ask, "，将来的事没有人能预先知道", key)
+    return _refuse("", ask, "我不知道，将来的事没有人能预先知道。", key)
 
 
 def draw_invented(rng: Rng, held: bool) -> Item:
@@ -82,7 +82,7 @@ def draw_invented(rng: Rng, held: bool) -> Item:
     x, y = rng.two(foreign(held))
     key = f"unknown:{ask}|{x}"
     if rng.random() < 0.5:
-        return _refuse("", ask.format(x=x), f"，我没听说过{what.format(x=x)}", key)
+        return _refuse("", ask.format(x=x), f"我不知道，我没听说过{what.format(x=x)}。", key)
     if "{" in value:
         numbers = {"a": rng.below(900) + 10, "d": rng.below(9000) + 100, "k": rng.below(9) + 2}
         letter = "ABCDEFGHKLMN"[rng.below(12)]
@@ -90,7 +90,7 @@ def draw_invented(rng: Rng, held: bool) -> Item:
     else:
         filled = rng.pick(value.split())
     told = say.format(x=x, v=filled)
-    return _tell(told, ask.format(x=x), filled, key)
+    return _tell(told, ask.format(x=x), told, filled, key)
 
 
 def draw_self(rng: Rng, held: bool) -> Item:
@@ -100,7 +100,7 @@ def draw_self(rng: Rng, held: bool) -> Item:
     context = f"我叫{n}。"
     if "叫什么名字" in shape:
         return Item("unknown", context, shape, f"你叫{n}。", f"unknown:{shape}|{n}", "contains", (n,), (), True, CHANCE)
-    return _refuse(context, shape, "，你还没有告诉我", f"unknown:{shape}|{n}")
+    return _refuse(context, shape, "我不知道，你还没有告诉我。", f"unknown:{shape}|{n}")
 
 
 def draw_who(rng: Rng, held: bool) -> Item:
@@ -109,12 +109,12 @@ def draw_who(rng: Rng, held: bool) -> Item:
     n, k = rng.two(names(held))
     key = f"unknown:{shape}|{n}"
     if rng.random() < 0.5:
-        return _refuse("", shape.format(n=n), f"，我不认识{n}", key)
+        return _refuse("", shape.format(n=n), f"我不知道，我不认识{n}。", key)
     job, place = rng.pick(words("names", "jobs")), rng.pick(places(held))
     told = f"{n}是{place}的一名{job}。"
     if rng.random() < 0.3:
-        return _refuse(told, shape.format(n=k), "", key)._replace(answer=reading.untold(k))
-    return _tell(told, shape.format(n=n), job, key)._replace(answer=reading.told(n, told))
+        return _refuse(told, shape.format(n=k), reading.untold(k), key)
+    return _tell(told, shape.format(n=n), reading.told(n, told), job, key)
 
 
 KINDS: tuple[tuple[float, Draw], ...] = (  # up to which random number each is drawn
