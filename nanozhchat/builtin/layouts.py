@@ -17,13 +17,13 @@ DRAWS: dict[str, Draw] = {
 }  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
 SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 26, "reading": 18, "facts": 21, "antonyms": 10, "measure": 9, "idioms": 6, "synonyms": 3,
+    "arithmetic": 26, "reading": 18, "facts": 21, "antonyms": 9, "measure": 9, "idioms": 6, "synonyms": 3,
     "pinyin": 2, "followup": 3, "counting": 7, "reversing": 14, "characters": 5, "classify": 9, "rewriting": 6,
-    "extraction": 9, "identity": 2, "unknown": 24, "story": 5, "chat": 2, "repeat": 5,
+    "extraction": 8, "identity": 2, "unknown": 24, "story": 7, "chat": 2, "repeat": 5,
 }  # fmt: skip
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
-    "stories": 7, "descriptions": 1, "dialogues": 6, "facts": 22, "arithmetic": 22, "reading": 19, "words": 36,
+    "stories": 8, "descriptions": 1, "dialogues": 6, "facts": 22, "arithmetic": 22, "reading": 19, "words": 36,
     "sentences": 12, "identity": 1, "unknown": 21,
 }  # fmt: skip
 

@@ -78,14 +78,14 @@ def draw(rng: Rng, held: bool) -> Item:
         other = rng.pick(words("names", "animal_heroes"))
         while other == kind:
             other = rng.pick(words("names", "animal_heroes"))
-        # Only animals have short lists of names; a helper without a name keeps them apart.
-        helper, intro = "邻居" + other, f"一{MEASURES.get(kind, '只')}{kind}"
+        intro = f"一{MEASURES.get(kind, '只')}{kind}"
     else:
-        helper = rng.pick(people(held)).name[0] + rng.pick(words("names", "titles"))
+        other = rng.pick(people(held)).name[0] + rng.pick(words("names", "titles"))
         intro = f"一个{kind}"
     told = {"w": plot.why, "b": plot.block, "y": plot.attempt, "r": plot.result, "e": plot.end}
     slots = {slot: text.format(h=he) for slot, text in told.items()}
-    slots |= {"n": name, "h": he, "k": helper, "d": intro, "f": kind + name, "a": plot.aim}
+    # A helper's name begins alike for all: where it begins as the hero's does, models say the hero's, and loop.
+    slots |= {"n": name, "h": he, "k": "邻居" + other, "d": intro, "f": kind + name, "a": plot.aim}
     slots["p"] = rng.pick(places(held, "village_kind"))
     parts = ("open", "want", "block", "help", "try", "result", "end", "moral")
     shape = "".join([rng.pick(lines("plots", part)) for part in parts])
