@@ -43,6 +43,10 @@ class TokTrainArgs:
     def __post_init__(self) -> None:
         if not 0 <= self.char_coverage <= 1:
             raise ValueError(f"--char-coverage={self.char_coverage} is not a share of the text, from 0 to 1")
+        trained = ("vocab_size", "kind", "char_coverage")
+        idle = [f"--{n.replace('_', '-')}" for n in trained if getattr(self, n) != getattr(TokTrainArgs, n)]
+        if self.given and idle:
+            raise ValueError(f"--from={self.given} brings its own vocabulary: leave out {', '.join(idle)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -100,4 +100,6 @@ def test_it_is_taken_over_by_name_and_a_vocabulary_too_large_for_the_data_is_cal
     used, tokens = vocabulary_use(store), store.n_tokens("train")
     assert 20 < used < 100
     assert f"{tokens} tokens of text for {tokenizer.vocab_size} entries, of which {used} " in capsys.readouterr().err
-    refused("needs a --name", lambda: tok_train.main(["--data", data, f"--from={tmp_path / 'tokenizer.json'}"]))
+    given = ["--data", data, f"--from={tmp_path / 'tokenizer.json'}"]
+    refused("needs a --name", lambda: tok_train.main(given))
+    refused("leave out --vocab-size, --kind", lambda: tok_train.main([*given, "--vocab-size=999", "--kind=char"]))
