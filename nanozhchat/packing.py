@@ -54,7 +54,9 @@ class Packer:
 
     def __init__(self, lengths: Array, capacity: int, *, cut: bool, seed: int, buffer_docs: int, endless: bool = True,
                  shuffle: bool = True) -> None:  # fmt: skip
-        """Start at the first row. lengths: (n_docs,) tokens of each document."""
+        """Start at the first row. lengths: (n_docs,) tokens of each document; ValueError if one can never fit."""
+        if not cut and len(lengths) and (longest := int(lengths.max())) > capacity:
+            raise ValueError(f"one document has {longest:,} tokens, a row only {capacity:,}: shorten it before")
         self.lengths = lengths
         self.capacity, self.cut, self.endless, self.shuffle = capacity, cut, endless, shuffle
         self.seed, self.buffer_docs = seed, buffer_docs
@@ -132,8 +134,7 @@ class Packer:
                 "buffer": [[doc, start] for _, doc, start in self.buffer], **self._identity()}  # fmt: skip
 
     def _identity(self) -> dict[str, Any]:
-        sizes = {"capacity": self.capacity, "buffer_docs": self.buffer_docs, "docs": len(self.lengths)}
-        return {"seed": self.seed, **sizes}
+        return dict(seed=self.seed, capacity=self.capacity, buffer_docs=self.buffer_docs, docs=len(self.lengths))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; raises ValueError if data, seed or row length are not the same."""

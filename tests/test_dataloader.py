@@ -237,6 +237,7 @@ def test_conversations_that_cannot_teach_are_left_out_and_counted_and_nothing_to
     refused("no tokens", loader, Docs([0, 0]))
     refused("no conversations", chat_loader, [])
     refused("none of 1 conversations", prepare_conversations, PATHOLOGICAL[:1], bytes_tokenizer, 30)
+    refused("31 tokens, a row only 30", Packer, np.array([5, 31]), 30, cut=False, seed=0, buffer_docs=8)
     for bad in (([1, 2], [0, 0]), ([1], [1]), (list(range(18)), [0] + [1] * 17), ([1, 2, 3], [0, 1])):
         refused("conversation 1 ", chat_loader, [([1, 2], [0, 1]), bad])
 
