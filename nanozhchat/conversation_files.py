@@ -29,7 +29,7 @@ PAIRS = (  # (question, its optional input, answer)
     ("instruction", "context", "response"), ("prompt", "", "response"), ("query", "", "response"),
     ("question", "", "answer"), ("input", "", "target"),
 )  # fmt: skip
-LAYOUTS = "messages, conversations, prompt + completion, or instruction + output"
+LAYOUTS = "messages, conversations, prompt + completion, question + answer, or instruction + output"
 PREFERENCES = "chosen + rejected, with messages, prompt or instruction unless they hold the whole conversations"
 
 Preference = tuple[Conversation, Conversation]  # equal but for the last answer: the better one, the worse one

@@ -86,7 +86,7 @@ def expand(pattern: str) -> list[Path]:
     elif glob.has_magic(str(path)):
         found = [Path(p) for p in glob.iglob(str(path), recursive=True)]
     else:
-        raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source")
+        raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source in {Path.cwd()}")
     files = sorted(p for p in found if kind_of(p) and p.name not in OWN_FILES and p.is_file())
     if not files:
         raise ValueError(f"{pattern} matches no data file; expected {KINDS_TEXT}")

@@ -25,8 +25,7 @@ def vocabulary_facts(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, fl
 
     texts: what `unused_frac` is about: tokens that these texts never need.
     """
-    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
-    tokens = [token for token in tokens if token]
+    tokens = [token for i in range(tokenizer.vocab_size) if (token := tokenizer.decode_bytes([i]))]
     words = {text for token in tokens if (text := _text_of(token)) is not None}
     level_one, table = common_characters()
     ids, _ = tokenizer.encode_batch_flat(texts)

@@ -2,6 +2,9 @@
 # shellcheck shell=bash
 set -euo pipefail
 
+SCRIPT="$0"
+[ -r "$SCRIPT" ] || SCRIPT="runs/${0##*/}" # every script has changed to the checkout by now, where a relative $0 is no file
+
 export NANOZHCHAT_BASE_DIR="${NANOZHCHAT_BASE_DIR:-$HOME/.cache/nanozhchat}"
 DRY_RUN="${DRY_RUN:-0}"
 unset PYTHONDONTWRITEBYTECODE # container images set it, and every start would compile torch again: 5 to 10 seconds each
@@ -18,7 +21,7 @@ die() {
 refuse_misspelt_knobs() {
   local python
   python="$(command -v python3 || command -v python)" || return 0
-  "$python" - "$0" <<'END' || exit 2
+  "$python" - "$SCRIPT" <<'END' || exit 2
 import difflib, os, re, sys
 
 text = open(sys.argv[1], encoding="utf-8").read()
@@ -34,7 +37,7 @@ refuse_misspelt_knobs
 # Only test.sh takes arguments, for pytest; elsewhere MINUTES=5 behind the script's name would go unnoticed.
 refuse_arguments() {
   if [ "$1" = -h ] || [ "$1" = --help ]; then
-    sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$SCRIPT"
     exit 0
   fi
   die "$0 takes no arguments ($*); knobs stand before the command, as in: MINUTES=5 bash $0"

@@ -63,6 +63,8 @@ if [ -z "$NPROC" ]; then
   [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
+# Commands name their flags in errors; here these are knobs.
+trap '[ $? != 2 ] || echo "in $0 VOCAB= stands for --vocab-size, DATA= and SFT_DATA= for --data, DEPTH= for --depth" >&2' EXIT
 step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size="$VOCAB" \
   --char-coverage="$COVERAGE" --max-bytes=50000000 ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \

@@ -55,15 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     specs = sources.resolve_specs(args.data)
     # the name that base_train looks for on this data; a character tokenizer says so in its name
-    suffix = "" if args.kind == "bpe" else f"-{args.kind}"
-    name = args.name or corpus.tokenizer_name(specs, args.vocab_size) + suffix
+    name = args.name or corpus.tokenizer_name(specs, args.vocab_size) + ("" if args.kind == "bpe" else f"-{args.kind}")
     folder = paths.tokenizer_dir(name)
     if args.given and not args.name:
         raise ValueError(f"--from={args.given} needs a --name")
     settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
                 "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
-    if args.char_coverage:
-        settings["char_coverage"] = args.char_coverage
+    settings |= {"char_coverage": args.char_coverage} if args.char_coverage else {}
     settings = {"from": args.given} if args.given else settings
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
@@ -71,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
             return
         started = time.perf_counter()
-        tokenizer = Tokenizer.from_file(Path(args.given)) if args.given else train(specs, args, folder / "counts")
+        try:
+            tokenizer = Tokenizer.from_file(Path(args.given)) if args.given else train(specs, args, folder / "counts")
+        except ValueError as error:
+            source = args.given or " ".join(specs)
+            raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from error
         elapsed_s = time.perf_counter() - started
         tokenizer.save(folder)
         held_out = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=HELD_OUT_BYTES))
@@ -84,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = f"{trained_on['documents']} documents, {trained_on['bytes'] / 1e6:.1f} MB" if trained_on else args.given
     print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {source}, in {elapsed_s:.1f} s")
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in held_out)
-    n_tokens = len(tokenizer.encode_batch_flat(held_out)[0])
-    if n_tokens:
+    if n_tokens := len(tokenizer.encode_batch_flat(held_out)[0]):
         print(f"{n_bytes / n_tokens:.3f} bytes per token on {len(held_out)} held-out documents")
     print(describe(facts))
     print(f"saved in {folder}")

@@ -87,6 +87,8 @@ def ours(knobs, words, folder, monkeypatch):
 
 def small(module, flags):
     more = SMALL.get(module, "").split()
+    if any(flag.startswith("--from") for flag in flags):  # a vocabulary taken over has its size
+        more = [flag for flag in more if not flag.startswith("--vocab-size=")]
     if module in TRAINING:
         asked = [name for name in LENGTHS for flag in flags if flag.startswith(f"{name}=")]
         more += [f"{name}={LENGTHS[name]}" for name in asked or ["--num-steps"]]
