@@ -26,7 +26,7 @@ class SamplingParams:
     one alone), None = report nothing.
     """
 
-    temperature: float = 0.8
+    temperature: float = 0.5
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0

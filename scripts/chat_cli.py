@@ -37,7 +37,7 @@ class ChatCliArgs(cli.ModelFlags):
     prompt: str | None = cli.opt(None, "answer this once, print only the answer", group="talk", flag="-p")
     system: str | None = cli.opt(None, "system message", group="talk")
     lang: str = cli.opt("zh", "language of the prompts", group="talk", choices=("zh", "en"))
-    temperature: float = cli.opt(0.8, "0 = always the likeliest token", group="sampling")
+    temperature: float = cli.opt(0.5, "0 = always the likeliest token", group="sampling")
     top_k: int = cli.opt(0, "choose among this many tokens; 0 = all", group="sampling")
     top_p: float = cli.opt(0.95, "choose among tokens of this much probability", group="sampling")
     repetition_penalty: float = cli.opt(1.0, "above 1 = repeat less", group="sampling")

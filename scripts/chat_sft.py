@@ -86,7 +86,7 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
         train_run(args, run, recipe, start, tokenizer, lessons, started)
     best, step = run.state.best_step, run.state.step
     if best != step and best in checkpoint.list_steps(run.folder) and len(lessons.val) >= MIN_HELD_OUT:
-        log.info("held-out loss was lowest at step %d: %.4f; for that one: --step=%d", best, run.state.best_val, best)
+        log.info("lowest held-out loss at step %d, %.4f: pass --source=sft --step=%d", best, run.state.best_val, best)
 
 
 def train_run(

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.given and not args.name:
         raise ValueError(f"--from={args.given} needs a --name")
     settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
-                "vocab_size": args.vocab_size, "kind": args.kind}  # fmt: skip
-    settings |= {"char_coverage": args.char_coverage} if args.char_coverage else {}
+                "vocab_size": args.vocab_size, "kind": args.kind,
+                **({"char_coverage": args.char_coverage} if args.char_coverage else {})}  # fmt: skip
     settings = {"from": args.given} if args.given else settings
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
@@ -96,8 +96,7 @@ def train(specs: Sequence[str], args: TokTrainArgs, counts: Path) -> Tokenizer:
     """Train in memory if that is safe, else with counts on disk."""
     if args.memory_limit is None and args.chunk_files is None and args.max_bytes <= IN_MEMORY_BYTES:
         if len(specs) == 1 and sources.parse(specs[0]).endless and args.max_bytes >= corpus.BUILTIN_BYTES:
-            made = corpus.build(specs, corpus.name_of(specs))  # once: base_train reads the same
-            documents = made.documents("train")
+            documents = corpus.build(specs, corpus.name_of(specs)).documents("train")  # once: base_train reads it too
         else:
             documents = sources.documents(specs, "train", text_field=args.text_field, max_bytes=args.max_bytes)
         return Tokenizer.train(documents, args.vocab_size, args.kind, threads=args.threads, progress=progress(),

@@ -15,7 +15,7 @@ const FIELDS = [
 ];
 const PRESETS = {
   precise: { temperature: 0, top_p: 1 },
-  balanced: { temperature: 0.8, top_p: 0.95 },
+  balanced: { temperature: 0.5, top_p: 0.95 },
   creative: { temperature: 1.1, top_p: 0.98 },
 };
 
