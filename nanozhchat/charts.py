@@ -72,7 +72,7 @@ def draw_curve(title: str, unit: str, lines: Mapping[str, Line], levels: Mapping
 def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw one bar a skill, the interval low-high as a whisker, chance as an upright mark; all are 0-1."""
     rows, names = range(len(scores)), [s["name"] for s in scores]
-    with _axes("share of right answers, 95 % interval", 0.85 + 0.27 * len(scores)) as (axes, png):
+    with _axes("right answers, 95 % interval", 0.85 + 0.27 * len(scores)) as (axes, png):
         axes.barh(rows, [s["score"] for s in scores], height=0.62, color=BLUE, alpha=0.85)
         axes.hlines(rows, [s["low"] for s in scores], [s["high"] for s in scores], color=INK, linewidth=1.1)
         ends = [r - 0.36 for r in rows], [r + 0.36 for r in rows]
@@ -81,7 +81,7 @@ def draw_scores(scores: Sequence[Mapping[str, Any]]) -> bytes:
             end = max(s["score"], s["high"], s["chance"])
             # beyond the bar the number would stand by chance's mark, and look like its value
             below = f" (guessing {100 * s['chance']:.0f} %)" if s["chance"] > s["score"] else ""
-            _write(axes, f"{100 * s['score']:.0f} %{below}", (end, row), (6, 0), ha="left", va="center")
+            _write(axes, f"{100 * s['score']:.3g} %{below}", (end, row), (6, 0), ha="left", va="center")
         axes.set_yticks(list(rows), names, color=INK)
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

@@ -1,6 +1,5 @@
 """Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, picking characters."""
 
-import re
 from functools import cache
 
 from nanozhchat.builtin import world
@@ -8,7 +7,6 @@ from nanozhchat.builtin.world import DIGITS, Draw, Item, Rng, combos, is_held_ou
 from nanozhchat.builtin.world import words as lexicon_words
 
 COUNT_POOL = 60_000  # character strings drawn before the split
-TEXTS = ("chat", "facts", "plots", "things", "unknown", "words")  # where tokens stand, which must be spelt one day
 ORDINAL_MAX = 5
 
 STATEMENTS = {
@@ -39,22 +37,19 @@ def idioms() -> tuple[tuple[str, str], ...]:
 
 @cache
 def strings(held: bool) -> tuple[str, ...]:
-    """Return words, pieces of our texts and made-up strings of two to seven characters to count, reverse and spell."""
+    """Return words and made-up strings of two to seven characters to count, reverse and spell."""
     rng, chars = Rng(4), lexicon_words("words", "characters")
     real = [w for w in (*world.measures(), *dict(pairs("antonyms")), *dict(idioms())) if len(w) > 1]
     real += [w for section in ("colours", "carry") for w in lexicon_words("things", section) if len(w) > 1]
     found = dict.fromkeys(real, True)
-    runs = re.findall("[一-鿿]{2,}", str([world.sections(file) for file in TEXTS]))
     while len(found) < COUNT_POOL:
-        kind = rng.below(4)
+        kind = rng.below(3)
         if kind < 2:
             text = rng.pick(chars if kind else real) + rng.pick(real)
-        elif kind == 2:
-            start = rng.below(len(run := rng.pick(runs)) - 1)
-            text = run[start : start + 2 + rng.below(3)]
         else:
             text = "".join(rng.pick(chars) for _ in range(2 + rng.below(5)))
-        found[text[:7]] = True
+        if len(text) <= 7:
+            found[text] = True
     return tuple(s for s in found if is_held_out("string:" + s) is held)
 
 
@@ -68,9 +63,13 @@ def _rows(kind: str) -> tuple[tuple[str, str], ...]:
     return idioms() if kind == "meaning" else tuple((meaning, idiom) for idiom, meaning in idioms())
 
 
+def _asks(kind: str) -> tuple[str, ...]:
+    return lines("words", "ask_" + kind)
+
+
 @cache
 def _split(kind: str, held: bool, asks: str) -> tuple[tuple[int, int], ...]:
-    return combos(tuple(f"{kind}:{word}" for word, _ in _rows(kind)), lines("words", "ask_" + asks), held)
+    return combos(tuple(f"{kind}:{word}" for word, _ in _rows(kind)), _asks(asks), held)
 
 
 def _pick(rng: Rng, kind: str, held: bool, asks: str = "") -> tuple[str, str, str, str]:
@@ -78,7 +77,7 @@ def _pick(rng: Rng, kind: str, held: bool, asks: str = "") -> tuple[str, str, st
     asks = asks or kind
     i, j = rng.pick(_split(kind, held, asks))
     word, answer = _rows(kind)[i]
-    return word, answer, lines("words", "ask_" + asks)[j].format(w=word), f"{kind}:{word}|{asks}{j}"
+    return word, answer, _asks(asks)[j].format(w=word), f"{kind}:{word}|{asks}{j}"
 
 
 def _table(kind: str) -> Draw:
@@ -127,14 +126,14 @@ def draw_count(rng: Rng, held: bool) -> Item:
     text = rng.pick(strings(held))
     steps = "，".join([f"{i}{char}" for i, char in enumerate(text, 1)])
     answer = f"{steps}，一共{len(text)}个字。"
-    ask = rng.pick(lines("words", "ask_count")).format(w=text)
+    ask = rng.pick(_asks("count")).format(w=text)
     return Item("counting", "", ask, answer, "string:" + text, "number", (str(len(text)),), chance=0.2)
 
 
 def draw_reverse(rng: Rng, held: bool) -> Item:
     """Ask for a string backwards; the answer spells it first, for a token may hold several characters."""
     text = rng.pick(strings(held))
-    ask = rng.pick(lines("words", "ask_reverse")).format(w=text)
+    ask = rng.pick(_asks("reverse")).format(w=text)
     answer = f"{'，'.join(text)}，倒过来是“{text[::-1]}”。"
     return Item("reversing", "", ask, answer, "string:" + text, "contains", (f"“{text[::-1]}”",))
 
@@ -142,7 +141,7 @@ def draw_reverse(rng: Rng, held: bool) -> Item:
 def draw_repeat(rng: Rng, held: bool) -> Item:
     """Ask to repeat a string or a name: not evaluated, but the plainest lesson in copying there is."""
     text = rng.pick(strings(held)) if rng.random() < 0.5 else rng.pick(names(held)) + rng.pick(lines("words", "acts"))
-    ask = rng.pick(lines("words", "ask_repeat")).format(w=text)
+    ask = rng.pick(_asks("repeat")).format(w=text)
     return Item("repeat", "", ask, f"{text}。", "string:" + text, "contains", (text,))
 
 
@@ -150,7 +149,7 @@ def draw_nth(rng: Rng, held: bool) -> Item:
     """Ask for the n-th character of a string; the answer counts up to it."""
     text = rng.pick(strings(held))
     i = rng.below(min(len(text), ORDINAL_MAX))
-    ask = rng.pick(lines("words", "ask_nth")).format(w=text, i=rng.pick(NTH_NUMERALS)[i + 1])
+    ask = rng.pick(_asks("nth")).format(w=text, i=rng.pick(NTH_NUMERALS)[i + 1])
     steps = "，".join([f"{k}{char}" for k, char in enumerate(text[: i + 1], 1)])
     answer = f"{steps}，第{i + 1}个字是“{text[i]}”。"
     return Item("characters", "", ask, answer, "string:" + text, "contains", (f"“{text[i]}”",), chance=1 / len(text))
