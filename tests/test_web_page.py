@@ -401,11 +401,14 @@ def test_one_message_longer_than_the_context_can_only_be_shortened(page, live):
     page.ask("长" * 200).see({BANNER: re.compile("这条消息太长"), "#banner-action:visible": 0})
 
 
-def test_too_long_a_chat_offers_to_leave_out_the_oldest_turn(page, live):
+def test_too_long_a_chat_loses_its_oldest_turn_and_says_so_but_not_for_a_message_that_never_fits(page, live):
     engine_of(live, context=110)
     page.visit().answered("一").answered("二").see({"#context.full": 1})
-    page.ask("三" * 20).see({BANNER: "对话太长，超出了模型的上下文。"}).click("#banner-action").status("cut|done")
+    page.ask("三" * 20).status("cut|done").see({BANNER: "最早的 1 轮不再发给模型。"})
     assert sent(live) == ["二", STORY, "三" * 20]
+    page.ask("长" * 200).see({BANNER: re.compile("这条消息太长")})
+    page.ask("四").status("cut|done")
+    assert sent(live)[0] == "三" * 20
 
 
 def test_waiting_in_line_shows_the_place(context):

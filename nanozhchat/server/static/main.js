@@ -190,9 +190,10 @@ function continueAnswer(node) {
   answer(addAnswer(chats.addNode(chat, node, "user", question)));
 }
 
-/** Stream into `node`, which may go on while another chat is shown. */
-async function answer(node) {
+/** Stream into `node`, which may go on while another chat is shown. skipped: turns left out before it was first tried. */
+async function answer(node, skipped = chat.skip) {
   const of = chat;
+  let failure = null;
   const controller = new AbortController();
   const stream = { controller, chat: of, node, saved: Date.now() };
   Object.assign(node, { status: "streaming", text: "", tokens: [], usage: null, timings: null });
@@ -226,7 +227,7 @@ async function answer(node) {
     node.status = result.finishReason === "length" ? "cut" : "done";
   } catch (error) {
     node.status = error.name === "AbortError" ? "stopped" : "failed";
-    if (node.status === "failed" && of === chat) explain(error, () => of === chat && !streams.has(of.id) && answer(node));
+    if (node.status === "failed") failure = error;
   }
   node.place = 0;
   if (streams.get(of.id) === stream) streams.delete(of.id);
@@ -237,6 +238,8 @@ async function answer(node) {
   showState();
   follower.follow();
   byId("status").textContent = t(node.status === "done" ? "answered" : node.status);
+  if (failure?.code === "context_length_exceeded") dropOldest(node, skipped);
+  else if (failure) explain(failure, () => of === chat && !streams.has(of.id) && answer(node));
   if (current()?.loaded === false) connect();
 }
 
@@ -251,11 +254,7 @@ function describe(error, retry) {
   if (!(error instanceof ApiFailure)) return [t("errorServer", { status: error.name, message: error.message }), t("retry"), retry];
   if (error.status === 401) return [t("errorKey"), t("openSettings"), askKey];
   if (error.status === 429) return [t("errorBusy"), t("retry"), retry, error.retryAfter];
-  if (error.code === "context_length_exceeded") {
-    const answers = Object.values(chat.nodes).filter((node) => node.role === "assistant" && node.text).length;
-    if (answers <= chat.skip) return [t("errorTooLong")]; // nothing before it to leave out
-    return [t("errorLong"), t("dropOldest"), retry && (() => dropOldest(retry))];
-  }
+  if (error.code === "context_length_exceeded") return [t("errorLong")];
   if (error.status === 0) return [t(error.code === "offline" ? "errorOffline" : "errorCut"), t("retry"), retry];
   return [t("errorServer", { status: error.status, message: error.message }), t("retry"), retry, error.retryAfter];
 }
@@ -266,10 +265,18 @@ function explain(error, retry) {
   if (error.code === "offline") reconnect();
 }
 
-function dropOldest(retry) {
-  chat.skip += 1;
-  retry();
-  banner.show(t("dropped", { n: chat.skip }));
+/** Try again without the oldest turn. If none is left, the message itself is too long, and all of them come back. */
+function dropOldest(node, skipped) {
+  const answers = Object.values(chat.nodes).filter((one) => one.role === "assistant" && one.text).length;
+  if (chat.skip < answers) {
+    chat.skip += 1;
+    answer(node, skipped);
+    banner.show(t("dropped", { n: chat.skip }));
+  } else {
+    chat.skip = skipped;
+    save(chat);
+    banner.show(t("errorTooLong"));
+  }
 }
 
 /** Look for the server until it answers; what is shown stays. */

@@ -97,7 +97,6 @@ const TABLE = {
   modelChosen: ["已选模型 {name}。", "Model {name} chosen."],
   contextUse: ["上下文 {used}/{limit}", "context {used}/{limit}"],
   contextFull: ["上下文快满了（{used}/{limit}）。装不下时要省略最早的对话。", "The context is nearly full ({used}/{limit}). Beyond it, the oldest turns must be left out."],
-  dropOldest: ["省略最早的一轮再试", "Leave out the oldest turn and retry"],
   dropped: ["最早的 {n} 轮不再发给模型。", "The oldest {n} turns are no longer sent to the model."],
   appearance: ["外观", "Appearance"],
   language: ["语言", "Language"],
