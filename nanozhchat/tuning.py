@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MIN_VAL_TOKENS = 8192  # rendered, of which the answers are scored
 HALF_LEARNT = 2**-0.5  # a share of tokens to learn that is nearer to a half than to all of them
+MIN_HELD_OUT = 20  # conversations from which the held-out loss tells one checkpoint from another
 ANSWERS = 20  # held-out questions that are answered before and after
 
 
@@ -70,8 +71,9 @@ def read_lessons(
         if split == "val":
             random.Random(0).shuffle(found)  # so that a part stands for all files
         made[split] = render(found, tokenizer, sequence_len)
-    log.info("%d %s to train on, %d held out", len(made["train"]), "pairs" if objective == "dpo" else "conversations",
-             len(made["val"]))  # fmt: skip
+    what, few = "pairs" if objective == "dpo" else "conversations", len(made["val"]) < MIN_HELD_OUT
+    log.info("%d %s to train on, %d held out%s", len(made["train"]), what, len(made["val"]),
+             ": too few for their loss to say much" if few else "")  # fmt: skip
     talks: list[Any] = [talk[0] if objective == "dpo" else talk for talk in found[:ANSWERS]]
     ends = [max(i for i, m in enumerate(talk) if m.role == "assistant") for talk in talks]
     return Lessons(**made, questions=[(t[:end], t[end].content) for t, end in zip(talks, ends, strict=True)])

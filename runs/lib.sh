@@ -123,12 +123,15 @@ estimate() {
   run python -m scripts.recipe --hardware="$HARDWARE" "$@"
 }
 
-# split_specs DATA SFT_DATA: space-separated specs into SPECS and SFT_SPECS; globs are the program's business.
+# split_specs DATA SFT_DATA: space-separated specs into SPECS and SFT_SPECS, unless the whole is one path with spaces in
+# it; globs are the program's business.
 split_specs() {
   set -f
   # shellcheck disable=SC2206
   SPECS=($1) SFT_SPECS=($2)
   set +f
+  [ ! -e "$1" ] || SPECS=("$1")
+  [ ! -e "$2" ] || SFT_SPECS=("$2")
 }
 
 # text_and_tokenizer: fetch SPECS into the corpus $TAG-text (TEXT), and train its tokenizer $TAG.

@@ -34,6 +34,6 @@ step "held-out text" python -m scripts.base_eval --data "$BOOK" --model-tag="$TA
 step "report" python -m scripts.report --model-tag="$TAG"
 step "continuation" python -m scripts.chat_cli --source=base --model-tag="$TAG" --temperature=0.8 --top-p=0.95 --seed=1 \
   --max-tokens="${MAX_TOKENS:-300}" -p "$PROMPT"
-done="report: $NANOZHCHAT_BASE_DIR/report/$TAG/report.html"
-[ "$DRY_RUN" = 0 ] || done="dry run: the commands above were checked, not run"
-say "$done"
+end="report: $NANOZHCHAT_BASE_DIR/report/$TAG/report.html"
+[ "$DRY_RUN" = 0 ] || end="dry run: the commands above were checked, not run"
+say "$end"

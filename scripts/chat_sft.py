@@ -49,11 +49,9 @@ from nanozhchat.recipe import Recipe
 from nanozhchat.run import Run, open_run
 from nanozhchat.tokenizer import Tokenizer
 from nanozhchat.trainer import fit
-from nanozhchat.tuning import Lessons
+from nanozhchat.tuning import MIN_HELD_OUT, Lessons
 
 log = logging.getLogger(__name__)
-
-MIN_HELD_OUT = 20  # conversations from which the held-out loss tells one checkpoint from another
 
 
 def main(argv: Sequence[str] | None = None) -> None:
