@@ -138,6 +138,8 @@ pub struct Assembly {
     totals: Vec<u64>,
     /// Tokens by symbol: the pieces of a character; for later symbols, one token.
     pieces: Vec<Vec<u32>>,
+    /// The first and the last of them, which differ unless the symbol is one token.
+    ends: Vec<(u32, u32)>,
     /// Pairs of pieces inside characters: occurrences, and the symbols that have or had them.
     inside: HashMap<u64, (u64, Vec<u32>), FxBuildHasher>,
     /// (count, pair) of those that reach the cutoff. Counts may be out of date, but the highest is never too low.
@@ -152,7 +154,9 @@ pub struct Assembly {
     cutoff: u64,
 }
 
-type Deltas = HashMap<u64, i64, FxBuildHasher>;
+/// What a merge takes from and adds to pairs across borders, by which of their halves it changed (the one before, the one
+/// after), whether it adds, and the token on the other side.
+type Deltas = [[Vec<u64>; 2]; 2];
 
 impl Assembly {
     /// All characters in bytes. `neighbours` counts pairs of symbols; nothing rarer than `cutoff` is looked at.
@@ -167,9 +171,10 @@ impl Assembly {
         let (by_left, neighbours) = grouped(n, neighbours.iter().map(|&pair| (pair.0, pair)));
         let (by_right, right_order) = grouped(n, neighbours.iter().zip(0..).map(|(&(_, right, _), i)| (right, i)));
         let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
+        let ends = pieces.iter().map(|pieces| (pieces[0], pieces[pieces.len() - 1])).collect();
         let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff, 0, 1));
         let mut new =
-            Self { totals, pieces, inside, order, across, neighbours, by_left, by_right, right_order, cutoff };
+            Self { totals, pieces, ends, inside, order, across, neighbours, by_left, by_right, right_order, cutoff };
         let mut across = vec![0; 1 << 16];
         for &(left, right, count) in &new.neighbours {
             new.border(left, right)
@@ -193,13 +198,14 @@ impl Assembly {
     /// Adds a symbol for a new token.
     pub fn add_symbol(&mut self, token: u32) {
         self.pieces.push(vec![token]);
+        self.ends.push((token, token));
     }
 
-    fn token(&self, symbol: u32) -> Option<u32> {
-        match self.pieces(symbol) {
-            [token] => Some(*token),
-            _ => None,
-        }
+    /// The token of a symbol that is one.
+    #[inline]
+    pub fn token(&self, symbol: u32) -> Option<u32> {
+        let (first, last) = self.ends[symbol as usize];
+        (first == last).then_some(first)
     }
 
     /// The key of tokens of a key of symbols, if both are tokens already.
@@ -255,7 +261,7 @@ impl Assembly {
     /// Merges two pieces wherever they stand in a character.
     pub fn merge(&mut self, pair: u64, token: u32) {
         let (left, right) = halves(pair);
-        let mut deltas = Deltas::default();
+        let mut deltas: Deltas = [0; 2].map(|_| [0; 2].map(|_| vec![0; token as usize + 1]));
         for symbol in self.inside.remove(&pair).map_or(Vec::new(), |(_, symbols)| symbols) {
             let mut merged = Vec::with_capacity(4);
             let mut rest = self.pieces(symbol);
@@ -269,14 +275,15 @@ impl Assembly {
                 continue;
             }
             let changed = (merged.first() != pieces.first(), merged.last() != pieces.last());
-            self.note_around(symbol, changed, -1, &mut deltas);
+            self.note_around(symbol, changed, false, &mut deltas);
             self.note_inside(symbol, false);
+            self.ends[symbol as usize] = (merged[0], merged[merged.len() - 1]);
             self.pieces[symbol as usize] = merged;
             self.note_inside(symbol, true);
-            self.note_around(symbol, changed, 1, &mut deltas);
+            self.note_around(symbol, changed, true, &mut deltas);
         }
         self.inside.remove(&pair);
-        self.book(deltas);
+        self.book(&deltas, left, right, token);
     }
 
     fn note_inside(&mut self, symbol: u32, add: bool) {
@@ -297,34 +304,51 @@ impl Assembly {
     }
 
     /// Notes the pairs across those borders of a character whose piece is another one; the pair with itself once.
-    fn note_around(&self, symbol: u32, (first, last): (bool, bool), sign: i64, deltas: &mut Deltas) {
+    fn note_around(&self, symbol: u32, (first, last): (bool, bool), add: bool, deltas: &mut Deltas) {
         let range = |starts: &[u32]| starts[symbol as usize] as usize..starts[symbol as usize + 1] as usize;
-        let after = if last { range(&self.by_left) } else { 0..0 };
-        let before = if first { range(&self.by_right) } else { 0..0 };
-        let before = self.right_order[before].iter().map(|&i| &self.neighbours[i as usize]);
-        let before = before.filter(|&&(left, ..)| left != symbol || !last);
-        for &(left, right, count) in self.neighbours[after].iter().chain(before) {
-            if let Some((before, after)) = self.border(left, right) {
-                *deltas.entry(key(before, after)).or_default() += sign * count as i64;
+        let [before, after] = deltas;
+        for &(left, right, count) in &self.neighbours[if last { range(&self.by_left) } else { 0..0 }] {
+            if let Some((_, other)) = self.border(left, right) {
+                before[usize::from(add)][other as usize] += count;
+            }
+        }
+        for &i in &self.right_order[if first { range(&self.by_right) } else { 0..0 }] {
+            let (left, right, count) = self.neighbours[i as usize];
+            if let Some((other, _)) = self.border(left, right).filter(|_| left != symbol || !last) {
+                after[usize::from(add)][other as usize] += count;
             }
         }
     }
 
     /// The pieces next to each other where two characters meet that are not both whole.
+    #[inline]
     fn border(&self, left: u32, right: u32) -> Option<(u32, u32)> {
-        match (self.pieces(left), self.pieces(right)) {
-            ([_], [_]) => None,
-            ([.., before], [after, ..]) => Some((*before, *after)),
-            _ => None,
-        }
+        let ((first, before), (after, last)) = (self.ends[left as usize], self.ends[right as usize]);
+        (first != before || after != last).then_some((before, after))
     }
 
-    fn book(&mut self, deltas: Deltas) {
-        for (pair, delta) in deltas {
-            if delta < 0 {
-                self.across.subtract(pair, delta.unsigned_abs());
-            } else if delta as u64 >= self.cutoff {
-                self.across.insert(pair, delta as u64);
+    /// Books what the merge of `left` and `right` did to pairs across borders.
+    fn book(&mut self, [before, after]: &Deltas, left: u32, right: u32, token: u32) {
+        // A pair may be gained by one character and lost by its neighbour.
+        let mut sums: HashMap<u64, i64, FxBuildHasher> = HashMap::default();
+        for other in 0..=token {
+            for (sign, before_is, after_is) in [(-1, right, left), (1, token, token)] {
+                let add = usize::from(sign > 0);
+                for (pair, count) in [
+                    (key(before_is, other), before[add][other as usize]),
+                    (key(other, after_is), after[add][other as usize]),
+                ] {
+                    if count > 0 {
+                        *sums.entry(pair).or_default() += sign * count as i64;
+                    }
+                }
+            }
+        }
+        for (pair, sum) in sums {
+            if sum < 0 {
+                self.across.subtract(pair, sum.unsigned_abs());
+            } else if sum as u64 >= self.cutoff {
+                self.across.insert(pair, sum as u64);
             }
         }
     }

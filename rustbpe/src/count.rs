@@ -244,6 +244,11 @@ impl ChunkCounts {
         self.arena.capacity() + self.entries.capacity() * size_of::<Entry>() + self.slots.len() * size_of::<u64>()
     }
 
+    /// The count of the chunk at `index < len()`.
+    pub fn count_of(&self, index: usize) -> u64 {
+        self.entries[index].count
+    }
+
     /// The chunk at `index < len()` and its count, in order of first sight.
     pub fn get(&self, index: usize) -> (&[u8], u64) {
         (self.bytes_of(index), self.entries[index].count)

@@ -1,7 +1,7 @@
 //! Pairs of neighbouring tokens: how often each occurs, and which one is next.
 
 use std::cmp::Reverse;
-use std::collections::binary_heap::{BinaryHeap, PeekMut};
+use std::collections::BinaryHeap;
 use std::mem::take;
 use std::ops::DerefMut;
 use std::sync::RwLockReadGuard;
@@ -11,7 +11,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::crew::each;
 use crate::memory;
-use crate::shard::{Merge, Shard, Side, AHEAD};
+use crate::shard::{Merge, Note, Shard, AHEAD};
 use crate::word::{Slot, Words};
 
 /// Up to this many tokens, pairs are counted in a square table.
@@ -57,7 +57,21 @@ impl PairMap {
     /// The count of every pair of neighbours.
     pub fn count<S: Slot>(words: &Words<S>, n_tokens: usize, n: usize) -> Self {
         let mut map = Self::new(n_tokens, n);
-        words.pairs(|left, right, _, count| *map.entry(left, right) += count);
+        // In half the memory first, which decides the speed; what does not fit there is counted in the square at once.
+        let mut near = vec![0u32; map.square.len()];
+        memory::advise_huge(&near);
+        words.pairs(|left, right, _, count| {
+            if (left.max(right) as usize) < map.side {
+                let at = left as usize * map.side + right as usize;
+                match u32::try_from(count).ok().and_then(|count| near[at].checked_add(count)) {
+                    Some(sum) => near[at] = sum,
+                    None => map.square[at] += count,
+                }
+            } else {
+                *map.entry(left, right) += count;
+            }
+        });
+        map.square.iter_mut().zip(near).for_each(|(count, near)| *count += u64::from(near));
         map
     }
 
@@ -145,33 +159,62 @@ impl PairMap {
         square.chain(self.tables.iter().flatten().map(|(&key, &count)| (key, count)))
     }
 
-    /// Turns the counts into ids, or [`NONE`] below the cutoff, and returns the pairs that have one, in parts.
-    pub fn number(&mut self, cutoff: u64) -> Vec<Pairs> {
-        let (n, side, square) = (self.tables.len(), self.side, &self.square);
-        let mut tables: Vec<_> = self.tables.iter_mut().enumerate().collect();
-        let parts = each(&mut tables, |(number, table)| {
+    /// The pairs that reach the cutoff, in parts, and their ids.
+    pub fn number(&self, cutoff: u64) -> (Vec<Pairs>, Ids) {
+        let (n, side) = (self.tables.len(), self.side.max(1));
+        let mut tables: Vec<_> = self.tables.iter().enumerate().collect();
+        let numbered = each(&mut tables, |(number, table)| {
             let (mut pairs, mut ids) = (Pairs::new(cutoff, *number, n), Vec::new());
-            for (i, &count) in square.iter().enumerate().filter(|&(_, &count)| count >= cutoff) {
+            for (i, &count) in self.square.iter().enumerate().filter(|&(_, &count)| count >= cutoff) {
                 let pair = key((i / side) as u32, (i % side) as u32);
                 if pairs.owns(pair) {
-                    ids.push((i, pairs.insert(pair, count)));
+                    ids.push((pair, pairs.insert(pair, count)));
                 }
             }
-            for (&pair, value) in table.iter_mut() {
-                *value = if *value < cutoff { NONE.into() } else { pairs.insert(pair, *value).into() };
+            for (&pair, &count) in table.iter().filter(|&(_, &count)| count >= cutoff) {
+                ids.push((pair, pairs.insert(pair, count)));
             }
             (pairs, ids)
         });
-        self.square.fill(NONE.into());
-        let (parts, ids): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        ids.into_iter().flatten().for_each(|(i, id)| self.square[i] = id.into());
-        parts
+        let (parts, ids): (Vec<_>, Vec<_>) = numbered.into_iter().unzip();
+        (parts, Ids::new(&ids.concat()))
+    }
+}
+
+/// The ids of pairs.
+#[derive(Debug)]
+pub struct Ids {
+    /// Of pairs of tokens below `side`, row by left token, and last, for all others, [`NONE`].
+    square: Vec<u32>,
+    side: usize,
+    others: HashMap<u64, u32, FxBuildHasher>,
+}
+
+impl Ids {
+    fn new(ids: &[(u64, u32)]) -> Self {
+        let highest = |pair| halves(pair).0.max(halves(pair).1) as usize;
+        let side = ids.iter().map(|&(pair, _)| highest(pair) + 1).max().unwrap_or(0).min(SQUARE_MAX_TOKENS);
+        let mut new = Self { square: vec![NONE; side * side + 1], side, others: HashMap::default() };
+        memory::advise_huge(&new.square);
+        for &(pair, id) in ids {
+            if highest(pair) < side {
+                let (left, right) = halves(pair);
+                new.square[left as usize * side + right as usize] = id;
+            } else {
+                new.others.insert(pair, id);
+            }
+        }
+        new
     }
 
     /// The id of a pair, or [`NONE`].
     #[inline]
-    pub fn id(&self, left: u32, right: u32) -> u32 {
-        self.get(left, right).map_or(NONE, |id| id as u32)
+    pub fn get(&self, left: u32, right: u32) -> u32 {
+        let within = (left.max(right) as usize) < self.side;
+        if !within && !self.others.is_empty() {
+            return self.others.get(&key(left, right)).copied().unwrap_or(NONE);
+        }
+        self.square[if within { left as usize * self.side + right as usize } else { self.side * self.side }]
     }
 }
 
@@ -183,19 +226,31 @@ impl PairMap {
 pub struct Pairs {
     number: usize,
     n: usize,
-    /// (key, id). Open addressing, at most half full.
-    slots: Vec<(u64, u32)>,
-    /// Counts by index; 0 of a pair that was taken out.
-    counts: Vec<u64>,
-    /// (count, key, index). Counts here may be out of date, but never too low.
-    heap: BinaryHeap<(u64, Reverse<u64>, u32)>,
+    len: u32,
+    /// (key, count), the count 0 once the pair is merged. Open addressing, at most half full.
+    slots: Vec<(u64, u64)>,
+    /// Pairs from the floor up. Counts here and in `later` may be out of date, but never too low.
+    heap: BinaryHeap<Ranked>,
+    /// Those below it, by step: most become rarer, or too rare, before it is their turn, and a small heap stays near.
+    later: Vec<Vec<Ranked>>,
+    /// Counts in a step.
+    step: u64,
     cutoff: u64,
     /// By neighbour, what all shards tell of pairs gained, and the neighbours they tell of.
     sums: Vec<u64>,
     told: Vec<u32>,
-    /// (neighbour, id) of the new pairs of the last merge booked, by whether the neighbour is before or after the token.
-    pub filed: [Vec<(u32, u32)>; 2],
+    /// By merge of the batch last booked, (neighbour, id) of the new pairs with the neighbour before and after the token.
+    pub filed: Vec<[Vec<(u32, u32)>; 2]>,
 }
+
+/// (count, key, index), in the order in which pairs are merged.
+type Ranked = (u64, Reverse<u64>, u32);
+
+/// Steps below the heap, at first.
+const N_STEPS: usize = 1 << 12;
+
+/// No pair has this key.
+const EMPTY: u64 = u64::MAX;
 
 /// Which of `n` parts a pair belongs to.
 #[inline]
@@ -204,20 +259,37 @@ pub fn part_of(key: u64, n: usize) -> usize {
     (((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64) >> 16) as usize
 }
 
+/// Where a search for a key starts.
+#[inline]
+fn place_of(slots: &[(u64, u64)], key: u64) -> usize {
+    (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - slots.len().trailing_zeros())) as usize
+}
+
+/// The slot that has a key, or the empty one where it would be.
+#[inline]
+fn slot_of(slots: &[(u64, u64)], key: u64) -> usize {
+    let mut at = place_of(slots, key);
+    while slots[at].0 != key && slots[at].0 != EMPTY {
+        at = (at + 1) & (slots.len() - 1);
+    }
+    at
+}
+
 impl Pairs {
     /// Part `number` of `n`, without pairs yet.
     pub fn new(cutoff: u64, number: usize, n: usize) -> Self {
-        let (slots, counts, heap) = (vec![(0, NONE); 1 << 10], Vec::new(), BinaryHeap::new());
         Self {
             number,
             n,
-            slots,
-            counts,
-            heap,
+            len: 0,
+            slots: vec![(EMPTY, 0); 1 << 10],
+            heap: BinaryHeap::new(),
+            later: vec![Vec::new(); N_STEPS],
+            step: (cutoff / 256).max(1),
             cutoff,
             sums: Vec::new(),
             told: Vec::new(),
-            filed: [const { Vec::new() }; 2],
+            filed: Vec::new(),
         }
     }
 
@@ -226,80 +298,94 @@ impl Pairs {
         self.n == 1 || part_of(key, self.n) == self.number
     }
 
-    fn slot_of(&self, key: u64) -> usize {
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - self.slots.len().trailing_zeros())) as usize
-    }
-
     /// Adds a pair and returns its id.
     pub fn insert(&mut self, key: u64, count: u64) -> u32 {
-        let index = self.counts.len() as u32;
-        self.counts.push(count);
-        self.heap.push((count, Reverse(key), index));
-        if 2 * self.counts.len() > self.slots.len() {
-            let twice = vec![(0, NONE); 2 * self.slots.len()];
+        let index = self.len;
+        self.len += 1;
+        if 2 * self.len as usize > self.slots.len() {
+            let twice = vec![(EMPTY, 0); 2 * self.slots.len()];
             memory::advise_huge(&twice);
-            let old = std::mem::replace(&mut self.slots, twice);
-            old.into_iter().filter(|slot| slot.1 != NONE).for_each(|(key, index)| self.place(key, index));
+            for slot in std::mem::replace(&mut self.slots, twice).into_iter().filter(|slot| slot.0 != EMPTY) {
+                let at = slot_of(&self.slots, slot.0);
+                self.slots[at] = slot;
+            }
         }
-        self.place(key, index);
+        let at = slot_of(&self.slots, key);
+        self.slots[at] = (key, count);
+        self.wait((count, Reverse(key), index));
         index * self.n as u32 + self.number as u32
     }
 
-    fn place(&mut self, key: u64, index: u32) {
-        let mut at = self.slot_of(key);
-        while self.slots[at].1 != NONE {
-            at = (at + 1) & (self.slots.len() - 1);
+    fn wait(&mut self, pair: Ranked) {
+        match self.later.get_mut((pair.0 / self.step) as usize) {
+            Some(step) => step.push(pair),
+            None => self.heap.push(pair),
         }
-        self.slots[at] = (key, index);
     }
 
-    /// Lowers the count of a pair, if the pair is known and not taken out.
+    /// Lowers the count of a pair, if the pair is known and not merged.
     #[inline]
     pub fn subtract(&mut self, key: u64, lost: u64) {
-        let mut at = self.slot_of(key);
+        let at = slot_of(&self.slots, key);
+        self.slots[at].1 = self.slots[at].1.saturating_sub(lost);
+    }
+
+    /// The most frequent pair, the lowest of equals.
+    pub fn top(&mut self) -> Option<Ranked> {
         loop {
-            match self.slots[at] {
-                (_, NONE) => return,
-                (found, index) if found == key => {
-                    let count = &mut self.counts[index as usize];
-                    *count = count.saturating_sub(lost);
-                    return;
+            while let Some(&(noted, key, index)) = self.heap.peek() {
+                let count = self.slots[slot_of(&self.slots, key.0)].1;
+                if count == noted {
+                    return Some((count, key, index));
                 }
-                _ => at = (at + 1) & (self.slots.len() - 1),
+                self.heap.pop();
+                self.wait_again((count, key, index));
+            }
+            for (_, key, index) in self.later.pop()? {
+                self.wait_again((self.slots[slot_of(&self.slots, key.0)].1, key, index));
             }
         }
     }
 
-    /// The most frequent pair: (count, key, index), the lowest of equals.
-    pub fn top(&mut self) -> Option<(u64, Reverse<u64>, u32)> {
-        while let Some(mut top) = self.heap.peek_mut() {
-            let count = self.counts[top.2 as usize];
-            if count == top.0 {
-                return Some(*top);
-            }
-            if count >= self.cutoff {
-                top.0 = count;
-            } else {
-                PeekMut::pop(top);
-            }
+    /// Has a pair wait for its turn, unless it became too rare.
+    fn wait_again(&mut self, pair: Ranked) {
+        if pair.0 >= self.cutoff {
+            self.wait(pair);
         }
-        None
     }
 
-    /// Books a merge in this part, as all shards have done it.
-    pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], merge: Merge) {
-        let (index, number) = (merge.id as usize / self.n, merge.id as usize % self.n);
-        if number == self.number && self.counts[index] > 0 {
-            self.heap.pop();
-            self.counts[index] = 0;
+    /// Books merges in this part, one after the other, as all shards have done them.
+    pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], batch: &[Merge]) {
+        self.filed.clear();
+        for (i, merge) in batch.iter().enumerate() {
+            if let Some(later) = batch.get(i + 1) {
+                self.prefetch(shards, i + 1, later);
+            }
+            let key = key(merge.left, merge.right);
+            if self.owns(key) {
+                let at = slot_of(&self.slots, key);
+                self.slots[at].1 = 0;
+            }
+            let sides = |side: usize| shards.iter().map(|shard| &shard.notes[i][side]).collect::<Vec<_>>();
+            let filed = [
+                self.book_side(&sides(0), merge.token, NONE, |x| merge.with_before(x)),
+                self.book_side(&sides(1), merge.token, merge.left, |y| merge.with_after(y)),
+            ];
+            self.filed.push(filed);
         }
-        let before: Vec<&Side> = shards.iter().map(|shard| &shard.before).collect();
-        let after: Vec<&Side> = shards.iter().map(|shard| &shard.after).collect();
-        self.filed = [
-            self.book_side(&before, merge.token, NONE, |x| merge.with_before(x)),
-            self.book_side(&after, merge.token, merge.left, |y| merge.with_after(y)),
-        ];
         self.top();
+    }
+
+    /// Asks for the counts that a merge will lower first.
+    fn prefetch<S: Slot>(&self, shards: &[RwLockReadGuard<'_, Shard<S>>], i: usize, merge: &Merge) {
+        for notes in shards.iter().map(|shard| &shard.notes[i]) {
+            for &(x, _) in notes[0].lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+                memory::prefetch(&self.slots, place_of(&self.slots, merge.with_before(x).0));
+            }
+            for &(y, _) in notes[1].lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+                memory::prefetch(&self.slots, place_of(&self.slots, merge.with_after(y).0));
+            }
+        }
     }
 
     /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
@@ -307,7 +393,7 @@ impl Pairs {
     /// of the new pairs that reach the cutoff.
     fn book_side(
         &mut self,
-        sides: &[&Side],
+        sides: &[&Note],
         token: u32,
         half: u32,
         keys: impl Fn(u32) -> (u64, u64),
@@ -316,12 +402,12 @@ impl Pairs {
         for list in sides.iter().flat_map(|side| side.lost(number)) {
             for (i, &(neighbour, count)) in list.iter().enumerate() {
                 if let Some(&(later, _)) = list.get(i + AHEAD) {
-                    memory::prefetch(&self.slots, self.slot_of(keys(later).0));
+                    memory::prefetch(&self.slots, place_of(&self.slots, keys(later).0));
                 }
                 self.subtract(keys(neighbour).0, count);
             }
         }
-        let mut filed = Vec::with_capacity(64);
+        let mut filed = Vec::new();
         let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
         let mut gain = |pairs: &mut Self, neighbour, count| {
             let gained = if neighbour == half { count - overlap } else { count };
@@ -333,13 +419,13 @@ impl Pairs {
         if let [_] = sides {
             gains.for_each(|&(neighbour, count)| gain(self, neighbour, count));
         } else {
-            self.sums.resize(sides.iter().map(|side| side.limit()).max().unwrap_or(0), 0);
             for &(neighbour, count) in gains {
-                let sum = &mut self.sums[neighbour as usize];
-                if *sum == 0 {
+                let at = neighbour as usize;
+                self.sums.resize(self.sums.len().max(at + 1), 0);
+                if self.sums[at] == 0 {
                     self.told.push(neighbour);
                 }
-                *sum += count;
+                self.sums[at] += count;
             }
             let mut told = take(&mut self.told);
             for neighbour in told.drain(..) {
@@ -357,29 +443,77 @@ impl Pairs {
 
 /// All ids given so far are below this.
 pub fn id_limit(parts: &[Pairs]) -> usize {
-    parts.iter().map(|part| part.counts.len()).max().unwrap_or(0) * parts.len()
+    parts.iter().map(|part| part.len as usize).max().unwrap_or(0) * parts.len()
 }
 
-/// The most frequent pair of all parts: (key, count, id). Its part takes it out when the merge is booked.
-pub fn best(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
+/// A pair that is taken out of its part: (key, count, id).
+pub type Taken = (u64, u64, u32);
+
+/// Takes the most frequent pair out of all parts.
+pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<Taken> {
     let n = parts.len();
-    let ((count, Reverse(key), index), number) =
-        parts.iter_mut().map(|part| part.top()).zip(0..).max().and_then(|(top, number)| Some((top?, number)))?;
+    let (top, number) = parts.iter_mut().map(|part| part.top()).zip(0..).max()?;
+    let (count, Reverse(key), index) = top?;
+    parts[number].heap.pop();
     Some((key, count, (index as usize * n + number) as u32))
 }
 
-/// Takes the most frequent pair out of all parts: (key, count, id).
-pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<(u64, u64, u32)> {
-    let (key, count, id) = best(parts)?;
-    let (index, number) = (id as usize / parts.len(), id as usize % parts.len());
-    parts[number].heap.pop();
-    parts[number].counts[index] = 0;
-    Some((key, count, id))
+/// Puts back what `pop` took out, with the count it has now.
+pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], (key, _, id): Taken) {
+    let (index, number) = (id / parts.len() as u32, id as usize % parts.len());
+    let count = count_of(parts, key, id);
+    parts[number].wait_again((count, Reverse(key), index));
 }
 
-/// Puts back what `pop` took out.
-pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], (key, count, id): (u64, u64, u32)) {
-    let (index, number) = (id / parts.len() as u32, id as usize % parts.len());
-    parts[number].counts[index as usize] = count;
-    parts[number].heap.push((count, Reverse(key), index));
+/// The count that a pair has now.
+pub fn count_of(parts: &[impl DerefMut<Target = Pairs>], key: u64, id: u32) -> u64 {
+    let slots = &parts[id as usize % parts.len()].slots;
+    slots[slot_of(slots, key)].1
+}
+
+/// The pairs that are the most frequent, all with the same count, on their way to be merged, the lowest first.
+///
+/// Several may be merged in one go. Merging (a, b) changes only pairs that end with a or begin with b; and what it makes
+/// is as frequent as these at most, and comes later in the order: (x, new) after (x, a), (new, y) after all that wait. So
+/// whatever comes before the first pair that ends with an a or begins with a b of the batch is certain.
+#[derive(Debug, Default)]
+pub struct Level {
+    count: u64,
+    /// (key, id); counts may have fallen since.
+    waiting: BinaryHeap<Reverse<(u64, u32)>>,
+}
+
+impl Level {
+    /// Takes the pairs to merge next, in order, at most `most`, out of all parts. None: no pair reaches the cutoff.
+    pub fn next(&mut self, parts: &mut [impl DerefMut<Target = Pairs>], most: usize) -> Vec<Taken> {
+        let mut batch: Vec<Taken> = Vec::with_capacity(most);
+        while batch.is_empty() {
+            while let Some(pair) = pop(parts) {
+                if self.waiting.is_empty() {
+                    self.count = pair.1;
+                } else if pair.1 < self.count {
+                    restore(parts, pair);
+                    break;
+                }
+                self.waiting.push(Reverse((pair.0, pair.2)));
+            }
+            if self.waiting.is_empty() {
+                break;
+            }
+            while let Some(&Reverse((key, id))) = self.waiting.peek().filter(|_| batch.len() < most) {
+                let (left, right) = halves(key);
+                let touched = |&(key, ..): &Taken| halves(key).0 == right || halves(key).1 == left;
+                if batch.iter().any(touched) {
+                    break;
+                }
+                self.waiting.pop();
+                if count_of(parts, key, id) == self.count {
+                    batch.push((key, self.count, id));
+                } else {
+                    restore(parts, (key, self.count, id));
+                }
+            }
+        }
+        batch
+    }
 }

@@ -4,7 +4,7 @@ use std::mem::take;
 use std::sync::RwLockReadGuard;
 
 use crate::memory;
-use crate::pairs::{key, part_of, PairMap, Pairs, NONE};
+use crate::pairs::{key, part_of, Pairs, NONE};
 use crate::word::{Slot, Words};
 
 /// Memory is asked for this many items ahead of being visited.
@@ -37,33 +37,21 @@ impl Merge {
     }
 }
 
-/// What one merge does to the pairs with the neighbours on one side: dense by token id, with the list of those met.
-#[derive(Debug)]
-pub struct Side {
-    /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
-    seen: Vec<u64>,
-    /// The neighbours met.
-    touched: Vec<u32>,
+/// What one merge does to the pairs with the neighbours on one side.
+#[derive(Debug, Default)]
+pub struct Note {
     /// (neighbour, position of the new pair), by ascending position.
     found: Vec<(u32, u32)>,
     /// How often the new token stands next to itself.
     pub overlap: u64,
-    /// Where the list of the new pair with a neighbour goes.
-    list_of: Vec<u32>,
     /// (neighbour, occurrences) for those who book: by part that loses a pair, `n_parts` times, and part that gains one.
     told: Vec<Vec<(u32, u64)>>,
     n_parts: usize,
 }
 
-impl Side {
-    fn new(vocab_size: usize, n_parts: usize) -> Self {
-        let (seen, list_of, told) = (vec![0; vocab_size], vec![NONE; vocab_size], vec![Vec::new(); n_parts * n_parts]);
-        Self { seen, touched: Vec::new(), found: Vec::new(), overlap: 0, list_of, told, n_parts }
-    }
-
-    /// All neighbours there may be are below this.
-    pub fn limit(&self) -> usize {
-        self.seen.len()
+impl Note {
+    fn new(n_parts: usize) -> Self {
+        Self { told: vec![Vec::new(); n_parts * n_parts], n_parts, ..Self::default() }
     }
 
     /// (neighbour, occurrences) of pairs that a part loses; they may come twice from different sides.
@@ -76,29 +64,52 @@ impl Side {
         self.told.iter().skip(part).step_by(self.n_parts).map(Vec::as_slice)
     }
 
-    /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
-    fn tell(&mut self, pairs: impl Fn(u32) -> (u64, u64)) {
+    fn clear(&mut self) {
+        self.found.clear();
         self.told.iter_mut().for_each(Vec::clear);
+        self.overlap = 0;
+    }
+}
+
+/// What is needed to write such notes: dense by token id, with the list of those met.
+#[derive(Debug)]
+struct Side {
+    /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
+    seen: Vec<u64>,
+    /// The neighbours met.
+    touched: Vec<u32>,
+    /// Where the list of the new pair with a neighbour goes.
+    list_of: Vec<u32>,
+}
+
+impl Side {
+    fn new(vocab_size: usize) -> Self {
+        Self { seen: vec![0; vocab_size], touched: Vec::new(), list_of: vec![NONE; vocab_size] }
+    }
+
+    /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
+    fn tell(&mut self, note: &mut Note, pairs: impl Fn(u32) -> (u64, u64)) {
         for neighbour in self.touched.drain(..) {
             let (loser, gainer) = pairs(neighbour);
-            let list = part_of(loser, self.n_parts) * self.n_parts + part_of(gainer, self.n_parts);
-            self.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
+            let list = part_of(loser, note.n_parts) * note.n_parts + part_of(gainer, note.n_parts);
+            note.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
         }
     }
 
     #[inline]
-    fn record(&mut self, neighbour: u32, position: u32, count: u64) {
+    fn record(&mut self, note: &mut Note, neighbour: u32, position: u32, count: u64) {
         let seen = &mut self.seen[neighbour as usize];
         if *seen == 0 {
             self.touched.push(neighbour);
         }
         *seen += count;
-        self.found.push((neighbour, position));
+        note.found.push((neighbour, position));
     }
 
-    /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`; then forgets everything.
+    /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`.
     fn file<'a>(
         &mut self,
+        note: &Note,
         filed: impl Iterator<Item = &'a (u32, u32)> + Clone,
         lists: &mut Vec<(usize, u32)>,
         positions: &mut Vec<u32>,
@@ -108,36 +119,35 @@ impl Side {
             self.list_of[neighbour as usize] = id;
             n_lists = n_lists.max(id as usize + 1);
         }
-        if n_lists > 0 {
-            lists.resize(n_lists.max(lists.len()), (0, 0));
-            for &(neighbour, _) in &self.found {
-                let id = self.list_of[neighbour as usize];
-                if id != NONE {
-                    lists[id as usize].1 += 1;
-                }
-            }
-            let mut end = positions.len();
-            for &(_, id) in filed.clone() {
-                let list = &mut lists[id as usize];
-                list.0 = end;
-                end += list.1 as usize;
-                list.1 = 0;
-            }
-            positions.resize(end, 0);
-            for &(neighbour, position) in &self.found {
-                let id = self.list_of[neighbour as usize];
-                if id != NONE {
-                    let (start, len) = &mut lists[id as usize];
-                    positions[*start + *len as usize] = position;
-                    *len += 1;
-                }
-            }
-            for &(neighbour, _) in filed {
-                self.list_of[neighbour as usize] = NONE;
+        if n_lists == 0 {
+            return;
+        }
+        lists.resize(n_lists.max(lists.len()), (0, 0));
+        for &(neighbour, _) in &note.found {
+            let id = self.list_of[neighbour as usize];
+            if id != NONE {
+                lists[id as usize].1 += 1;
             }
         }
-        self.found.clear();
-        self.overlap = 0;
+        let mut end = positions.len();
+        for &(_, id) in filed.clone() {
+            let list = &mut lists[id as usize];
+            list.0 = end;
+            end += list.1 as usize;
+            list.1 = 0;
+        }
+        positions.resize(end, 0);
+        for &(neighbour, position) in &note.found {
+            let id = self.list_of[neighbour as usize];
+            if id != NONE {
+                let (start, len) = &mut lists[id as usize];
+                positions[*start + *len as usize] = position;
+                *len += 1;
+            }
+        }
+        for &(neighbour, _) in filed {
+            self.list_of[neighbour as usize] = NONE;
+        }
     }
 }
 
@@ -148,17 +158,17 @@ pub struct Shard<S> {
     /// By pair id: where its list starts in `positions`, and how long it is.
     lists: Vec<(usize, u32)>,
     positions: Vec<u32>,
-    /// Pairs with the neighbour before.
-    pub before: Side,
-    /// Pairs with the neighbour after.
-    pub after: Side,
+    sides: [Side; 2],
+    /// By merge of the batch last done, what it did to the pairs with the neighbours before and after.
+    pub notes: Vec<[Note; 2]>,
+    n_parts: usize,
 }
 
 impl<S: Slot> Shard<S> {
     /// A shard without any lists, one of `n`.
     pub fn new(words: Words<S>, vocab_size: usize, n: usize) -> Self {
-        let (before, after) = (Side::new(vocab_size, n), Side::new(vocab_size, n));
-        Self { words, lists: Vec::new(), positions: Vec::new(), before, after }
+        let sides = [Side::new(vocab_size), Side::new(vocab_size)];
+        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes: Vec::new(), n_parts: n }
     }
 
     /// The pieces as they are now.
@@ -166,66 +176,75 @@ impl<S: Slot> Shard<S> {
         self.words
     }
 
-    /// Lists the positions of all pairs that have an id. `lens`, if known: how many positions each id has.
-    pub fn list_pairs(&mut self, ids: &PairMap, n_ids: usize, lens: Option<Vec<u32>>) {
+    /// Lists the positions of all pairs that have one of `n_ids` ids; `found` has the id of every pair in the pieces.
+    pub fn list_pairs(&mut self, found: &[u32], n_ids: usize) {
         self.words.index_counts();
-        let mut found = Vec::new();
-        let lens = lens.unwrap_or_else(|| {
-            let mut lens = vec![0; n_ids];
-            self.words.pairs(|left, right, position, _| {
-                let id = ids.id(left, right);
-                if id != NONE {
-                    lens[id as usize] += 1;
-                    found.push((id, position));
-                }
-            });
-            lens
-        });
+        // What has no id is filed in a last list, which is dropped.
+        let list_of = |id: u32| (id as usize).min(n_ids);
+        let mut next = vec![0u32; n_ids + 1];
+        found.iter().for_each(|&id| next[list_of(id)] += 1);
         // Fits 32 bits, as positions do.
-        let total: usize = lens.iter().map(|&len| len as usize).sum();
+        let total = found.len() - next[n_ids] as usize;
         // Lists of later pairs follow: room for them saves moving all of these.
-        self.positions = vec![0; 2 * total];
+        self.positions = vec![0; 2 * total.max(found.len())];
         memory::advise_huge(&self.positions);
-        self.positions.truncate(total);
-        // Where the next position of each id goes: half the memory of the lists, which decides the speed of filling.
-        let mut next = Vec::with_capacity(lens.len());
+        self.positions.truncate(found.len());
+        self.lists = Vec::with_capacity(2 * n_ids);
         let mut end = 0;
-        for &len in &lens {
-            next.push(end);
-            end += len;
+        for next in &mut next {
+            self.lists.push((end as usize, *next));
+            end += std::mem::replace(next, end);
         }
-        let positions = &mut self.positions;
-        let mut file = |id: u32, position| {
-            let next = &mut next[id as usize];
-            positions[*next as usize] = position;
-            *next += 1;
-        };
-        if found.is_empty() {
-            self.words.pairs(|left, right, position, _| {
-                let id = ids.id(left, right);
-                if id != NONE {
-                    file(id, position);
-                }
-            });
-        } else {
-            found.into_iter().for_each(|(id, position)| file(id, position));
-        }
-        self.lists = Vec::with_capacity(2 * lens.len());
-        self.lists.extend(lens.iter().zip(next).map(|(&len, end)| ((end - len) as usize, len)));
+        let (positions, mut found) = (&mut self.positions, found.iter());
+        self.words.pairs(|_, _, position, _| {
+            if let Some(&id) = found.next() {
+                let next = &mut next[list_of(id)];
+                positions[*next as usize] = position;
+                *next += 1;
+            }
+        });
+        self.lists.truncate(n_ids);
+        self.positions.truncate(total);
     }
 
-    /// Writes the lists of the pairs made by the merge before, as all parts booked it.
+    /// Writes the lists of the pairs made by the batch before, as all parts booked it.
     pub fn file(&mut self, parts: &[RwLockReadGuard<'_, Pairs>]) {
-        let Self { lists, positions, before, after, .. } = self;
-        before.file(parts.iter().flat_map(|part| &part.filed[0]), lists, positions);
-        after.file(parts.iter().flat_map(|part| &part.filed[1]), lists, positions);
+        let Self { lists, positions, sides, notes, .. } = self;
+        let n_merges = parts.iter().map(|part| part.filed.len()).max().unwrap_or(0);
+        for (i, notes) in notes[..n_merges].iter().enumerate() {
+            for (side, note) in notes.iter().enumerate() {
+                sides[side].file(note, parts.iter().flat_map(|part| &part.filed[i][side]), lists, positions);
+            }
+        }
     }
 
-    /// Merges a pair wherever it stands and notes what that does to its neighbours.
-    pub fn merge(&mut self, merge: Merge) {
+    /// Merges pairs wherever they stand, one after the other, and notes what each does to its neighbours.
+    pub fn merge(&mut self, batch: &[Merge]) {
+        self.notes
+            .resize_with(batch.len().max(self.notes.len()), || [Note::new(self.n_parts), Note::new(self.n_parts)]);
+        for merge in batch {
+            memory::prefetch(&self.positions, self.lists[merge.id as usize].0);
+        }
+        for (i, merge) in batch.iter().enumerate() {
+            for &position in batch.get(i + 1).map_or(&[][..], |next| self.list(next.id)).iter().take(AHEAD) {
+                self.words.prefetch(position);
+            }
+            let mut notes = take(&mut self.notes[i]);
+            notes.iter_mut().for_each(Note::clear);
+            self.merge_one(*merge, &mut notes);
+            self.notes[i] = notes;
+        }
+    }
+
+    fn list(&self, id: u32) -> &[u32] {
+        let (start, len) = self.lists[id as usize];
+        &self.positions[start..start + len as usize]
+    }
+
+    fn merge_one(&mut self, merge: Merge, [note_before, note_after]: &mut [Note; 2]) {
         let Merge { id, left, right, token } = merge;
         self.words.new_token(left, right);
-        let Self { words, lists, positions, before, after } = self;
+        let Self { words, lists, positions, sides: [before, after], .. } = self;
         let (start, len) = lists[id as usize];
         let list = &positions[start..start + len as usize];
         let (left_width, width) = (words.width_of(left), words.width_of(token));
@@ -241,18 +260,18 @@ impl<S: Slot> Shard<S> {
             let (x, y) = words.merge(position, left_width, width, token);
             if x == token {
                 // The new token next to itself: what the merge just before noted as (token, left) is (token, token).
-                after.overlap += count;
-                if let Some(last) = after.found.last_mut() {
+                note_after.overlap += count;
+                if let Some(last) = note_after.found.last_mut() {
                     last.0 = token.id();
                 }
             } else if x != S::EDGE {
-                before.record(x.id(), position - words.width_of(x.id()), count);
+                before.record(note_before, x.id(), position - words.width_of(x.id()), count);
             }
             if y != S::EDGE {
-                after.record(y.id(), position, count);
+                after.record(note_after, y.id(), position, count);
             }
         }
-        before.tell(|x| merge.with_before(x));
-        after.tell(|y| merge.with_after(y));
+        before.tell(note_before, |x| merge.with_before(x));
+        after.tell(note_after, |y| merge.with_after(y));
     }
 }

@@ -371,17 +371,20 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
                 spilled.encode::<S>(&Encoder::new(Splitter::new("bpe")?, vocab), first)?;
                 first = false;
             }
-            let (mut ids, cutoff) = spilled.count_pairs::<S>(before, wanted)?;
-            let (mut parts, cutoff) = spilled.cut::<S>(before, &ids, cutoff)?;
-            let pairs = ids.number(cutoff);
+            let (counts, cutoff) = spilled.count_pairs::<S>(before, wanted)?;
+            let (mut parts, cutoff) = spilled.cut::<S>(before, &counts, cutoff)?;
+            let (pairs, ids) = counts.number(cutoff);
+            drop(counts);
             let lay = |piece: &[u8], slots: &mut Vec<S>| slots.extend(ids_of::<S>(piece).map(S::new));
             let words = each(&mut parts, |part| {
                 let part = std::mem::take(part);
                 Words::new(&[(&part, 0..part.len())], before, lay)
                     .ok_or(TrainError::MemoryLimit { bytes: spilled.memory })
             });
-            let words = words.into_iter().map(|words| words.map(|words| (words, None))).collect::<Result<_, _>>()?;
-            self.round(words, pairs, ids, None)?;
+            let mut words = words.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let found = each(&mut words, |words| words.ids(&ids));
+            drop(ids);
+            self.round(words.into_iter().zip(found).collect(), pairs, None)?;
             let stuck = self.n_tokens() == before;
             if self.n_tokens() < self.vocab_size as usize && cutoff == 1 {
                 return Err(TrainError::TooFewTokens { asked: self.vocab_size, reached: self.n_tokens() as u32 });

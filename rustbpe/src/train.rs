@@ -23,13 +23,16 @@ use crate::chars::{characters, count_characters, Alphabet, Assembly, Next};
 use crate::count::{shares, ChunkCounts};
 use crate::crew::{each, lead, read, write};
 use crate::error::TrainError;
-use crate::pairs::{best, halves, id_limit, PairMap, Pairs};
+use crate::pairs::{halves, id_limit, Level, PairMap, Pairs};
 use crate::shard::{Merge, Shard};
 use crate::vocab::MAX_TOKENS;
 use crate::word::{Slot, Words};
 
 /// The first round ends with pairs that occur once in this many bytes of text: by then characters are tokens.
 pub const FIRST_CUTOFF_BYTES: u64 = 8000;
+
+/// Merges done in one go, if their order is certain.
+const BATCH: usize = 32;
 
 /// Merges in order: the first makes token 256.
 pub type Merges = Vec<(u32, u32)>;
@@ -112,15 +115,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
             self.learned.merges.truncate(n_sure);
             self.learned.counts.truncate(n_sure);
             cutoff = self.next_cutoff(cutoff);
-            let mut ids = count_pairs(&mut words, self.n_tokens());
-            let pairs = ids.number(cutoff);
-            let pieces = each(&mut words, |words| {
-                let mut lens = vec![0; id_limit(&pairs)];
-                let cut =
-                    words.cut(|left, right| lens.get_mut(ids.id(left, right) as usize).map(|len| *len += 1).is_some());
-                (cut, Some(lens))
-            });
-            self.round(pieces, pairs, ids, None)?;
+            let (pairs, ids) = count_pairs(&mut words, self.n_tokens()).number(cutoff);
+            self.round(each(&mut words, |words| words.cut(&ids)), pairs, None)?;
             if cutoff == 1 && self.n_tokens() < self.vocab_size as usize {
                 return Err(TrainError::TooFewTokens { asked: self.vocab_size, reached: self.n_tokens() as u32 });
             }
@@ -135,13 +131,17 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         alphabet: &Alphabet,
         cutoff: u64,
     ) -> Result<Vec<Words<S>>, TrainError> {
-        let mut ids = count_pairs(&mut words, alphabet.len());
-        let mut assembly = Assembly::new(alphabet, &ids, cutoff);
-        let pairs = ids.number(cutoff);
-        let words = words.into_iter().map(|words| (words, None)).collect();
-        let mut words = self.round(words, pairs, ids, Some(&mut assembly))?;
+        let counts = count_pairs(&mut words, alphabet.len());
+        let mut assembly = Assembly::new(alphabet, &counts, cutoff);
+        let (pairs, ids) = counts.number(cutoff);
+        drop(counts);
+        let found = each(&mut words, |words| words.ids(&ids));
+        let mut words = self.round(words.into_iter().zip(found).collect(), pairs, Some(&mut assembly))?;
         let n_tokens = self.n_tokens();
-        let lay = |symbol, slots: &mut Vec<S>| slots.extend(assembly.pieces(symbol).iter().map(|&token| S::new(token)));
+        let lay = |symbol, slots: &mut Vec<S>| match assembly.token(symbol) {
+            Some(token) => slots.push(S::new(token)),
+            None => slots.extend(assembly.pieces(symbol).iter().map(|&token| S::new(token))),
+        };
         Ok(each(&mut words, |words| words.map(n_tokens, lay)))
     }
 
@@ -157,68 +157,79 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         (cutoff / 8).max(1)
     }
 
-    /// Merges while a pair reaches the cutoff and there is room for tokens. With an assembly, the words are in symbols.
+    /// Merges while a pair reaches the cutoff and there is room for tokens, in pieces with the ids of the pairs in them.
+    /// With an assembly, the words are in symbols.
     pub fn round(
         &mut self,
-        words: Vec<(Words<S>, Option<Vec<u32>>)>,
+        words: Vec<(Words<S>, Vec<u32>)>,
         pairs: Vec<Pairs>,
-        ids: PairMap,
         mut assembly: Option<&mut Assembly>,
     ) -> Result<Vec<Words<S>>, TrainError> {
         let n_symbols = words.first().map_or(0, |(words, _)| words.n_tokens());
         let n = pairs.len();
-        let new = |(words, lens)| (Shard::new(words, n_symbols + self.vocab_size as usize, n), lens);
+        let new = |(words, found)| (Shard::new(words, n_symbols + self.vocab_size as usize, n), found);
         let mut shards: Vec<_> = words.into_iter().map(new).collect();
-        each(&mut shards, |(shard, lens)| shard.list_pairs(&ids, id_limit(&pairs), lens.take()));
-        drop(ids);
+        each(&mut shards, |(shard, found)| shard.list_pairs(found, id_limit(&pairs)));
         let shards: Vec<_> = shards.into_iter().map(|(shard, _)| RwLock::new(shard)).collect();
         let pairs: Vec<_> = pairs.into_iter().map(RwLock::new).collect();
+        let batch = RwLock::new(Vec::new());
         lead(
             shards.len(),
             |number, order| match order {
                 Order::Rest => {}
-                Order::Merge(merge) => {
+                Order::Merge => {
                     let mut shard = write(&shards[number]);
                     shard.file(&pairs.iter().map(read).collect::<Vec<_>>());
-                    shard.merge(merge);
+                    shard.merge(&read(&batch));
                 }
-                Order::Book(merge) => write(&pairs[number]).book(&shards.iter().map(read).collect::<Vec<_>>(), merge),
+                Order::Book => write(&pairs[number]).book(&shards.iter().map(read).collect::<Vec<_>>(), &read(&batch)),
             },
             |crew| {
                 let mut symbol = n_symbols as u32;
+                let mut level = Level::default();
                 while self.n_tokens() < self.vocab_size as usize {
-                    let token = self.n_tokens() as u32;
+                    let room = (self.vocab_size as usize - self.n_tokens()).min(BATCH);
                     let mut parts: Vec<_> = pairs.iter().map(write).collect();
                     let next = match &mut assembly {
-                        Some(assembly) => assembly.next(&mut parts),
-                        None => best(&mut parts).map_or(Next::Unsure, |(pair, count, id)| Next::Symbols {
-                            pair,
-                            tokens: pair,
-                            count,
-                            id,
-                        }),
+                        Some(assembly) => vec![assembly.next(&mut parts)],
+                        None => {
+                            let symbols = |(pair, count, id)| Next::Symbols { pair, tokens: pair, count, id };
+                            level.next(&mut parts, room).into_iter().map(symbols).collect()
+                        }
                     };
                     drop(parts);
-                    let (merged, count) = match (next, &mut assembly) {
-                        (Next::Symbols { pair, tokens, count, id }, assembly) => {
-                            let (left, right) = halves(pair);
-                            let merge = Merge { id, left, right, token: symbol };
-                            crew.order(Order::Merge(merge));
-                            crew.order(Order::Book(merge));
-                            assembly.iter_mut().for_each(|assembly| assembly.add_symbol(token));
-                            symbol += 1;
-                            (tokens, count)
+                    let (mut merges, n_learned) = (Vec::with_capacity(BATCH), self.learned.merges.len());
+                    for next in next {
+                        let token = self.n_tokens() as u32;
+                        let (merged, count) = match (next, &mut assembly) {
+                            (Next::Symbols { pair, tokens, count, id }, assembly) => {
+                                let (left, right) = halves(pair);
+                                merges.push(Merge { id, left, right, token: symbol });
+                                assembly.iter_mut().for_each(|assembly| assembly.add_symbol(token));
+                                symbol += 1;
+                                (tokens, count)
+                            }
+                            (Next::Pieces { pair, count }, Some(assembly)) => {
+                                assembly.merge(pair, token);
+                                (pair, count)
+                            }
+                            _ => break,
+                        };
+                        self.learned.merges.push(halves(merged));
+                        self.learned.counts.push(count);
+                    }
+                    if self.learned.merges.len() == n_learned {
+                        break;
+                    }
+                    if !merges.is_empty() {
+                        *write(&batch) = merges;
+                        crew.order(Order::Merge);
+                        crew.order(Order::Book);
+                    }
+                    for done in n_learned..self.learned.merges.len() {
+                        if !(self.tick)(done as u32 + 1) {
+                            return Err(TrainError::Cancelled);
                         }
-                        (Next::Pieces { pair, count }, Some(assembly)) => {
-                            assembly.merge(pair, token);
-                            (pair, count)
-                        }
-                        _ => break,
-                    };
-                    self.learned.merges.push(halves(merged));
-                    self.learned.counts.push(count);
-                    if !(self.tick)(self.learned.merges.len() as u32) {
-                        return Err(TrainError::Cancelled);
                     }
                 }
                 Ok(())
@@ -241,10 +252,10 @@ fn count_pairs<S: Slot>(words: &mut [Words<S>], n_tokens: usize) -> PairMap {
 enum Order {
     #[default]
     Rest,
-    /// Merge in its shard, once the merge before is booked.
-    Merge(Merge),
-    /// Book the merge in its part of the pairs, once all shards have done it.
-    Book(Merge),
+    /// Merge a batch in its shard, once the batch before is booked.
+    Merge,
+    /// Book the batch in its part of the pairs, once all shards have done it.
+    Book,
 }
 
 #[cfg(test)]

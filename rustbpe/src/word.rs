@@ -6,6 +6,7 @@
 
 use crate::count::Range;
 use crate::memory;
+use crate::pairs::{Ids, NONE};
 
 /// What a slot holds: 16 bits if the ids fit, since the array is far larger than any cache.
 pub trait Slot: Copy + Eq + Send + Sync + 'static {
@@ -60,11 +61,17 @@ impl<S: Slot> Words<S> {
     /// None if there is more than 32-bit positions can address.
     pub fn new(ranges: &[Range<'_>], n_tokens: usize, lay: impl Fn(&[u8], &mut Vec<S>)) -> Option<Self> {
         // Pieces of equal count side by side: a few thousand boundaries replace a count per slot.
+        let all = || {
+            ranges.iter().zip(0..).flat_map(|((counts, range), number)| {
+                range.clone().map(move |i| (counts.count_of(i), number, i as u32))
+            })
+        };
+        // Most occur once: these are in order as they are.
         let mut order: Vec<(u64, u32, u32)> = Vec::with_capacity(ranges.iter().map(|(_, range)| range.len()).sum());
-        for ((counts, range), number) in ranges.iter().zip(0..) {
-            order.extend(range.clone().map(|i| (counts.get(i).1, number, i as u32)));
-        }
-        order.sort_unstable();
+        order.extend(all().filter(|&(count, ..)| count == 1));
+        let n_once = order.len();
+        order.extend(all().filter(|&(count, ..)| count != 1));
+        order[n_once..].sort_unstable();
         let bytes: usize = ranges.iter().map(|(counts, range)| counts.bytes_in(range)).sum();
         let mut slots = Vec::with_capacity(bytes + order.len() + 1);
         memory::advise_huge(&slots);
@@ -105,67 +112,57 @@ impl<S: Slot> Words<S> {
         Self { slots, width: vec![1; n_tokens], weights, blocks: Vec::new() }
     }
 
-    /// The same pieces, one slot a token, cut between neighbours that are not `joined`, without single tokens.
-    pub fn cut(&self, mut joined: impl FnMut(u32, u32) -> bool) -> Self {
-        let mut slots = Vec::with_capacity(self.slots.len());
+    /// The same pieces cut between neighbours whose pair has no id, without single tokens; and the ids of all pairs in them.
+    ///
+    /// Nothing was merged in these pieces yet, as in the two that follow.
+    pub fn cut(&self, ids: &Ids) -> (Self, Vec<u32>) {
+        // Whether two tokens stay together is hard to predict, so all is written, and what is not wanted overwritten.
+        // Two tokens and an edge may come of every two tokens.
+        let (mut slots, mut found) = (vec![S::new(0); self.slots.len() / 2 * 3 + 2], vec![0; self.slots.len()]);
+        slots[0] = S::EDGE;
         memory::advise_huge(&slots);
+        memory::advise_huge(&found);
         let mut weights = Vec::with_capacity(self.weights.len());
-        slots.push(S::EDGE);
-        let mut at = 1;
+        let (mut n_slots, mut n_found, mut at, mut open) = (1, 0, 1, false);
         for &(end, count) in &self.weights {
-            while at < end as usize {
-                let mut left = self.slots[at];
-                let mut start = at;
-                let mut open = false;
-                while left != S::EDGE {
-                    let next = start + self.width[left.id() as usize] as usize;
-                    let right = self.slots[next];
-                    let join = right != S::EDGE && joined(left.id(), right.id());
-                    if open || join {
-                        slots.push(left);
-                        if !join {
-                            slots.push(S::EDGE);
-                        }
-                    }
-                    open = join;
-                    (left, start) = (right, next);
-                }
-                at = start + 1;
+            for pair in self.slots[at - 1..end as usize].windows(2) {
+                let id = ids.get(pair[0].id(), pair[1].id());
+                let join = id != NONE;
+                slots[n_slots] = pair[0];
+                n_slots += usize::from(open | join);
+                slots[n_slots] = S::EDGE;
+                n_slots += usize::from(open & !join);
+                found[n_found] = id;
+                n_found += usize::from(join);
+                open = join;
             }
-            weights.push((slots.len() as u32, count));
+            at = end as usize;
+            weights.push((n_slots as u32, count));
         }
-        Self { slots, width: vec![1; self.width.len()], weights, blocks: Vec::new() }
+        slots.truncate(n_slots);
+        found.truncate(n_found);
+        (Self { slots, width: vec![1; self.width.len()], weights, blocks: Vec::new() }, found)
+    }
+
+    /// The ids of all pairs of neighbours, by ascending position.
+    pub fn ids(&self, ids: &Ids) -> Vec<u32> {
+        let mut found = Vec::with_capacity(self.slots.len());
+        memory::advise_huge(&found);
+        self.pairs(|left, right, _, _| found.push(ids.get(left, right)));
+        found
     }
 
     /// Calls `visit(left, right, position, count)` for each pair of neighbours, by ascending position.
     #[inline]
     pub fn pairs(&self, mut visit: impl FnMut(u32, u32, u32, u64)) {
         let mut at = 1;
-        if self.width.iter().all(|&width| width == 1) {
-            for &(end, count) in &self.weights {
-                for (pair, position) in self.slots[at..end as usize].windows(2).zip(at as u32..) {
-                    if pair[0] != S::EDGE && pair[1] != S::EDGE {
-                        visit(pair[0].id(), pair[1].id(), position, count);
-                    }
-                }
-                at = end as usize;
-            }
-            return;
-        }
         for &(end, count) in &self.weights {
-            while at < end as usize {
-                let mut left = self.slots[at];
-                let mut start = at;
-                while left != S::EDGE {
-                    let next = start + self.width[left.id() as usize] as usize;
-                    let right = self.slots[next];
-                    if right != S::EDGE {
-                        visit(left.id(), right.id(), start as u32, count);
-                    }
-                    (left, start) = (right, next);
+            for (pair, position) in self.slots[at..end as usize].windows(2).zip(at as u32..) {
+                if pair[0] != S::EDGE && pair[1] != S::EDGE {
+                    visit(pair[0].id(), pair[1].id(), position, count);
                 }
-                at = start + 1;
             }
+            at = end as usize;
         }
     }
 
