@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
-use rustbpe::{train, ChunkCounts, Encoder, Splitter, Vocab};
+use rustbpe::{train, ChunkCounts, Encoder, Splitter};
 
 /// About `bytes` bytes of clauses of Han characters, with a skewed distribution as in real text.
 fn text(bytes: usize) -> String {
@@ -31,7 +31,7 @@ fn benches(c: &mut Criterion) {
         counts
     };
     let merges = train(vec![count()], 8192, |_| true).expect("enough text");
-    let encoder = Encoder::new(splitter.clone(), Vocab::from_merges(&merges.merges).expect("trained merges"));
+    let encoder = Encoder::from_merges(splitter.clone(), merges.merges).expect("trained merges");
     let mut group = c.benchmark_group("2 MiB");
     group.sample_size(10).throughput(Throughput::Bytes(text.len() as u64));
     group.bench_function("count", |b| b.iter(|| black_box(count())));

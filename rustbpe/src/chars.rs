@@ -17,6 +17,7 @@ use rustc_hash::FxBuildHasher;
 use crate::count::ChunkCounts;
 use crate::crew::each;
 use crate::error::TrainError;
+use crate::memory;
 use crate::pairs::{halves, key, pop, restore, PairMap, Pairs};
 
 /// The characters of the text: the symbols.
@@ -146,11 +147,11 @@ pub struct Assembly {
     order: BinaryHeap<(u64, Reverse<u64>)>,
     /// Pairs of pieces across borders, where not both characters are whole.
     across: Pairs,
-    /// (left symbol, right symbol, count), with what comes first for each left, and an order by right.
+    /// (left symbol, right symbol, count), by left, and again by right, with where each symbol starts.
     neighbours: Vec<(u32, u32, u64)>,
     by_left: Vec<u32>,
     by_right: Vec<u32>,
-    right_order: Vec<u32>,
+    right_order: Vec<(u32, u32, u64)>,
     cutoff: u64,
 }
 
@@ -167,9 +168,9 @@ impl Assembly {
             .iter()
             .map(|(_, c)| c.encode_utf8(&mut [0; 4]).bytes().map(u32::from).collect())
             .collect();
-        let neighbours: Vec<_> = neighbours.iter().map(|(key, n)| (halves(key).0, halves(key).1, n)).collect();
-        let (by_left, neighbours) = grouped(n, neighbours.iter().map(|&pair| (pair.0, pair)));
-        let (by_right, right_order) = grouped(n, neighbours.iter().zip(0..).map(|(&(_, right, _), i)| (right, i)));
+        let triples = || neighbours.iter().map(|(key, n)| (halves(key).0, (halves(key).0, halves(key).1, n)));
+        let (by_left, neighbours) = grouped(n, triples);
+        let (by_right, right_order) = grouped(n, || neighbours.iter().map(|&pair| (pair.1, pair)));
         let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
         let ends = pieces.iter().map(|pieces| (pieces[0], pieces[pieces.len() - 1])).collect();
         let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff, 0, 1));
@@ -274,13 +275,12 @@ impl Assembly {
             if merged.len() == pieces.len() {
                 continue;
             }
-            let changed = (merged.first() != pieces.first(), merged.last() != pieces.last());
-            self.note_around(symbol, changed, false, &mut deltas);
+            let ends = (merged[0], merged[merged.len() - 1]);
+            self.note_around(symbol, ends, &mut deltas);
+            self.ends[symbol as usize] = ends;
             self.note_inside(symbol, false);
-            self.ends[symbol as usize] = (merged[0], merged[merged.len() - 1]);
             self.pieces[symbol as usize] = merged;
             self.note_inside(symbol, true);
-            self.note_around(symbol, changed, true, &mut deltas);
         }
         self.inside.remove(&pair);
         self.book(&deltas, left, right, token);
@@ -303,19 +303,28 @@ impl Assembly {
         }
     }
 
-    /// Notes the pairs across those borders of a character whose piece is another one; the pair with itself once.
-    fn note_around(&self, symbol: u32, (first, last): (bool, bool), add: bool, deltas: &mut Deltas) {
+    /// Notes the pairs across those borders of a character where its piece will be another one; the pair with itself once.
+    fn note_around(&self, symbol: u32, new: (u32, u32), [before, after]: &mut Deltas) {
+        let old = self.ends[symbol as usize];
+        let (first, last) = (old.0 != new.0, old.1 != new.1);
         let range = |starts: &[u32]| starts[symbol as usize] as usize..starts[symbol as usize + 1] as usize;
-        let [before, after] = deltas;
-        for &(left, right, count) in &self.neighbours[if last { range(&self.by_left) } else { 0..0 }] {
-            if let Some((_, other)) = self.border(left, right) {
-                before[usize::from(add)][other as usize] += count;
+        let ends_of = |other: u32, own: (u32, u32)| if other == symbol { own } else { self.ends[other as usize] };
+        // The character was not whole, so its borders counted; they go on to unless both are whole.
+        let whole = |ends: (u32, u32)| ends.0 == ends.1;
+        for &(_, right, count) in &self.neighbours[if last { range(&self.by_left) } else { 0..0 }] {
+            before[0][ends_of(right, old).0 as usize] += count;
+            let other = ends_of(right, new);
+            if !whole(new) || !whole(other) {
+                before[1][other.0 as usize] += count;
             }
         }
-        for &i in &self.right_order[if first { range(&self.by_right) } else { 0..0 }] {
-            let (left, right, count) = self.neighbours[i as usize];
-            if let Some((other, _)) = self.border(left, right).filter(|_| left != symbol || !last) {
-                after[usize::from(add)][other as usize] += count;
+        for &(left, _, count) in &self.right_order[if first { range(&self.by_right) } else { 0..0 }] {
+            if left != symbol || !last {
+                after[0][ends_of(left, old).1 as usize] += count;
+                let other = ends_of(left, new);
+                if !whole(new) || !whole(other) {
+                    after[1][other.1 as usize] += count;
+                }
             }
         }
     }
@@ -355,14 +364,15 @@ impl Assembly {
 }
 
 /// Orders items by symbol; returns where those of each symbol start, and the items.
-fn grouped<T: Copy + Default>(n: usize, items: impl Iterator<Item = (u32, T)> + Clone) -> (Vec<u32>, Vec<T>) {
+fn grouped<T: Copy + Default, I: Iterator<Item = (u32, T)>>(n: usize, items: impl Fn() -> I) -> (Vec<u32>, Vec<T>) {
     let mut starts = vec![0; n + 1];
-    items.clone().for_each(|(symbol, _)| starts[symbol as usize + 1] += 1);
+    items().for_each(|(symbol, _)| starts[symbol as usize + 1] += 1);
     for i in 0..n {
         starts[i + 1] += starts[i];
     }
     let (mut next, mut ordered) = (starts.clone(), vec![T::default(); starts[n] as usize]);
-    for (symbol, item) in items {
+    memory::advise_huge(&ordered);
+    for (symbol, item) in items() {
         ordered[next[symbol as usize] as usize] = item;
         next[symbol as usize] += 1;
     }

@@ -63,11 +63,7 @@ impl Encoder {
     /// An encoder for `vocab` with chunks cut by `splitter`.
     pub fn new(splitter: Splitter, vocab: Vocab) -> Self {
         let splits: Vec<_> = vocab.splits().collect();
-        let longest_token = vocab.iter().map(<[u8]>::len).max().unwrap_or(1);
-        let (pairs, merges) = (PairTable::new(splits.clone(), &vocab), Ok(Vec::new()));
-        let byte_pieces = [NO_PIECE; 256];
-        let mut encoder = Self { splitter, vocab, byte_pieces, pairs, characters: None, merges, longest_token };
-        encoder.note_bytes();
+        let mut encoder = Self::with_pairs(splitter, vocab, splits.clone());
         // What happens between two borders that stay does not depend on what is around them. So a token is made, if at
         // all, by the same last merge wherever it is made, and of all its splits only that one is needed.
         let (mut made, mut highest, mut ids) = (Vec::new(), vec![0; encoder.vocab.len()], Vec::new());
@@ -86,16 +82,34 @@ impl Encoder {
                 _ => {}
             }
         }
-        encoder.pairs = PairTable::new(made, &encoder.vocab);
-        encoder.note_bytes();
+        let merges = encoder.merges;
+        let mut encoder = Self::with_pairs(encoder.splitter, encoder.vocab, made);
         encoder.characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, &splits, &highest));
-        encoder
+        Self { merges, ..encoder }
     }
 
-    fn note_bytes(&mut self) {
-        for (byte, piece) in (0..=255u8).zip(&mut self.byte_pieces) {
-            *piece = self.vocab.id(&[byte]).map_or(NO_PIECE, |id| self.pairs.piece(id));
+    /// An encoder for what was trained, where nothing needs to be found out.
+    ///
+    /// # Errors
+    /// Those of [`Vocab::from_merges`].
+    pub fn from_merges(splitter: Splitter, merges: Vec<(u32, u32)>) -> Result<Self, VocabError> {
+        let vocab = Vocab::from_merges(&merges)?;
+        let splits: Vec<_> = vocab.splits().collect();
+        let highest: Vec<u32> = (0..vocab.len() as u32).map(|id| if id < 256 { 0 } else { id }).collect();
+        let made = merges.iter().zip(256..).map(|(&(left, right), id)| (left, right, id)).collect();
+        let mut encoder = Self::with_pairs(splitter, vocab, made);
+        encoder.characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, &splits, &highest));
+        Ok(Self { merges: Ok(merges), ..encoder })
+    }
+
+    fn with_pairs(splitter: Splitter, vocab: Vocab, pairs: Vec<(u32, u32, u32)>) -> Self {
+        let longest_token = vocab.iter().map(<[u8]>::len).max().unwrap_or(1);
+        let pairs = PairTable::new(pairs, &vocab);
+        let mut byte_pieces = [NO_PIECE; 256];
+        for (byte, piece) in (0..=255u8).zip(&mut byte_pieces) {
+            *piece = vocab.id(&[byte]).map_or(NO_PIECE, |id| pairs.piece(id));
         }
+        Self { splitter, vocab, byte_pieces, pairs, characters: None, merges: Ok(Vec::new()), longest_token }
     }
 
     /// The vocabulary.
@@ -494,6 +508,20 @@ mod tests {
         let e = encoder(&[(98, 99), (97, 97), (97, 98)]);
         assert_eq!(e.encode("abc").unwrap(), [97, 256]);
         assert_eq!(e.encode("aaab").unwrap(), [257, 258]);
+    }
+
+    #[test]
+    fn what_was_trained_needs_no_search_for_merges() {
+        let text = "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。日月日月天地天地，宇宙天地。é ü 🙂🙂".repeat(3);
+        let mut counts = crate::ChunkCounts::default();
+        counts.count(&Splitter::new("bpe").unwrap(), &text).unwrap();
+        let merges = crate::train(vec![counts], 310, |_| true).unwrap().merges;
+        let trained = Encoder::from_merges(Splitter::new("bpe").unwrap(), merges.clone()).unwrap();
+        let found = encoder(&merges);
+        assert_eq!(trained.merges(), found.merges());
+        for text in [text.as_str(), "月日é，张列🙂", "地天 üé"] {
+            assert_eq!(trained.encode(text).unwrap(), found.encode(text).unwrap());
+        }
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //! [`train`](mod@train) for the order of merges, [`encode`] for the rule of encoding.
 //!
 //! ```
-//! use rustbpe::{train, ChunkCounts, Encoder, Splitter, Vocab};
+//! use rustbpe::{train, ChunkCounts, Encoder, Splitter};
 //!
 //! let splitter = Splitter::new("bpe")?;
 //! let mut counts = ChunkCounts::default();
 //! counts.count(&splitter, "人之初，性本善。性相近，习相远。")?;
 //! let learned = train(vec![counts], 260, |_| true)?;
-//! let encoder = Encoder::new(splitter, Vocab::from_merges(&learned.merges)?);
+//! let encoder = Encoder::from_merges(splitter, learned.merges)?;
 //! let ids = encoder.encode("性善")?;
 //! assert_eq!(encoder.vocab().decode(&ids)?, "性善".as_bytes());
 //! # Ok::<(), Box<dyn std::error::Error>>(())

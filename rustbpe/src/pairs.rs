@@ -236,7 +236,7 @@ pub struct Pairs {
     /// Counts in a step.
     step: u64,
     cutoff: u64,
-    /// By neighbour, what all shards tell of pairs gained, and the neighbours they tell of.
+    /// By neighbour, one more than what all shards tell of pairs gained, and the neighbours that are added up.
     sums: Vec<u64>,
     told: Vec<u32>,
     /// By merge of the batch last booked, (neighbour, id) of the new pairs with the neighbour before and after the token.
@@ -330,19 +330,29 @@ impl Pairs {
         self.slots[at].1 = self.slots[at].1.saturating_sub(lost);
     }
 
+    /// The count that a pair has now.
+    #[inline]
+    fn count_of(&self, key: u64) -> u64 {
+        self.slots[slot_of(&self.slots, key)].1
+    }
+
     /// The most frequent pair, the lowest of equals.
     pub fn top(&mut self) -> Option<Ranked> {
         loop {
             while let Some(&(noted, key, index)) = self.heap.peek() {
-                let count = self.slots[slot_of(&self.slots, key.0)].1;
+                let count = self.count_of(key.0);
                 if count == noted {
                     return Some((count, key, index));
                 }
                 self.heap.pop();
                 self.wait_again((count, key, index));
             }
-            for (_, key, index) in self.later.pop()? {
-                self.wait_again((self.slots[slot_of(&self.slots, key.0)].1, key, index));
+            let next = self.later.pop()?;
+            for (i, &(_, key, index)) in next.iter().enumerate() {
+                if let Some(later) = next.get(i + AHEAD) {
+                    memory::prefetch(&self.slots, place_of(&self.slots, later.1 .0));
+                }
+                self.wait_again((self.count_of(key.0), key, index));
             }
         }
     }
@@ -366,10 +376,10 @@ impl Pairs {
                 let at = slot_of(&self.slots, key);
                 self.slots[at].1 = 0;
             }
-            let sides = |side: usize| shards.iter().map(|shard| &shard.notes[i][side]).collect::<Vec<_>>();
+            let sides = |side| shards.iter().map(move |shard| shard.notes.of(i, side));
             let filed = [
-                self.book_side(&sides(0), merge.token, NONE, |x| merge.with_before(x)),
-                self.book_side(&sides(1), merge.token, merge.left, |y| merge.with_after(y)),
+                self.book_side(sides(0), merge.token, NONE, |x| merge.with_before(x)),
+                self.book_side(sides(1), merge.token, merge.left, |y| merge.with_after(y)),
             ];
             self.filed.push(filed);
         }
@@ -378,11 +388,11 @@ impl Pairs {
 
     /// Asks for the counts that a merge will lower first.
     fn prefetch<S: Slot>(&self, shards: &[RwLockReadGuard<'_, Shard<S>>], i: usize, merge: &Merge) {
-        for notes in shards.iter().map(|shard| &shard.notes[i]) {
-            for &(x, _) in notes[0].lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+        for notes in shards.iter().map(|shard| &shard.notes) {
+            for &(x, _) in notes.of(i, 0).lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
                 memory::prefetch(&self.slots, place_of(&self.slots, merge.with_before(x).0));
             }
-            for &(y, _) in notes[1].lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+            for &(y, _) in notes.of(i, 1).lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
                 memory::prefetch(&self.slots, place_of(&self.slots, merge.with_after(y).0));
             }
         }
@@ -391,15 +401,15 @@ impl Pairs {
     /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
     /// lost and gained; `half` is the neighbour that a token next to itself is first taken for. Returns the (neighbour, id)
     /// of the new pairs that reach the cutoff.
-    fn book_side(
+    fn book_side<'a>(
         &mut self,
-        sides: &[&Note],
+        sides: impl Iterator<Item = Note<'a>> + Clone,
         token: u32,
         half: u32,
         keys: impl Fn(u32) -> (u64, u64),
     ) -> Vec<(u32, u32)> {
         let number = self.number;
-        for list in sides.iter().flat_map(|side| side.lost(number)) {
+        for list in sides.clone().flat_map(|side| side.lost(number)) {
             for (i, &(neighbour, count)) in list.iter().enumerate() {
                 if let Some(&(later, _)) = list.get(i + AHEAD) {
                     memory::prefetch(&self.slots, place_of(&self.slots, keys(later).0));
@@ -408,32 +418,29 @@ impl Pairs {
             }
         }
         let mut filed = Vec::new();
-        let overlap: u64 = sides.iter().map(|side| side.overlap).sum();
-        let mut gain = |pairs: &mut Self, neighbour, count| {
-            let gained = if neighbour == half { count - overlap } else { count };
-            if gained >= pairs.cutoff {
-                filed.push((neighbour, pairs.insert(keys(neighbour).1, gained)));
+        let overlap: u64 = sides.clone().map(|side| side.overlap()).sum();
+        // What reaches the cutoff in all shards together has its share of that in one: most need not be added up.
+        let (share, mut told) = (self.cutoff.div_ceil(sides.clone().count() as u64), take(&mut self.told));
+        self.sums.resize(self.sums.len().max(token as usize + 1), 0);
+        let gains = sides.flat_map(|side| side.gained(number)).flatten();
+        for &(neighbour, _) in gains.clone().filter(|gain| gain.1 >= share) {
+            if self.sums[neighbour as usize] == 0 {
+                self.sums[neighbour as usize] = 1;
+                told.push(neighbour);
             }
-        };
-        let gains = sides.iter().flat_map(|side| side.gained(number)).flatten();
-        if let [_] = sides {
-            gains.for_each(|&(neighbour, count)| gain(self, neighbour, count));
-        } else {
-            for &(neighbour, count) in gains {
-                let at = neighbour as usize;
-                self.sums.resize(self.sums.len().max(at + 1), 0);
-                if self.sums[at] == 0 {
-                    self.told.push(neighbour);
-                }
-                self.sums[at] += count;
-            }
-            let mut told = take(&mut self.told);
-            for neighbour in told.drain(..) {
-                let count = take(&mut self.sums[neighbour as usize]);
-                gain(self, neighbour, count);
-            }
-            self.told = told;
         }
+        for &(neighbour, count) in gains.filter(|_| !told.is_empty()) {
+            let sum = &mut self.sums[neighbour as usize];
+            *sum += if *sum > 0 { count } else { 0 };
+        }
+        for neighbour in told.drain(..) {
+            let count = take(&mut self.sums[neighbour as usize]) - 1;
+            let gained = if neighbour == half { count - overlap } else { count };
+            if gained >= self.cutoff {
+                filed.push((neighbour, self.insert(keys(neighbour).1, gained)));
+            }
+        }
+        self.told = told;
         if overlap >= self.cutoff && self.owns(keys(token).1) {
             filed.push((token, self.insert(keys(token).1, overlap)));
         }
@@ -458,17 +465,10 @@ pub fn pop(parts: &mut [impl DerefMut<Target = Pairs>]) -> Option<Taken> {
     Some((key, count, (index as usize * n + number) as u32))
 }
 
-/// Puts back what `pop` took out, with the count it has now.
-pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], (key, _, id): Taken) {
+/// Puts back what `pop` took out.
+pub fn restore(parts: &mut [impl DerefMut<Target = Pairs>], (key, count, id): Taken) {
     let (index, number) = (id / parts.len() as u32, id as usize % parts.len());
-    let count = count_of(parts, key, id);
-    parts[number].wait_again((count, Reverse(key), index));
-}
-
-/// The count that a pair has now.
-pub fn count_of(parts: &[impl DerefMut<Target = Pairs>], key: u64, id: u32) -> u64 {
-    let slots = &parts[id as usize % parts.len()].slots;
-    slots[slot_of(slots, key)].1
+    parts[number].wait((count, Reverse(key), index));
 }
 
 /// The pairs that are the most frequent, all with the same count, on their way to be merged, the lowest first.
@@ -479,8 +479,8 @@ pub fn count_of(parts: &[impl DerefMut<Target = Pairs>], key: u64, id: u32) -> u
 #[derive(Debug, Default)]
 pub struct Level {
     count: u64,
-    /// (key, id); counts may have fallen since.
-    waiting: BinaryHeap<Reverse<(u64, u32)>>,
+    /// (key, id), the highest first; counts may have fallen since.
+    waiting: Vec<(u64, u32)>,
 }
 
 impl Level {
@@ -488,29 +488,38 @@ impl Level {
     pub fn next(&mut self, parts: &mut [impl DerefMut<Target = Pairs>], most: usize) -> Vec<Taken> {
         let mut batch: Vec<Taken> = Vec::with_capacity(most);
         while batch.is_empty() {
-            while let Some(pair) = pop(parts) {
-                if self.waiting.is_empty() {
-                    self.count = pair.1;
-                } else if pair.1 < self.count {
-                    restore(parts, pair);
-                    break;
-                }
-                self.waiting.push(Reverse((pair.0, pair.2)));
-            }
             if self.waiting.is_empty() {
-                break;
+                let Some(top) = parts.iter_mut().filter_map(|part| part.top()).max() else { break };
+                self.count = top.0;
             }
-            while let Some(&Reverse((key, id))) = self.waiting.peek().filter(|_| batch.len() < most) {
+            let (n, n_known) = (parts.len() as u32, self.waiting.len());
+            for (part, number) in parts.iter_mut().zip(0..) {
+                // Rarer pairs are looked for when it is their turn, by all threads.
+                while let Some(&(_, Reverse(key), index)) = part.heap.peek().filter(|pair| pair.0 >= self.count) {
+                    part.heap.pop();
+                    let count = part.count_of(key);
+                    if count == self.count {
+                        self.waiting.push((key, index * n + number));
+                    } else {
+                        part.wait_again((count, Reverse(key), index));
+                    }
+                }
+            }
+            if self.waiting.len() > n_known {
+                self.waiting.sort_unstable_by_key(|&pair| Reverse(pair));
+            }
+            while let Some(&(key, id)) = self.waiting.last().filter(|_| batch.len() < most) {
                 let (left, right) = halves(key);
-                let touched = |&(key, ..): &Taken| halves(key).0 == right || halves(key).1 == left;
-                if batch.iter().any(touched) {
+                if batch.iter().any(|taken| halves(taken.0).0 == right || halves(taken.0).1 == left) {
                     break;
                 }
                 self.waiting.pop();
-                if count_of(parts, key, id) == self.count {
-                    batch.push((key, self.count, id));
+                let part = &mut parts[(id % n) as usize];
+                let count = part.count_of(key);
+                if count == self.count {
+                    batch.push((key, count, id));
                 } else {
-                    restore(parts, (key, self.count, id));
+                    part.wait_again((count, Reverse(key), id / n));
                 }
             }
         }

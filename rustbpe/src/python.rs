@@ -332,7 +332,7 @@ fn count_to_files(
 
 impl Bpe {
     fn learned(splitter: Splitter, learned: Learned, totals: Totals) -> PyResult<Self> {
-        let encoder = Encoder::new(splitter, Vocab::from_merges(&learned.merges)?);
+        let encoder = Encoder::from_merges(splitter, learned.merges)?;
         Ok(Self { encoder, totals, counts: learned.counts, ints: PyOnceLock::new() })
     }
 

@@ -37,41 +37,80 @@ impl Merge {
     }
 }
 
-/// What one merge does to the pairs with the neighbours on one side.
-#[derive(Debug, Default)]
-pub struct Note {
-    /// (neighbour, position of the new pair), by ascending position.
-    found: Vec<(u32, u32)>,
-    /// How often the new token stands next to itself.
-    pub overlap: u64,
+/// What the merges of a batch do to the pairs with the neighbours of the new tokens, by merge and side, before then after.
+#[derive(Debug)]
+pub struct Notes {
+    n_parts: usize,
     /// (neighbour, occurrences) for those who book: by part that loses a pair, `n_parts` times, and part that gains one.
     told: Vec<Vec<(u32, u64)>>,
-    n_parts: usize,
+    /// Where each merge and side ends in each list.
+    told_ends: Vec<usize>,
+    /// By side, (neighbour, position of the new pair), by ascending position for every merge, and where they end.
+    found: [Vec<(u32, u32)>; 2],
+    found_ends: [Vec<usize>; 2],
+    /// By merge: how often the new token stands next to itself.
+    overlaps: Vec<u64>,
 }
 
-impl Note {
+/// What one merge does on one side.
+#[derive(Debug, Clone, Copy)]
+pub struct Note<'a> {
+    notes: &'a Notes,
+    merge: usize,
+    side: usize,
+}
+
+impl Notes {
     fn new(n_parts: usize) -> Self {
-        Self { told: vec![Vec::new(); n_parts * n_parts], n_parts, ..Self::default() }
+        let told = vec![Vec::new(); n_parts * n_parts];
+        let (found, found_ends) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
+        Self { n_parts, told, told_ends: Vec::new(), found, found_ends, overlaps: Vec::new() }
     }
 
-    /// (neighbour, occurrences) of pairs that a part loses; they may come twice from different sides.
-    pub fn lost(&self, part: usize) -> impl Iterator<Item = &[(u32, u64)]> {
-        self.told[part * self.n_parts..(part + 1) * self.n_parts].iter().map(Vec::as_slice)
-    }
-
-    /// The same for pairs that a part gains.
-    pub fn gained(&self, part: usize) -> impl Iterator<Item = &[(u32, u64)]> {
-        self.told.iter().skip(part).step_by(self.n_parts).map(Vec::as_slice)
+    /// What a merge of the batch does on a side.
+    pub fn of(&self, merge: usize, side: usize) -> Note<'_> {
+        Note { notes: self, merge, side }
     }
 
     fn clear(&mut self) {
-        self.found.clear();
         self.told.iter_mut().for_each(Vec::clear);
-        self.overlap = 0;
+        self.found.iter_mut().for_each(Vec::clear);
+        self.found_ends.iter_mut().for_each(Vec::clear);
+        self.told_ends.clear();
+        self.overlaps.clear();
     }
 }
 
-/// What is needed to write such notes: dense by token id, with the list of those met.
+impl<'a> Note<'a> {
+    fn told(self, list: usize) -> &'a [(u32, u64)] {
+        let end = (2 * self.merge + self.side) * self.notes.told.len() + list;
+        let start = end.checked_sub(self.notes.told.len()).map_or(0, |before| self.notes.told_ends[before]);
+        &self.notes.told[list][start..self.notes.told_ends[end]]
+    }
+
+    /// (neighbour, occurrences) of pairs that a part loses; they may come twice from different sides.
+    pub fn lost(self, part: usize) -> impl Iterator<Item = &'a [(u32, u64)]> {
+        (0..self.notes.n_parts).map(move |gainer| self.told(part * self.notes.n_parts + gainer))
+    }
+
+    /// The same for pairs that a part gains.
+    pub fn gained(self, part: usize) -> impl Iterator<Item = &'a [(u32, u64)]> + Clone {
+        (0..self.notes.n_parts).map(move |loser| self.told(loser * self.notes.n_parts + part))
+    }
+
+    /// How often the new token stands next to itself.
+    pub fn overlap(self) -> u64 {
+        self.notes.overlaps[self.merge] * self.side as u64
+    }
+
+    fn found(self) -> &'a [(u32, u32)] {
+        let ends = &self.notes.found_ends[self.side];
+        let start = self.merge.checked_sub(1).map_or(0, |before| ends[before]);
+        &self.notes.found[self.side][start..ends[self.merge]]
+    }
+}
+
+/// What is needed to write notes about one side: dense by token id, with the list of those met.
 #[derive(Debug)]
 struct Side {
     /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
@@ -87,29 +126,29 @@ impl Side {
         Self { seen: vec![0; vocab_size], touched: Vec::new(), list_of: vec![NONE; vocab_size] }
     }
 
-    /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
-    fn tell(&mut self, note: &mut Note, pairs: impl Fn(u32) -> (u64, u64)) {
-        for neighbour in self.touched.drain(..) {
-            let (loser, gainer) = pairs(neighbour);
-            let list = part_of(loser, note.n_parts) * note.n_parts + part_of(gainer, note.n_parts);
-            note.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
-        }
-    }
-
     #[inline]
-    fn record(&mut self, note: &mut Note, neighbour: u32, position: u32, count: u64) {
+    fn record(&mut self, neighbour: u32, count: u64) {
         let seen = &mut self.seen[neighbour as usize];
         if *seen == 0 {
             self.touched.push(neighbour);
         }
         *seen += count;
-        note.found.push((neighbour, position));
+    }
+
+    /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
+    fn tell(&mut self, notes: &mut Notes, pairs: impl Fn(u32) -> (u64, u64)) {
+        for neighbour in self.touched.drain(..) {
+            let (loser, gainer) = pairs(neighbour);
+            let list = part_of(loser, notes.n_parts) * notes.n_parts + part_of(gainer, notes.n_parts);
+            notes.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
+        }
+        notes.told_ends.extend(notes.told.iter().map(Vec::len));
     }
 
     /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`.
     fn file<'a>(
         &mut self,
-        note: &Note,
+        found: &[(u32, u32)],
         filed: impl Iterator<Item = &'a (u32, u32)> + Clone,
         lists: &mut Vec<(usize, u32)>,
         positions: &mut Vec<u32>,
@@ -123,7 +162,7 @@ impl Side {
             return;
         }
         lists.resize(n_lists.max(lists.len()), (0, 0));
-        for &(neighbour, _) in &note.found {
+        for &(neighbour, _) in found {
             let id = self.list_of[neighbour as usize];
             if id != NONE {
                 lists[id as usize].1 += 1;
@@ -137,7 +176,7 @@ impl Side {
             list.1 = 0;
         }
         positions.resize(end, 0);
-        for &(neighbour, position) in &note.found {
+        for &(neighbour, position) in found {
             let id = self.list_of[neighbour as usize];
             if id != NONE {
                 let (start, len) = &mut lists[id as usize];
@@ -159,16 +198,15 @@ pub struct Shard<S> {
     lists: Vec<(usize, u32)>,
     positions: Vec<u32>,
     sides: [Side; 2],
-    /// By merge of the batch last done, what it did to the pairs with the neighbours before and after.
-    pub notes: Vec<[Note; 2]>,
-    n_parts: usize,
+    /// What the batch last done did.
+    pub notes: Notes,
 }
 
 impl<S: Slot> Shard<S> {
     /// A shard without any lists, one of `n`.
     pub fn new(words: Words<S>, vocab_size: usize, n: usize) -> Self {
         let sides = [Side::new(vocab_size), Side::new(vocab_size)];
-        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes: Vec::new(), n_parts: n }
+        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes: Notes::new(n) }
     }
 
     /// The pieces as they are now.
@@ -210,18 +248,17 @@ impl<S: Slot> Shard<S> {
     /// Writes the lists of the pairs made by the batch before, as all parts booked it.
     pub fn file(&mut self, parts: &[RwLockReadGuard<'_, Pairs>]) {
         let Self { lists, positions, sides, notes, .. } = self;
-        let n_merges = parts.iter().map(|part| part.filed.len()).max().unwrap_or(0);
-        for (i, notes) in notes[..n_merges].iter().enumerate() {
-            for (side, note) in notes.iter().enumerate() {
-                sides[side].file(note, parts.iter().flat_map(|part| &part.filed[i][side]), lists, positions);
+        for merge in 0..parts.iter().map(|part| part.filed.len()).max().unwrap_or(0) {
+            for (side, at) in sides.iter_mut().zip(0..) {
+                let filed = parts.iter().flat_map(|part| &part.filed[merge][at]);
+                side.file(notes.of(merge, at).found(), filed, lists, positions);
             }
         }
     }
 
     /// Merges pairs wherever they stand, one after the other, and notes what each does to its neighbours.
     pub fn merge(&mut self, batch: &[Merge]) {
-        self.notes
-            .resize_with(batch.len().max(self.notes.len()), || [Note::new(self.n_parts), Note::new(self.n_parts)]);
+        self.notes.clear();
         for merge in batch {
             memory::prefetch(&self.positions, self.lists[merge.id as usize].0);
         }
@@ -229,10 +266,7 @@ impl<S: Slot> Shard<S> {
             for &position in batch.get(i + 1).map_or(&[][..], |next| self.list(next.id)).iter().take(AHEAD) {
                 self.words.prefetch(position);
             }
-            let mut notes = take(&mut self.notes[i]);
-            notes.iter_mut().for_each(Note::clear);
-            self.merge_one(*merge, &mut notes);
-            self.notes[i] = notes;
+            self.merge_one(*merge);
         }
     }
 
@@ -241,14 +275,16 @@ impl<S: Slot> Shard<S> {
         &self.positions[start..start + len as usize]
     }
 
-    fn merge_one(&mut self, merge: Merge, [note_before, note_after]: &mut [Note; 2]) {
+    fn merge_one(&mut self, merge: Merge) {
         let Merge { id, left, right, token } = merge;
         self.words.new_token(left, right);
-        let Self { words, lists, positions, sides: [before, after], .. } = self;
+        let Self { words, lists, positions, sides: [before, after], notes } = self;
+        let [found_before, found_after] = &mut notes.found;
         let (start, len) = lists[id as usize];
         let list = &positions[start..start + len as usize];
         let (left_width, width) = (words.width_of(left), words.width_of(token));
         let (left, right, token) = (S::new(left), S::new(right), S::new(token));
+        let mut overlap = 0;
         for (i, &position) in list.iter().enumerate() {
             if let Some(&later) = list.get(i + AHEAD) {
                 words.prefetch(later);
@@ -260,18 +296,24 @@ impl<S: Slot> Shard<S> {
             let (x, y) = words.merge(position, left_width, width, token);
             if x == token {
                 // The new token next to itself: what the merge just before noted as (token, left) is (token, token).
-                note_after.overlap += count;
-                if let Some(last) = note_after.found.last_mut() {
+                overlap += count;
+                if let Some(last) = found_after.last_mut() {
                     last.0 = token.id();
                 }
             } else if x != S::EDGE {
-                before.record(note_before, x.id(), position - words.width_of(x.id()), count);
+                before.record(x.id(), count);
+                found_before.push((x.id(), position - words.width_of(x.id())));
             }
             if y != S::EDGE {
-                after.record(note_after, y.id(), position, count);
+                after.record(y.id(), count);
+                found_after.push((y.id(), position));
             }
         }
-        before.tell(note_before, |x| merge.with_before(x));
-        after.tell(note_after, |y| merge.with_after(y));
+        notes.overlaps.push(overlap);
+        for (found, ends) in notes.found.iter().zip(&mut notes.found_ends) {
+            ends.push(found.len());
+        }
+        before.tell(notes, |x| merge.with_before(x));
+        after.tell(notes, |y| merge.with_after(y));
     }
 }

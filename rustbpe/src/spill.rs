@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::pairs::{hash, PairMap};
 use crate::pretokenize::Splitter;
 use crate::train::{Learned, Learner, FIRST_CUTOFF_BYTES};
-use crate::vocab::{Vocab, MAX_TOKENS};
+use crate::vocab::MAX_TOKENS;
 use crate::word::{Slot, Words};
 
 /// Bytes of a pair in a table that may be half empty.
@@ -367,8 +367,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         while self.n_tokens() < self.vocab_size as usize {
             let before = self.n_tokens();
             if before > FIRST_TOKENS {
-                let vocab = Vocab::from_merges(&self.learned.merges).map_err(|_| TrainError::WorkerDied)?;
-                spilled.encode::<S>(&Encoder::new(Splitter::new("bpe")?, vocab), first)?;
+                let encoder = Encoder::from_merges(Splitter::new("bpe")?, self.learned.merges.clone());
+                spilled.encode::<S>(&encoder.map_err(|_| TrainError::WorkerDied)?, first)?;
                 first = false;
             }
             let (counts, cutoff) = spilled.count_pairs::<S>(before, wanted)?;

@@ -68,6 +68,7 @@ impl<S: Slot> Words<S> {
         };
         // Most occur once: these are in order as they are.
         let mut order: Vec<(u64, u32, u32)> = Vec::with_capacity(ranges.iter().map(|(_, range)| range.len()).sum());
+        memory::advise_huge(&order);
         order.extend(all().filter(|&(count, ..)| count == 1));
         let n_once = order.len();
         order.extend(all().filter(|&(count, ..)| count != 1));
