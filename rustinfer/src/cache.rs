@@ -194,7 +194,7 @@ impl<T: Element> Cache<T> {
         for at in (start..end).step_by(PANEL) {
             let keys = &self.keys[(base + at) * dim..(base + at + PANEL) * dim];
             let values = &self.values[(base + at) * padded..(base + end.min(at + PANEL)) * padded];
-            isa.float(rows, PANEL, dim, q, dim, keys, PANEL, &mut block, values);
+            isa.float(rows, PANEL, dim, q, dim, keys, (PANEL, LANES), &mut block, values);
             for (row, values) in scores.chunks_exact_mut(width).zip(&block) {
                 row[at - start..at - start + PANEL].copy_from_slice(values);
             }
@@ -208,7 +208,7 @@ impl<T: Element> Cache<T> {
         for at in (0..padded).step_by(PANEL) {
             let columns = PANEL.min(padded - at);
             let values = &self.values[(base + start) * padded + at..];
-            isa.float(rows, columns, end - start, scores, width, values, padded, &mut block, &[]);
+            isa.float(rows, columns, end - start, scores, width, values, (padded, LANES), &mut block, &[]);
             for (m, row) in out.chunks_exact_mut(dim).enumerate() {
                 let n = columns.min(dim - at);
                 for (o, &y) in row[at..at + n].iter_mut().zip(&block[m]) {

@@ -133,7 +133,17 @@ impl Isa {
         format!("{:?}", self.0).to_lowercase()
     }
 
-    /// `out[m][c] = sum over i < k of x[m * ldx + i] * w[i * ldw + c]` for `m < rows` and `c < columns`.
+    /// Columns that a matrix keeps side by side: as many as a block of rows takes at once, so that these stay in the
+    /// nearest cache while all rows pass.
+    pub fn strip(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni | Kind::Avx512 => PANEL,
+            _ => LANES,
+        }
+    }
+
+    /// `out[m][c] = sum over i < k of x[m * ldx + i] * w[c / 16 * ldg + i * ldw + c % 16]` for `m < rows`, `c < columns`.
     ///
     /// `columns` is a multiple of [`LANES`], at most [`PANEL`]; `rows` is 1 to [`ROWS`]. `ahead`: what comes next, to be
     /// fetched from memory meanwhile.
@@ -146,23 +156,24 @@ impl Isa {
         x: &[f32],
         ldx: usize,
         w: &[T],
-        ldw: usize,
+        (ldw, ldg): (usize, usize),
         out: &mut Block<f32>,
         ahead: &[T],
     ) {
-        assert!((1..=ROWS).contains(&rows) && columns <= PANEL && columns.is_multiple_of(LANES));
-        assert!(k > 0 && x.len() >= (rows - 1) * ldx + k && w.len() >= (k - 1) * ldw + columns);
+        assert!((1..=ROWS).contains(&rows) && (LANES..=PANEL).contains(&columns) && columns.is_multiple_of(LANES));
+        assert!(k > 0 && x.len() >= (rows - 1) * ldx + k);
+        assert!(w.len() >= (columns / LANES - 1) * ldg + (k - 1) * ldw + LANES);
         macro_rules! by_rows {
             ($($f:ident)::+, $w:expr, $at:expr) => {
                 // SAFETY: the asserts above bound every read, and `self` proves that the instructions exist.
                 unsafe {
                     match rows {
-                        1 => $($f)::+::<T, 1, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
-                        2 => $($f)::+::<T, 2, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
-                        3 => $($f)::+::<T, 3, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
-                        4 => $($f)::+::<T, 4, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
-                        5 => $($f)::+::<T, 5, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
-                        _ => $($f)::+::<T, 6, $w>(k, x, ldx, &w[$at..], ldw, $at, out, ahead),
+                        1 => $($f)::+::<T, 1, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
+                        2 => $($f)::+::<T, 2, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
+                        3 => $($f)::+::<T, 3, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
+                        4 => $($f)::+::<T, 4, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
+                        5 => $($f)::+::<T, 5, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
+                        _ => $($f)::+::<T, 6, $w>(k, x, ldx, &w[$at / LANES * ldg..], (ldw, ldg), $at, out, ahead),
                     }
                 }
             };
@@ -222,7 +233,7 @@ unsafe fn float_portable<T: Element, const M: usize, const W: usize>(
     x: &[f32],
     ldx: usize,
     w: &[T],
-    ldw: usize,
+    (ldw, _): (usize, usize),
     at: usize,
     out: &mut Block<f32>,
     _ahead: &[T],
@@ -282,7 +293,7 @@ mod x86 {
         x: &[f32],
         ldx: usize,
         w: &[T],
-        ldw: usize,
+        (ldw, ldg): (usize, usize),
         at: usize,
         out: &mut Block<f32>,
         ahead: &[T],
@@ -293,7 +304,7 @@ mod x86 {
             fetch(ahead, i, step);
             let mut row = [_mm512_setzero_ps(); W];
             for (v, r) in row.iter_mut().enumerate() {
-                *r = T::load512(w.as_ptr().add(i * ldw + v * LANES));
+                *r = T::load512(w.as_ptr().add(v * ldg + i * ldw));
             }
             for (m, acc) in acc.iter_mut().enumerate() {
                 let a = _mm512_set1_ps(*x.get_unchecked(m * ldx + i));
@@ -317,7 +328,7 @@ mod x86 {
         x: &[f32],
         ldx: usize,
         w: &[T],
-        ldw: usize,
+        (ldw, ldg): (usize, usize),
         at: usize,
         out: &mut Block<f32>,
         _ahead: &[T],
@@ -326,7 +337,7 @@ mod x86 {
         for i in 0..k {
             let mut row = [_mm256_setzero_ps(); W];
             for (v, r) in row.iter_mut().enumerate() {
-                *r = T::load256(w.as_ptr().add(i * ldw + 8 * v));
+                *r = T::load256(w.as_ptr().add(v / 2 * ldg + i * ldw + v % 2 * 8));
             }
             for (m, acc) in acc.iter_mut().enumerate() {
                 let a = _mm256_set1_ps(*x.get_unchecked(m * ldx + i));
@@ -435,10 +446,10 @@ mod tests {
         for isa in Isa::available() {
             for columns in [16, 32, 48, 64] {
                 let mut six = [[0.0; PANEL]; ROWS];
-                isa.float(ROWS, columns, k, &x, ldx, &w, PANEL, &mut six, &[]);
+                isa.float(ROWS, columns, k, &x, ldx, &w, (PANEL, LANES), &mut six, &[]);
                 for m in 0..ROWS {
                     let mut one = [[0.0; PANEL]; ROWS];
-                    isa.float(1, columns, k, &x[m * ldx..], ldx, &w, PANEL, &mut one, &w);
+                    isa.float(1, columns, k, &x[m * ldx..], ldx, &w, (PANEL, LANES), &mut one, &w);
                     assert_eq!(one[0][..columns], six[m][..columns], "{isa:?}");
                     for c in 0..columns {
                         let want: f64 = (0..k).map(|i| f64::from(x[m * ldx + i]) * f64::from(w[i * PANEL + c])).sum();

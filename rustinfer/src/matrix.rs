@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use crate::kernels::{Isa, PANEL, ROWS};
+use crate::kernels::{Isa, LANES, PANEL, ROWS};
 
 /// Multiply-adds from which a second thread pays for its start.
 const THREAD_WORK: usize = 1 << 21;
+
+/// Rows that are few.
+const FEW_ROWS: usize = 3;
 
 /// Largest panel that is fetched while another is in use: both stay in a core's second cache.
 const FETCH_BYTES: usize = 1 << 18;
@@ -78,6 +81,7 @@ enum Packed {
 
 /// A (columns, k) weight matrix: row x becomes W x.
 pub struct Matrix {
+    isa: Isa,
     k: usize,
     columns: usize,
     packed: Packed,
@@ -85,17 +89,17 @@ pub struct Matrix {
 
 impl Matrix {
     /// Pack a tensor of rows of `k` values.
-    pub fn new(weights: Weights, k: usize) -> Self {
+    pub fn new(weights: Weights, k: usize, isa: Isa) -> Self {
         match weights {
             Weights::Float(w) => {
                 let columns = w.len() / k;
                 let mut packed = vec![0.0; columns.div_ceil(PANEL) * PANEL * k];
                 for (c, row) in w.chunks_exact(k).enumerate() {
                     for (i, &value) in row.iter().enumerate() {
-                        packed[c / PANEL * PANEL * k + i * PANEL + c % PANEL] = value;
+                        packed[c / isa.strip() * isa.strip() * k + i * isa.strip() + c % isa.strip()] = value;
                     }
                 }
-                Self { k, columns, packed: Packed::Float(packed) }
+                Self { isa, k, columns, packed: Packed::Float(packed) }
             }
             Weights::Int8(w, scale) => {
                 let (columns, padded) = (w.len() / k, k.next_multiple_of(4));
@@ -109,7 +113,7 @@ impl Matrix {
                         sums[c] += i32::from(value);
                     }
                 }
-                Self { k, columns, packed: Packed::Int8(packed, scale, sums) }
+                Self { isa, k, columns, packed: Packed::Int8(packed, scale, sums) }
             }
         }
     }
@@ -125,10 +129,10 @@ impl Matrix {
     }
 
     /// Multiply `rows` rows of k values; `out` becomes `rows` rows of [`Matrix::columns`] values.
-    pub fn multiply(&self, isa: Isa, threads: usize, x: &[f32], rows: usize, out: &mut Vec<f32>) {
+    pub fn multiply(&self, threads: usize, x: &[f32], rows: usize, out: &mut Vec<f32>) {
         let input = match &self.packed {
             Packed::Float(_) => Input::Float(x),
-            Packed::Int8(..) => Input::int8(isa, x, rows, self.k),
+            Packed::Int8(..) => Input::int8(self.isa, x, rows, self.k),
         };
         let panels = self.columns.div_ceil(PANEL);
         let work = rows * self.k * self.columns;
@@ -137,14 +141,14 @@ impl Matrix {
             return;
         }
         if threads == 1 || work < THREAD_WORK {
-            self.strip(isa, &input, rows, 0..panels, out);
+            self.panels(&input, rows, 0..panels, out);
             return;
         }
         let share = panels.div_ceil(threads);
         let strip = |panels: Range<usize>| {
             let width = (panels.end * PANEL).min(self.columns) - panels.start * PANEL;
             let mut part = vec![0.0; rows * width];
-            self.strip(isa, &input, rows, panels.clone(), &mut part);
+            self.panels(&input, rows, panels.clone(), &mut part);
             (panels.start * PANEL, width, part)
         };
         let strip = &strip;
@@ -161,38 +165,39 @@ impl Matrix {
     }
 
     /// Compute the columns of some panels; `out` has rows of just these columns.
-    fn strip(&self, isa: Isa, input: &Input, rows: usize, panels: Range<usize>, out: &mut [f32]) {
-        let first = panels.start * PANEL;
+    fn panels(&self, input: &Input, rows: usize, panels: Range<usize>, out: &mut [f32]) {
+        let (first, last) = (panels.start * PANEL, (panels.end * PANEL).min(self.columns));
         let width = out.len() / rows;
-        for panel in panels {
-            let at = panel * PANEL;
-            let columns = at..(at + PANEL).min(self.columns);
+        // Few rows take all columns of a panel at once: more sums at a time, which wait less for each other.
+        let strip = if rows > FEW_ROWS && !self.is_int8() { self.isa.strip() } else { PANEL };
+        for at in (first..last).step_by(strip) {
+            let columns = at..(at + strip).min(last);
             for row in (0..rows).step_by(ROWS) {
                 let few = row..(row + ROWS).min(rows);
-                self.block(isa, input, few, panel, columns.clone(), width, rows, &mut out[row * width + at - first..]);
+                self.block(input, few, columns.clone(), strip, (width, rows), &mut out[row * width + at - first..]);
             }
         }
     }
 
-    /// Compute some rows of a panel; `out` begins at their first column and has rows of `width`; n: rows in all.
-    #[allow(clippy::too_many_arguments)]
+    /// Compute some rows of `strip` columns, in one panel; `out` begins at their first one and has n rows of `width`.
     fn block(
         &self,
-        isa: Isa,
         input: &Input,
         rows: Range<usize>,
-        panel: usize,
         columns: Range<usize>,
-        width: usize,
-        n: usize,
+        strip: usize,
+        (width, n): (usize, usize),
         out: &mut [f32],
     ) {
+        let (isa, panel) = (self.isa, columns.start / PANEL);
         let out = out.chunks_mut(width).map(|row| &mut row[..columns.len()]);
         match (&self.packed, input) {
             (Packed::Float(w), Input::Float(x)) => {
                 let (w, ahead) = (of_panel(w, panel, self.k), share(of_panel(w, panel + 1, self.k), &rows, n));
-                let mut block = [[0.0; PANEL]; ROWS];
-                isa.float(rows.len(), PANEL, self.k, &x[rows.start * self.k..], self.k, w, PANEL, &mut block, ahead);
+                let (ldw, w) = (isa.strip(), &w[columns.start % PANEL * self.k..]);
+                let distances = (ldw, if ldw == PANEL { LANES } else { LANES * self.k });
+                let (x, mut block) = (&x[rows.start * self.k..], [[0.0; PANEL]; ROWS]);
+                isa.float(rows.len(), strip, self.k, x, self.k, w, distances, &mut block, ahead);
                 for ((out, block), _) in out.zip(&block).zip(rows) {
                     out.copy_from_slice(&block[..columns.len()]);
                 }

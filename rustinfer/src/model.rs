@@ -110,9 +110,9 @@ impl Model {
                 Err(_) => None,
             };
             let proj = source.get(&format!("h.{i}.attn.c_proj.weight"))?;
-            let fc = Matrix::new(source.get(&format!("h.{i}.mlp.c_fc.weight"))?, c);
-            let down = Matrix::new(source.get(&format!("h.{i}.mlp.c_proj.weight"))?, fc.columns());
-            let (qkv, proj) = (Matrix::new(qkv, c), Matrix::new(proj, c));
+            let fc = Matrix::new(source.get(&format!("h.{i}.mlp.c_fc.weight"))?, c, isa);
+            let down = Matrix::new(source.get(&format!("h.{i}.mlp.c_proj.weight"))?, fc.columns(), isa);
+            let (qkv, proj) = (Matrix::new(qkv, c, isa), Matrix::new(proj, c, isa));
             layers.push(Layer { qkv, proj, fc, down, resid: resid[i], first: first[i], value });
         }
         let smear = match source.floats("smear_gate.weight") {
@@ -126,7 +126,7 @@ impl Model {
             threads: threads.max(1),
             embedding: Table::new(source.get("wte.weight")?, c),
             layers,
-            head: Matrix::new(head, c),
+            head: Matrix::new(head, c, isa),
             cos: source.floats("rope.cos")?,
             sin: source.floats("rope.sin")?,
             smear,
@@ -166,16 +166,16 @@ impl Model {
         for (i, layer) in self.layers.iter().enumerate() {
             isa.mix(x, layer.resid, first, layer.first);
             isa.rms_norm(x, c, normed);
-            layer.qkv.multiply(isa, threads, normed, n, qkv);
+            layer.qkv.multiply(threads, normed, n, qkv);
             self.store(i, normed, &rows, qkv, slots);
             y.resize(n * c, 0.0);
             self.attend(i, &rows, qkv, slots, attention, y);
-            layer.proj.multiply(isa, threads, y, n, more);
+            layer.proj.multiply(threads, y, n, more);
             isa.add(x, more);
             isa.rms_norm(x, c, normed);
-            layer.fc.multiply(isa, threads, normed, n, hidden);
+            layer.fc.multiply(threads, normed, n, hidden);
             isa.relu_squared(hidden);
-            layer.down.multiply(isa, threads, hidden, n, more);
+            layer.down.multiply(threads, hidden, n, more);
             isa.add(x, more);
             if i == (self.layers.len() - 1) / 2 {
                 middle.clone_from(x);
@@ -189,7 +189,7 @@ impl Model {
         }
         normed.resize(y.len(), 0.0);
         isa.rms_norm(y, c, normed);
-        self.head.multiply(isa, threads, normed, y.len() / c, logits);
+        self.head.multiply(threads, normed, y.len() / c, logits);
         if self.config.softcap > 0.0 {
             isa.squeeze(logits, self.config.softcap);
         }
