@@ -388,7 +388,36 @@ mod x86 {
         match M {
             1 => int8_columns::<M, 8>(k, x, w, out),
             2 => int8_columns::<M, 4>(k, x, w, out),
-            _ => int8_columns::<M, 2>(k, x, w, out),
+            _ => int8_rows::<M>(k, x, w, out),
+        }
+    }
+
+    /// 8 columns at a time, all in 16 bits: half the multiplications of [`int8_columns`], where rows share the widening.
+    ///
+    /// SAFETY: as [`int8_avx2`].
+    #[target_feature(enable = "avx2")]
+    unsafe fn int8_rows<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>) {
+        for at in (0..PANEL).step_by(8) {
+            let mut acc = [[_mm256_setzero_si256(); 2]; M];
+            for i in (0..k).step_by(4) {
+                let mut row = [_mm256_setzero_si256(); 2];
+                for (v, r) in row.iter_mut().enumerate() {
+                    let place = w.as_ptr().add(i * PANEL + 4 * (at + 4 * v));
+                    *r = _mm256_cvtepi8_epi16(_mm_loadu_si128(place.cast()));
+                }
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    let four = _mm_set1_epi32(x.as_ptr().add(m * k + i).cast::<i32>().read_unaligned());
+                    let a = _mm256_cvtepu8_epi16(four);
+                    for v in 0..2 {
+                        acc[v] = _mm256_add_epi32(acc[v], _mm256_madd_epi16(a, row[v]));
+                    }
+                }
+            }
+            for m in 0..M {
+                // Two sums a column, columns 0 1 | 2 3 and 4 5 | 6 7: added, 0 1 4 5 | 2 3 6 7.
+                let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[m][0], acc[m][1]));
+                _mm256_storeu_si256(out[m][at..at + 8].as_mut_ptr().cast(), sums);
+            }
         }
     }
 
@@ -466,12 +495,14 @@ mod tests {
         let x: Vec<u8> = numbers(ROWS * k, 3).iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let w: Vec<i8> = numbers(k * PANEL, 4).iter().map(|v| (v * 127.0) as i8).collect();
         for isa in Isa::available() {
-            let mut out = [[0; PANEL]; ROWS];
-            isa.int8(ROWS, k, &x, &w, &mut out, &w);
-            for (m, row) in out.iter().enumerate() {
-                for (c, got) in row.iter().enumerate() {
-                    let term = |i: usize| i32::from(x[m * k + i]) * i32::from(w[i / 4 * 4 * PANEL + 4 * c + i % 4]);
-                    assert_eq!(*got, (0..k).map(term).sum::<i32>(), "{isa:?}");
+            for rows in 1..=ROWS {
+                let mut out = [[0; PANEL]; ROWS];
+                isa.int8(rows, k, &x, &w, &mut out, &w);
+                for (m, row) in out[..rows].iter().enumerate() {
+                    for (c, got) in row.iter().enumerate() {
+                        let term = |i: usize| i32::from(x[m * k + i]) * i32::from(w[i / 4 * 4 * PANEL + 4 * c + i % 4]);
+                        assert_eq!(*got, (0..k).map(term).sum::<i32>(), "{isa:?}");
+                    }
                 }
             }
         }
