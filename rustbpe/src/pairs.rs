@@ -229,9 +229,9 @@ pub struct Pairs {
     len: u32,
     /// (key, count), the count 0 once the pair is merged. Open addressing, at most half full.
     slots: Vec<(u64, u64)>,
-    /// Pairs from the floor up. Counts here and in `later` may be out of date, but never too low.
+    /// Pairs whose turn is next. Counts here and in `later` may be out of date, but never too low.
     heap: BinaryHeap<Ranked>,
-    /// Those below it, by step: most become rarer, or too rare, before it is their turn, and a small heap stays near.
+    /// Rarer ones, by step: most become rarer still, or too rare, before it is their turn, and a small heap stays near.
     later: Vec<Vec<Ranked>>,
     /// Counts in a step.
     step: u64,
@@ -484,7 +484,7 @@ pub struct Level {
 }
 
 impl Level {
-    /// Takes the pairs to merge next, in order, at most `most`, out of all parts. None: no pair reaches the cutoff.
+    /// Takes the pairs to merge next, in order, at most `most`, out of all parts. Empty: no pair reaches the cutoff.
     pub fn next(&mut self, parts: &mut [impl DerefMut<Target = Pairs>], most: usize) -> Vec<Taken> {
         let mut batch: Vec<Taken> = Vec::with_capacity(most);
         while batch.is_empty() {
