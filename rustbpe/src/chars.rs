@@ -205,8 +205,8 @@ impl Assembly {
     /// The token of a symbol that is one.
     #[inline]
     pub fn token(&self, symbol: u32) -> Option<u32> {
-        let (first, last) = self.ends[symbol as usize];
-        (first == last).then_some(first)
+        let ends = self.ends[symbol as usize];
+        is_whole(ends).then_some(ends.0)
     }
 
     /// The key of tokens of a key of symbols, if both are tokens already.
@@ -310,11 +310,10 @@ impl Assembly {
         let range = |starts: &[u32]| starts[symbol as usize] as usize..starts[symbol as usize + 1] as usize;
         let ends_of = |other: u32, own: (u32, u32)| if other == symbol { own } else { self.ends[other as usize] };
         // The character was not whole, so its borders counted; they go on to unless both are whole.
-        let whole = |ends: (u32, u32)| ends.0 == ends.1;
         for &(_, right, count) in &self.neighbours[if last { range(&self.by_left) } else { 0..0 }] {
             before[0][ends_of(right, old).0 as usize] += count;
             let other = ends_of(right, new);
-            if !whole(new) || !whole(other) {
+            if !is_whole(new) || !is_whole(other) {
                 before[1][other.0 as usize] += count;
             }
         }
@@ -322,7 +321,7 @@ impl Assembly {
             if left != symbol || !last {
                 after[0][ends_of(left, old).1 as usize] += count;
                 let other = ends_of(left, new);
-                if !whole(new) || !whole(other) {
+                if !is_whole(new) || !is_whole(other) {
                     after[1][other.1 as usize] += count;
                 }
             }
@@ -332,8 +331,8 @@ impl Assembly {
     /// The pieces next to each other where two characters meet that are not both whole.
     #[inline]
     fn border(&self, left: u32, right: u32) -> Option<(u32, u32)> {
-        let ((first, before), (after, last)) = (self.ends[left as usize], self.ends[right as usize]);
-        (first != before || after != last).then_some((before, after))
+        let (left, right) = (self.ends[left as usize], self.ends[right as usize]);
+        (!is_whole(left) || !is_whole(right)).then_some((left.1, right.0))
     }
 
     /// Books what the merge of `left` and `right` did to pairs across borders.
@@ -361,6 +360,12 @@ impl Assembly {
             }
         }
     }
+}
+
+/// Whether a character with these first and last pieces is one token.
+#[inline]
+fn is_whole((first, last): (u32, u32)) -> bool {
+    first == last
 }
 
 /// Orders items by symbol; returns where those of each symbol start, and the items.

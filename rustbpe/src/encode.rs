@@ -82,10 +82,7 @@ impl Encoder {
                 _ => {}
             }
         }
-        let merges = encoder.merges;
-        let mut encoder = Self::with_pairs(encoder.splitter, encoder.vocab, made);
-        encoder.characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, &splits, &highest));
-        Self { merges, ..encoder }
+        Self::with_merges(encoder.splitter, encoder.vocab, made, &splits, &highest, encoder.merges)
     }
 
     /// An encoder for what was trained, where nothing needs to be found out.
@@ -97,9 +94,21 @@ impl Encoder {
         let splits: Vec<_> = vocab.splits().collect();
         let highest: Vec<u32> = (0..vocab.len() as u32).map(|id| if id < 256 { 0 } else { id }).collect();
         let made = merges.iter().zip(256..).map(|(&(left, right), id)| (left, right, id)).collect();
-        let mut encoder = Self::with_pairs(splitter, vocab, made);
-        encoder.characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, &splits, &highest));
-        Ok(Self { merges: Ok(merges), ..encoder })
+        Ok(Self::with_merges(splitter, vocab, made, &splits, &highest, Ok(merges)))
+    }
+
+    /// `made`: the last merge of each token; the rest as in [`Characters::new`].
+    fn with_merges(
+        splitter: Splitter,
+        vocab: Vocab,
+        made: Vec<(u32, u32, u32)>,
+        splits: &[(u32, u32, u32)],
+        highest: &[u32],
+        merges: Result<Vec<(u32, u32)>, VocabError>,
+    ) -> Self {
+        let encoder = Self::with_pairs(splitter, vocab, made);
+        let characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, splits, highest));
+        Self { merges, characters, ..encoder }
     }
 
     fn with_pairs(splitter: Splitter, vocab: Vocab, pairs: Vec<(u32, u32, u32)>) -> Self {

@@ -224,7 +224,7 @@ impl<S: Slot> Shard<S> {
         // Fits 32 bits, as positions do.
         let total = found.len() - next[n_ids] as usize;
         // Lists of later pairs follow: room for them saves moving all of these.
-        self.positions = vec![0; 2 * total.max(found.len())];
+        self.positions = vec![0; found.len().max(2 * total)];
         memory::advise_huge(&self.positions);
         self.positions.truncate(found.len());
         self.lists = Vec::with_capacity(2 * n_ids);

@@ -15,6 +15,9 @@ pub const LANES: usize = 16;
 /// Rows that are computed together at most: 6 x 4 accumulators fill the registers of AVX-512.
 pub const ROWS: usize = 6;
 
+/// Up to so many rows take more columns at once, or their additions wait for each other.
+pub const FEW_ROWS: usize = 3;
+
 /// Results of a block: up to [`ROWS`] rows of [`PANEL`] columns.
 pub type Block<T> = [[T; PANEL]; ROWS];
 
@@ -187,8 +190,8 @@ impl Isa {
             },
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => match (rows, columns) {
-                (1, 64) => by_rows!(x86::float256, 8, 0), // few rows: more columns, or the additions wait for each other
-                (..=3, 32 | 64) => (0..columns).step_by(32).for_each(|at| by_rows!(x86::float256, 4, at)),
+                (1, 64) => by_rows!(x86::float256, 8, 0),
+                (..=FEW_ROWS, 32 | 64) => (0..columns).step_by(32).for_each(|at| by_rows!(x86::float256, 4, at)),
                 _ => (0..columns).step_by(LANES).for_each(|at| by_rows!(x86::float256, 2, at)),
             },
             Kind::Portable => (0..columns).step_by(LANES).for_each(|at| by_rows!(float_portable, 1, at)),

@@ -2,13 +2,10 @@
 
 use std::ops::Range;
 
-use crate::kernels::{Isa, LANES, PANEL, ROWS};
+use crate::kernels::{Isa, FEW_ROWS, LANES, PANEL, ROWS};
 
 /// Multiply-adds from which a second thread pays for its start.
 const THREAD_WORK: usize = 1 << 21;
-
-/// Rows that are few.
-const FEW_ROWS: usize = 3;
 
 /// Largest panel that is fetched while another is in use: both stay in a core's second cache.
 const FETCH_BYTES: usize = 1 << 18;
