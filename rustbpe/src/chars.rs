@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::count::ChunkCounts;
-use crate::crew::each;
+use crate::crew::{each, join};
 use crate::error::TrainError;
 use crate::memory;
 use crate::pairs::{halves, key, pop, restore, PairMap, Pairs};
@@ -29,12 +29,18 @@ pub struct Alphabet {
     characters: Vec<(u64, char)>,
 }
 
-/// Occurrences of every code point in counted chunks.
+/// Occurrences of every code point in counted chunks, up to the highest.
 pub fn count_characters(counts: &ChunkCounts) -> Vec<u64> {
-    let mut totals = vec![0u64; 0x11_0000];
+    let mut totals = Vec::new();
     for index in 0..counts.len() {
         let (chunk, count) = counts.get(index);
-        characters(chunk, |c| totals[c as usize] += count);
+        characters(chunk, |c| match totals.get_mut(c as usize) {
+            Some(total) => *total += count,
+            None => {
+                totals.resize(c as usize + 1, 0);
+                totals[c as usize] = count;
+            }
+        });
     }
     totals
 }
@@ -86,9 +92,11 @@ pub fn characters(chunk: &[u8], mut visit: impl FnMut(u32)) {
 impl Alphabet {
     /// From occurrences by code point, in parts.
     pub fn new(parts: Vec<Vec<u64>>) -> Self {
-        let mut symbols = vec![0; 0x11_0000];
-        let mut characters: Vec<(u64, char)> = (0..=char::MAX as u32)
-            .filter_map(|code| Some((parts.iter().map(|part| part[code as usize]).sum(), char::from_u32(code)?)))
+        let limit = parts.iter().map(Vec::len).max().unwrap_or(0);
+        let total = |code: u32| parts.iter().filter_map(|part| part.get(code as usize)).sum();
+        let mut symbols = vec![0; limit];
+        let mut characters: Vec<(u64, char)> = (0..limit as u32)
+            .filter_map(|code| Some((total(code), char::from_u32(code)?)))
             .filter(|&(total, _)| total > 0)
             .collect();
         characters.sort_unstable_by(|a, b| b.cmp(a));
@@ -168,9 +176,12 @@ impl Assembly {
             .iter()
             .map(|(_, c)| c.encode_utf8(&mut [0; 4]).bytes().map(u32::from).collect())
             .collect();
-        let triples = || neighbours.iter().map(|(key, n)| (halves(key).0, (halves(key).0, halves(key).1, n)));
-        let (by_left, neighbours) = grouped(n, triples);
-        let (by_right, right_order) = grouped(n, || neighbours.iter().map(|&pair| (pair.1, pair)));
+        let triples = || neighbours.iter().map(|(key, n)| (halves(key).0, halves(key).1, n));
+        let ((by_left, neighbours), (by_right, right_order)) = join(
+            neighbours.n_parts() > 1,
+            || grouped(n, || triples().map(|pair| (pair.0, pair))),
+            || grouped(n, || triples().map(|pair| (pair.1, pair))),
+        );
         let totals = alphabet.characters.iter().map(|&(total, _)| total).collect();
         let ends = pieces.iter().map(|pieces| (pieces[0], pieces[pieces.len() - 1])).collect();
         let (inside, order, across) = (HashMap::default(), BinaryHeap::new(), Pairs::new(cutoff, 0, 1));
@@ -375,8 +386,7 @@ fn grouped<T: Copy + Default, I: Iterator<Item = (u32, T)>>(n: usize, items: imp
     for i in 0..n {
         starts[i + 1] += starts[i];
     }
-    let (mut next, mut ordered) = (starts.clone(), vec![T::default(); starts[n] as usize]);
-    memory::advise_huge(&ordered);
+    let (mut next, mut ordered) = (starts.clone(), memory::filled(T::default(), starts[n] as usize));
     for (symbol, item) in items() {
         ordered[next[symbol as usize] as usize] = item;
         next[symbol as usize] += 1;

@@ -23,6 +23,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+
     /// Adds a document.
     pub fn push(&mut self, document: &str) {
         self.text.push_str(document);
@@ -175,6 +180,8 @@ impl ChunkCounts {
             }
         }
         let Ok(number) = u32::try_from(self.entries.len() + 1) else { return false };
+        memory::reserve_huge(&mut self.entries, 1);
+        memory::reserve_huge(&mut self.arena, chunk.len());
         self.entries.push(Entry { start: self.arena.len(), count });
         self.arena.extend_from_slice(chunk);
         self.slots[slot] = u64::from(hash) << 32 | u64::from(number);
@@ -183,8 +190,7 @@ impl ChunkCounts {
 
     fn grow(&mut self) {
         let old = std::mem::take(&mut self.slots);
-        self.slots = vec![0; (2 * old.len()).max(1 << 12)];
-        memory::advise_huge(&self.slots);
+        self.slots = memory::filled(0, (2 * old.len()).max(1 << 12));
         for taken in old.into_iter().filter(|&taken| taken != 0) {
             let mut slot = self.slot_of((taken >> 32) as u32);
             while self.slots[slot] != 0 {
@@ -298,6 +304,8 @@ pub struct Counted {
 #[derive(Debug)]
 pub struct Counter {
     sender: SyncSender<Batch>,
+    /// Batches that were counted, empty again: their memory need not come from the kernel anew.
+    counted: Arc<Mutex<Vec<Batch>>>,
     threads: Vec<JoinHandle<Result<Counted, TrainError>>>,
 }
 
@@ -308,16 +316,23 @@ impl Counter {
         // Two batches waiting per thread keep all of them busy and memory bounded.
         let (sender, receiver) = sync_channel(2 * threads);
         let receiver = Arc::new(Mutex::new(receiver));
+        let counted = Arc::new(Mutex::new(Vec::new()));
         let start = |number| {
             // A clone per thread: regex engines share scratch memory between clones less than between references.
-            let (splitter, receiver, mut spill) = (splitter.clone(), Arc::clone(&receiver), spill.clone());
+            let (splitter, mut spill) = (splitter.clone(), spill.clone());
+            let (receiver, counted) = (Arc::clone(&receiver), Arc::clone(&counted));
             if let Some(spill) = &mut spill {
                 spill.prefix.push_str(&format!("{number:02}-"));
                 spill.memory /= threads;
             }
-            std::thread::spawn(move || count_batches(&splitter, &receiver, spill.as_ref()))
+            std::thread::spawn(move || count_batches(&splitter, &receiver, &counted, spill.as_ref()))
         };
-        Self { sender, threads: (0..threads).map(start).collect() }
+        Self { sender, threads: (0..threads).map(start).collect(), counted }
+    }
+
+    /// An empty batch to fill and hand over.
+    pub fn batch(&self) -> Batch {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
     /// Hands over a batch; waits while all threads are busy. False if the threads have stopped with an error.
@@ -349,15 +364,18 @@ impl Counter {
 fn count_batches(
     splitter: &Splitter,
     receiver: &Mutex<Receiver<Batch>>,
+    counted: &Mutex<Vec<Batch>>,
     spill: Option<&SpillTo>,
 ) -> Result<Counted, TrainError> {
     let (mut counts, mut files) = (ChunkCounts::default(), Vec::new());
     loop {
         let batch = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(batch) = batch else { return Ok(Counted { parts: vec![counts], files }) };
+        let Ok(mut batch) = batch else { return Ok(Counted { parts: vec![counts], files }) };
         for document in batch.documents() {
             counts.count(splitter, document)?;
         }
+        batch.clear();
+        counted.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
         // Arrays double when they are full, so half the memory must be enough for what is there.
         if let Some(spill) = spill.filter(|spill| counts.memory() > spill.memory / 2) {
             let path = spill.directory.join(format!("{}{:05}.counts", spill.prefix, files.len()));

@@ -18,6 +18,17 @@ pub fn each<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync
     })
 }
 
+/// Runs two things, the second in a thread of its own if that is allowed.
+pub fn join<A, B: Send>(may_split: bool, a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
+    if !may_split {
+        return (a(), b());
+    }
+    std::thread::scope(|scope| {
+        let b = scope.spawn(b);
+        (a(), b.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    })
+}
+
 /// Locks; what a thread left behind that panicked is never used, since the panic is passed on.
 pub fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)

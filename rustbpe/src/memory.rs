@@ -2,19 +2,44 @@
 #![allow(unsafe_code)]
 
 /// Asks the kernel to back a large array with huge pages: random access to it then misses the TLB far less.
-pub fn advise_huge<T>(array: &Vec<T>) {
+fn advise_huge<T>(array: &Vec<T>) {
     #[cfg(target_os = "linux")]
     {
-        const PAGE: usize = 1 << 21;
-        let start = (array.as_ptr() as usize).next_multiple_of(PAGE);
-        let end = (array.as_ptr() as usize + array.capacity() * size_of::<T>()) / PAGE * PAGE;
-        if start < end {
-            // SAFETY: the range lies within one allocation of this vector, and MADV_HUGEPAGE never changes contents.
+        const PAGE: usize = 1 << 12;
+        let bytes = array.capacity() * size_of::<T>();
+        // Whole pages: an array of its own mapping stays one mapping, which can grow without being copied.
+        let start = array.as_ptr() as usize / PAGE * PAGE;
+        let end = (array.as_ptr() as usize + bytes).next_multiple_of(PAGE);
+        if bytes >= 1 << 21 {
+            // SAFETY: MADV_HUGEPAGE never changes contents, not even those of neighbours in the first and the last page.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
     #[cfg(not(target_os = "linux"))]
     let _ = array;
+}
+
+/// An empty array with room for `len` elements, in huge pages.
+pub fn with_capacity<T>(len: usize) -> Vec<T> {
+    let array = Vec::with_capacity(len);
+    advise_huge(&array);
+    array
+}
+
+/// `len` copies of a value, in huge pages.
+pub fn filled<T: Copy>(value: T, len: usize) -> Vec<T> {
+    let mut array = with_capacity(len);
+    array.resize(len, value);
+    array
+}
+
+/// Makes room for `more` elements; an array that has none left doubles, within huge pages.
+#[inline]
+pub fn reserve_huge<T>(array: &mut Vec<T>, more: usize) {
+    if array.len() + more > array.capacity() {
+        array.reserve(more);
+        advise_huge(array);
+    }
 }
 
 /// Asks the processor to bring `array[index]` near.

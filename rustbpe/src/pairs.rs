@@ -49,17 +49,14 @@ impl PairMap {
     /// No counts yet, in `n` parts.
     pub fn new(n_tokens: usize, n: usize) -> Self {
         let side = n_tokens.min(SQUARE_MAX_TOKENS);
-        let map = Self { square: vec![0; side * side], side, tables: vec![HashMap::default(); n] };
-        memory::advise_huge(&map.square);
-        map
+        Self { square: memory::filled(0, side * side), side, tables: vec![HashMap::default(); n] }
     }
 
     /// The count of every pair of neighbours.
     pub fn count<S: Slot>(words: &Words<S>, n_tokens: usize, n: usize) -> Self {
         let mut map = Self::new(n_tokens, n);
         // In half the memory first, which decides the speed; what does not fit there is counted in the square at once.
-        let mut near = vec![0u32; map.square.len()];
-        memory::advise_huge(&near);
+        let mut near = memory::filled(0u32, map.square.len());
         words.pairs(|left, right, _, count| {
             if (left.max(right) as usize) < map.side {
                 let at = left as usize * map.side + right as usize;
@@ -136,6 +133,11 @@ impl PairMap {
         }
     }
 
+    /// In how many parts.
+    pub fn n_parts(&self) -> usize {
+        self.tables.len()
+    }
+
     /// Pairs outside the square, which are what takes memory.
     pub fn len(&self) -> usize {
         self.tables.iter().map(HashMap::len).sum()
@@ -194,8 +196,7 @@ impl Ids {
     fn new(ids: &[(u64, u32)]) -> Self {
         let highest = |pair| halves(pair).0.max(halves(pair).1) as usize;
         let side = ids.iter().map(|&(pair, _)| highest(pair) + 1).max().unwrap_or(0).min(SQUARE_MAX_TOKENS);
-        let mut new = Self { square: vec![NONE; side * side + 1], side, others: HashMap::default() };
-        memory::advise_huge(&new.square);
+        let mut new = Self { square: memory::filled(NONE, side * side + 1), side, others: HashMap::default() };
         for &(pair, id) in ids {
             if highest(pair) < side {
                 let (left, right) = halves(pair);
@@ -235,10 +236,11 @@ pub struct Pairs {
     later: Vec<Vec<Ranked>>,
     /// Counts in a step.
     step: u64,
-    cutoff: u64,
+    /// Rarer pairs are not kept.
+    pub cutoff: u64,
     /// By neighbour, one more than what all shards tell of pairs gained, and the neighbours that are added up.
     sums: Vec<u64>,
-    told: Vec<u32>,
+    large: Vec<u32>,
     /// By merge of the batch last booked, (neighbour, id) of the new pairs with the neighbour before and after the token.
     pub filed: Vec<[Vec<(u32, u32)>; 2]>,
 }
@@ -288,7 +290,7 @@ impl Pairs {
             step: (cutoff / 256).max(1),
             cutoff,
             sums: Vec::new(),
-            told: Vec::new(),
+            large: Vec::new(),
             filed: Vec::new(),
         }
     }
@@ -303,8 +305,7 @@ impl Pairs {
         let index = self.len;
         self.len += 1;
         if 2 * self.len as usize > self.slots.len() {
-            let twice = vec![(EMPTY, 0); 2 * self.slots.len()];
-            memory::advise_huge(&twice);
+            let twice = memory::filled((EMPTY, 0), 2 * self.slots.len());
             for slot in std::mem::replace(&mut self.slots, twice).into_iter().filter(|slot| slot.0 != EMPTY) {
                 let at = slot_of(&self.slots, slot.0);
                 self.slots[at] = slot;
@@ -389,10 +390,10 @@ impl Pairs {
     /// Asks for the counts that a merge will lower first.
     fn prefetch<S: Slot>(&self, shards: &[RwLockReadGuard<'_, Shard<S>>], i: usize, merge: &Merge) {
         for notes in shards.iter().map(|shard| &shard.notes) {
-            for &(x, _) in notes.of(i, 0).lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+            for &(x, _) in notes.of(i, 0).lost(self.number).iter().take(AHEAD) {
                 memory::prefetch(&self.slots, place_of(&self.slots, merge.with_before(x).0));
             }
-            for &(y, _) in notes.of(i, 1).lost(self.number).flat_map(|list| &list[..list.len().min(AHEAD)]) {
+            for &(y, _) in notes.of(i, 1).lost(self.number).iter().take(AHEAD) {
                 memory::prefetch(&self.slots, place_of(&self.slots, merge.with_after(y).0));
             }
         }
@@ -409,7 +410,7 @@ impl Pairs {
         keys: impl Fn(u32) -> (u64, u64),
     ) -> Vec<(u32, u32)> {
         let number = self.number;
-        for list in sides.clone().flat_map(|side| side.lost(number)) {
+        for list in sides.clone().map(|side| side.lost(number)) {
             for (i, &(neighbour, count)) in list.iter().enumerate() {
                 if let Some(&(later, _)) = list.get(i + AHEAD) {
                     memory::prefetch(&self.slots, place_of(&self.slots, keys(later).0));
@@ -419,28 +420,28 @@ impl Pairs {
         }
         let mut filed = Vec::new();
         let overlap: u64 = sides.clone().map(|side| side.overlap()).sum();
-        // What reaches the cutoff in all shards together has its share of that in one: most need not be added up.
-        let (share, mut told) = (self.cutoff.div_ceil(sides.clone().count() as u64), take(&mut self.told));
+        let mut large = take(&mut self.large);
         self.sums.resize(self.sums.len().max(token as usize + 1), 0);
-        let gains = sides.flat_map(|side| side.gained(number)).flatten();
-        for &(neighbour, _) in gains.clone().filter(|gain| gain.1 >= share) {
-            if self.sums[neighbour as usize] == 0 {
+        for &neighbour in sides.clone().flat_map(|side| side.large()) {
+            if self.sums[neighbour as usize] == 0 && self.owns(keys(neighbour).1) {
                 self.sums[neighbour as usize] = 1;
-                told.push(neighbour);
+                large.push(neighbour);
             }
         }
-        for &(neighbour, count) in gains.filter(|_| !told.is_empty()) {
-            let sum = &mut self.sums[neighbour as usize];
-            *sum += if *sum > 0 { count } else { 0 };
+        if !large.is_empty() {
+            for &(neighbour, count) in sides.flat_map(|side| side.told()) {
+                let sum = &mut self.sums[neighbour as usize];
+                *sum += if *sum > 0 { count } else { 0 };
+            }
         }
-        for neighbour in told.drain(..) {
+        for neighbour in large.drain(..) {
             let count = take(&mut self.sums[neighbour as usize]) - 1;
             let gained = if neighbour == half { count - overlap } else { count };
             if gained >= self.cutoff {
                 filed.push((neighbour, self.insert(keys(neighbour).1, gained)));
             }
         }
-        self.told = told;
+        self.large = large;
         if overlap >= self.cutoff && self.owns(keys(token).1) {
             filed.push((token, self.insert(keys(token).1, overlap)));
         }

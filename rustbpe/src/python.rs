@@ -15,8 +15,8 @@ use pyo3::types::{PyBytes, PyInt, PyIterator, PyList, PyString};
 
 use crate::shard::AHEAD;
 use crate::{
-    characters_first, memory, spill, train_spilled, Batch, ChunkCounts, Counted, Counter, Encoder, Learned,
-    PatternError, SpillTo, Spilled, Splitter, Totals, TrainError, Vocab, VocabError,
+    characters_first, memory, spill, train_spilled, ChunkCounts, Counted, Counter, Encoder, Learned, PatternError,
+    SpillTo, Spilled, Splitter, Totals, TrainError, Vocab, VocabError,
 };
 
 /// Documents are handed to the counting threads in batches of about this many bytes.
@@ -383,17 +383,22 @@ fn count(
     counter: Counter,
     progress: Option<&Py<PyAny>>,
 ) -> PyResult<Counted> {
-    let (mut batch, mut bytes) = (Batch::default(), 0);
+    let (mut batch, mut bytes) = (counter.batch(), 0);
     for (index, document) in docs.enumerate() {
         let document = document?;
         let Ok(text) = document.cast::<PyString>() else {
             let kind = document.get_type().name()?;
             return Err(PyValueError::new_err(format!("document {index} is {kind}, expected a str")));
         };
-        batch.push(&utf8(text)?);
+        // Not `utf8`, which leaves a copy of the text in the object for later calls.
+        let encoded = text.encode_utf8().ok();
+        match encoded.as_ref().and_then(|bytes| std::str::from_utf8(bytes.as_bytes()).ok()) {
+            Some(text) => batch.push(text),
+            None => batch.push(&utf8(text)?),
+        }
         if batch.bytes() >= BATCH_BYTES {
             bytes += batch.bytes();
-            let full = std::mem::take(&mut batch);
+            let full = std::mem::replace(&mut batch, counter.batch());
             if !py.detach(|| counter.push(full)) {
                 break; // the threads have stopped; finish() says why
             }

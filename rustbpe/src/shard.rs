@@ -38,13 +38,16 @@ impl Merge {
 }
 
 /// What the merges of a batch do to the pairs with the neighbours of the new tokens, by merge and side, before then after.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Notes {
-    n_parts: usize,
-    /// (neighbour, occurrences) for those who book: by part that loses a pair, `n_parts` times, and part that gains one.
+    /// (neighbour, occurrences) for those who book, by part that loses a pair.
     told: Vec<Vec<(u32, u64)>>,
     /// Where each merge and side ends in each list.
     told_ends: Vec<usize>,
+    /// Neighbours with at least `share` occurrences, and where each merge and side ends.
+    large: Vec<u32>,
+    large_ends: Vec<usize>,
+    share: u64,
     /// By side, (neighbour, position of the new pair), by ascending position for every merge, and where they end.
     found: [Vec<(u32, u32)>; 2],
     found_ends: [Vec<usize>; 2],
@@ -61,10 +64,8 @@ pub struct Note<'a> {
 }
 
 impl Notes {
-    fn new(n_parts: usize) -> Self {
-        let told = vec![Vec::new(); n_parts * n_parts];
-        let (found, found_ends) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
-        Self { n_parts, told, told_ends: Vec::new(), found, found_ends, overlaps: Vec::new() }
+    fn new(n_parts: usize, share: u64) -> Self {
+        Self { told: vec![Vec::new(); n_parts], share, ..Self::default() }
     }
 
     /// What a merge of the batch does on a side.
@@ -77,25 +78,31 @@ impl Notes {
         self.found.iter_mut().for_each(Vec::clear);
         self.found_ends.iter_mut().for_each(Vec::clear);
         self.told_ends.clear();
+        self.large.clear();
+        self.large_ends.clear();
         self.overlaps.clear();
     }
 }
 
 impl<'a> Note<'a> {
-    fn told(self, list: usize) -> &'a [(u32, u64)] {
-        let end = (2 * self.merge + self.side) * self.notes.told.len() + list;
-        let start = end.checked_sub(self.notes.told.len()).map_or(0, |before| self.notes.told_ends[before]);
-        &self.notes.told[list][start..self.notes.told_ends[end]]
+    /// (neighbour, occurrences) of pairs that a part loses.
+    pub fn lost(self, part: usize) -> &'a [(u32, u64)] {
+        let n_parts = self.notes.told.len();
+        let end = (2 * self.merge + self.side) * n_parts + part;
+        let start = end.checked_sub(n_parts).map_or(0, |before| self.notes.told_ends[before]);
+        &self.notes.told[part][start..self.notes.told_ends[end]]
     }
 
-    /// (neighbour, occurrences) of pairs that a part loses; they may come twice from different sides.
-    pub fn lost(self, part: usize) -> impl Iterator<Item = &'a [(u32, u64)]> {
-        (0..self.notes.n_parts).map(move |gainer| self.told(part * self.notes.n_parts + gainer))
+    /// The same of all parts.
+    pub fn told(self) -> impl Iterator<Item = &'a (u32, u64)> {
+        (0..self.notes.told.len()).flat_map(move |part| self.lost(part))
     }
 
-    /// The same for pairs that a part gains.
-    pub fn gained(self, part: usize) -> impl Iterator<Item = &'a [(u32, u64)]> + Clone {
-        (0..self.notes.n_parts).map(move |loser| self.told(loser * self.notes.n_parts + part))
+    /// The neighbours that may stand next to the new token often enough: in some shard they do, for its share.
+    pub fn large(self) -> &'a [u32] {
+        let end = 2 * self.merge + self.side;
+        let start = end.checked_sub(1).map_or(0, |before| self.notes.large_ends[before]);
+        &self.notes.large[start..self.notes.large_ends[end]]
     }
 
     /// How often the new token stands next to itself.
@@ -137,12 +144,16 @@ impl Side {
 
     /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
     fn tell(&mut self, notes: &mut Notes, pairs: impl Fn(u32) -> (u64, u64)) {
+        let n_parts = notes.told.len();
         for neighbour in self.touched.drain(..) {
-            let (loser, gainer) = pairs(neighbour);
-            let list = part_of(loser, notes.n_parts) * notes.n_parts + part_of(gainer, notes.n_parts);
-            notes.told[list].push((neighbour, take(&mut self.seen[neighbour as usize])));
+            let count = take(&mut self.seen[neighbour as usize]);
+            notes.told[part_of(pairs(neighbour).0, n_parts)].push((neighbour, count));
+            if count >= notes.share {
+                notes.large.push(neighbour);
+            }
         }
         notes.told_ends.extend(notes.told.iter().map(Vec::len));
+        notes.large_ends.push(notes.large.len());
     }
 
     /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`.
@@ -203,10 +214,12 @@ pub struct Shard<S> {
 }
 
 impl<S: Slot> Shard<S> {
-    /// A shard without any lists, one of `n`.
-    pub fn new(words: Words<S>, vocab_size: usize, n: usize) -> Self {
+    /// A shard without any lists, one of `n`; pairs below `cutoff` need none.
+    pub fn new(words: Words<S>, vocab_size: usize, n: usize, cutoff: u64) -> Self {
         let sides = [Side::new(vocab_size), Side::new(vocab_size)];
-        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes: Notes::new(n) }
+        // What reaches the cutoff in all shards together has its share of that in one.
+        let notes = Notes::new(n, cutoff.div_ceil(n as u64));
+        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes }
     }
 
     /// The pieces as they are now.
@@ -224,9 +237,8 @@ impl<S: Slot> Shard<S> {
         // Fits 32 bits, as positions do.
         let total = found.len() - next[n_ids] as usize;
         // Lists of later pairs follow: room for them saves moving all of these.
-        self.positions = vec![0; found.len().max(2 * total)];
-        memory::advise_huge(&self.positions);
-        self.positions.truncate(found.len());
+        self.positions = memory::with_capacity(found.len().max(2 * total));
+        self.positions.resize(found.len(), 0);
         self.lists = Vec::with_capacity(2 * n_ids);
         let mut end = 0;
         for next in &mut next {

@@ -67,15 +67,13 @@ impl<S: Slot> Words<S> {
             })
         };
         // Most occur once: these are in order as they are.
-        let mut order: Vec<(u64, u32, u32)> = Vec::with_capacity(ranges.iter().map(|(_, range)| range.len()).sum());
-        memory::advise_huge(&order);
+        let mut order: Vec<(u64, u32, u32)> = memory::with_capacity(ranges.iter().map(|(_, range)| range.len()).sum());
         order.extend(all().filter(|&(count, ..)| count == 1));
         let n_once = order.len();
         order.extend(all().filter(|&(count, ..)| count != 1));
         order[n_once..].sort_unstable();
         let bytes: usize = ranges.iter().map(|(counts, range)| counts.bytes_in(range)).sum();
-        let mut slots = Vec::with_capacity(bytes + order.len() + 1);
-        memory::advise_huge(&slots);
+        let mut slots = memory::with_capacity(bytes + order.len() + 1);
         let mut weights: Vec<(u32, u64)> = Vec::new();
         slots.push(S::EDGE);
         for (count, number, index) in order {
@@ -92,8 +90,7 @@ impl<S: Slot> Words<S> {
 
     /// The same pieces in other tokens, all below `n_tokens`, one slot each; `lay` appends those for one of ours.
     pub fn map(&self, n_tokens: usize, lay: impl Fn(u32, &mut Vec<S>)) -> Self {
-        let mut slots = Vec::with_capacity(self.slots.len());
-        memory::advise_huge(&slots);
+        let mut slots = memory::with_capacity(self.slots.len());
         let mut weights = Vec::with_capacity(self.weights.len());
         slots.push(S::EDGE);
         let mut at = 1;
@@ -119,10 +116,9 @@ impl<S: Slot> Words<S> {
     pub fn cut(&self, ids: &Ids) -> (Self, Vec<u32>) {
         // Whether two tokens stay together is hard to predict, so all is written, and what is not wanted overwritten.
         // Two tokens and an edge may come of every two tokens.
-        let (mut slots, mut found) = (vec![S::new(0); self.slots.len() / 2 * 3 + 2], vec![0; self.slots.len()]);
+        let mut slots = memory::filled(S::new(0), self.slots.len() / 2 * 3 + 2);
+        let mut found = memory::filled(0, self.slots.len());
         slots[0] = S::EDGE;
-        memory::advise_huge(&slots);
-        memory::advise_huge(&found);
         let mut weights = Vec::with_capacity(self.weights.len());
         let (mut n_slots, mut n_found, mut at, mut open) = (1, 0, 1, false);
         for &(end, count) in &self.weights {
@@ -147,8 +143,7 @@ impl<S: Slot> Words<S> {
 
     /// The ids of all pairs of neighbours, by ascending position.
     pub fn ids(&self, ids: &Ids) -> Vec<u32> {
-        let mut found = Vec::with_capacity(self.slots.len());
-        memory::advise_huge(&found);
+        let mut found = memory::with_capacity(self.slots.len());
         self.pairs(|left, right, _, _| found.push(ids.get(left, right)));
         found
     }
