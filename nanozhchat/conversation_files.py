@@ -97,7 +97,7 @@ def _external(
         for number, item in enumerate(_read(source, stats, skip_bad, reader)):
             key = sources.content_key(_content(item).encode())
             kept[number] = item
-            yield Document("val" if key < VAL_FRAC * 2**64 else "train", str(number), 0, key)
+            yield Document("val" if key < VAL_FRAC * 2**64 else "train", str(number), b"", key)
 
     for doc in sources.balance(tagged()):
         item = kept.pop(int(doc.text))

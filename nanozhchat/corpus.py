@@ -204,15 +204,15 @@ class _Writer:
         """Go on where the state of a build stands; its list of shards grows with ours."""
         self.directory, self.split = directory, split
         self.shards: list[dict[str, Any]] = state["shards"][split]
-        self.rows: list[str] = []
+        self.rows: list[bytes] = []
         self.groups: list[Any] = []
         self.group_bytes = self.shard_bytes = 0
         for text in state["pending"][split]:
-            self.add(sources.Document(split, text, len(text.encode()), 0))
+            self.add(sources.Document(split, text, text.encode(), 0))
 
     def add(self, doc: sources.Document) -> bool:
         """Take a document; returns whether a shard was written."""
-        self.rows.append(doc.text)
+        self.rows.append(doc.data)
         self.group_bytes += doc.n_bytes
         if self.group_bytes >= ROW_GROUP_BYTES:
             self._close_group()
@@ -222,7 +222,8 @@ class _Writer:
 
     def pending(self) -> list[str]:
         """Return the texts that are in no shard yet."""
-        return [text for group in self.groups for text in group.column(0).to_pylist()] + self.rows
+        rows = [text for group in self.groups for text in group.column(0).to_pylist()]
+        return rows + [row.decode() for row in self.rows]
 
     def close(self) -> list[dict[str, Any]]:
         """Write what is left; returns what the manifest says of the shards."""
@@ -231,11 +232,13 @@ class _Writer:
         return self.shards
 
     def _close_group(self) -> None:
-        """Move rows from Python strings to an Arrow batch, which is far smaller."""
+        """Move rows from Python objects to an Arrow batch, which is smaller."""
         import pyarrow as pa
 
         if self.rows:
-            self.groups.append(pa.table({COLUMN: pa.array(self.rows, pa.large_string())}))
+            ends = np.cumsum([0, *map(len, self.rows)], dtype=np.int64)
+            array = pa.LargeStringArray.from_buffers(len(self.rows), pa.py_buffer(ends), pa.py_buffer(b"".join(self.rows)))
+            self.groups.append(pa.table({COLUMN: array}))
             self.shard_bytes += self.group_bytes
             self.rows, self.group_bytes = [], 0
 

@@ -285,8 +285,8 @@ def choose_field(record: Record, text_field: str | None) -> str:
     raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
 
 
-def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[str]:
-    """Leave out and count what is no document."""
+def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[tuple[str, bytes]]:
+    """Yield documents, as text and as UTF-8; leave out and count what is none."""
     for text in values:
         if not isinstance(text, str):
             stats.skip("null" if text is None else "not a string")
@@ -294,11 +294,11 @@ def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[str]:
             stats.skip("empty")
         else:
             try:
-                too_long = len(text.encode()) > MAX_DOCUMENT_BYTES
+                data = text.encode()
             except UnicodeEncodeError:  # lone surrogates from JSON escapes
                 stats.skip("not UTF-8")
                 continue
-            if too_long:
+            if len(data) > MAX_DOCUMENT_BYTES:
                 stats.skip("too long")
             else:
-                yield text
+                yield text, data

@@ -52,12 +52,17 @@ class Source:
 
 
 class Document(NamedTuple):
-    """A document and where it belongs. key: 64-bit hash of the content."""
+    """A document and where it belongs. data: the text as UTF-8; key: 64-bit hash of the content."""
 
     split: str
     text: str
-    n_bytes: int
+    data: bytes
     key: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the text."""
+        return len(self.data)
 
 
 def resolve_specs(specs: Sequence[str] = ()) -> tuple[str, ...]:
@@ -251,23 +256,22 @@ def _field_values(rows: Iterator[Record], text_field: str | None, place: dict[st
         yield row.value.get(place["field"])
 
 
-def _splits(texts: Iterable[str | None]) -> Iterator[Document]:
+def _splits(documents: Iterable[tuple[str, bytes]]) -> Iterator[Document]:
     """Give documents their split."""
-    for text in texts:
-        if text:
-            data = text.encode()
-            key = content_key(data)
-            yield Document("val" if key < VAL_FRAC * 2**64 else "train", text, len(data), key)
+    for text, data in documents:
+        key = content_key(data)
+        yield Document("val" if key < VAL_FRAC * 2**64 else "train", text, data, key)
 
 
 def _cleaned(
-    read: Callable[[ReadStats, dict[str, Any]], Iterator[str]], clean: Cleaner, stats: ReadStats, place: dict[str, Any]
-) -> Iterator[str | None]:
+    read: Callable[[ReadStats, dict[str, Any]], Iterator[tuple[str, bytes]]], clean: Cleaner, stats: ReadStats,
+    place: dict[str, Any],
+) -> Iterator[tuple[str, bytes]]:  # fmt: skip
     """Clean texts that are read ahead; stats and place follow what comes out."""
     ahead, ahead_place = ReadStats(), dict(place)
 
     def pairs() -> Iterator[tuple[str | None, tuple[dict[str, Any], Counter[str]]]]:
-        for text in itertools.chain(read(ahead, ahead_place), [None]):
+        for text in itertools.chain((text for text, _ in read(ahead, ahead_place)), [None]):
             skipped, ahead.skipped = ahead.skipped, Counter()
             yield text, (dict(ahead_place), skipped)
 
@@ -275,7 +279,8 @@ def _cleaned(
         place.clear()
         place.update(now)
         stats.skipped.update(skipped)
-        yield text
+        if text:
+            yield text, text.encode()
 
 
 def builtin_parts(name: str) -> tuple[str, ...] | None:
@@ -294,9 +299,9 @@ def _builtin(source: Source, seed: int, split: str | None) -> Iterator[Document]
         due = totals["val"] < BUILTIN_VAL_FRAC * (totals["train"] + totals["val"])
         chosen = split or ("val" if due else "train")
         text = next(streams[chosen])
-        n_bytes = len(text.encode())
-        totals[chosen] += n_bytes
-        yield Document(chosen, text, n_bytes, 2**63)  # the key is never needed: both splits exist from the start
+        data = text.encode()
+        totals[chosen] += len(data)
+        yield Document(chosen, text, data, 2**63)  # the key is never needed: both splits exist from the start
 
 
 def tagged(
@@ -316,7 +321,7 @@ def tagged(
     state = {} if state is None else state
     streams = []
 
-    def read(source: Source, stats: ReadStats, place: dict[str, Any]) -> Iterator[str]:
+    def read(source: Source, stats: ReadStats, place: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         return records.documents(_texts(source, text_field, stats, skip_bad, place, part), stats)
 
     for number, source in enumerate(map(parse, resolve_specs(specs))):

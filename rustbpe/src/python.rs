@@ -258,7 +258,7 @@ impl Bpe {
     #[pyo3(signature = (data, offsets, threads = 0))]
     fn encode_joined<'py>(&self, py: Python<'py>, data: &[u8], offsets: &[u8], threads: usize) -> PyResult<Flat<'py>> {
         let encoded = py.detach(|| {
-            let text = std::str::from_utf8(data).map_err(|error| PyValueError::new_err(error.to_string()))?;
+            let text = simdutf8::basic::from_utf8(data).map_err(|error| PyValueError::new_err(error.to_string()))?;
             let offsets: Vec<_> =
                 offsets.chunks_exact(8).map(|at| i64::from_le_bytes(at.try_into().unwrap_or_default())).collect();
             let between = |ends: &[i64]| text.get(usize::try_from(ends[0]).ok()?..usize::try_from(ends[1]).ok()?);
@@ -392,7 +392,7 @@ fn count(
         };
         // Not `utf8`, which leaves a copy of the text in the object for later calls.
         let encoded = text.encode_utf8().ok();
-        match encoded.as_ref().and_then(|bytes| std::str::from_utf8(bytes.as_bytes()).ok()) {
+        match encoded.as_ref().and_then(|bytes| simdutf8::basic::from_utf8(bytes.as_bytes()).ok()) {
             Some(text) => batch.push(text),
             None => batch.push(&utf8(text)?),
         }
