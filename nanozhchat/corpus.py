@@ -142,7 +142,7 @@ def build(
         total = 0
         for doc in itertools.chain([first] if first else [], stream):
             full = writers[doc.split].add(doc)
-            before, total = total, total + doc.n_bytes
+            before, total = total, total + len(doc.data)
             if before // REPORT_BYTES != total // REPORT_BYTES:
                 progress(f"  {total / 1e6:,.0f} MB of text")
             if full and state["reading"].get("balanced"):
@@ -213,7 +213,7 @@ class _Writer:
     def add(self, doc: sources.Document) -> bool:
         """Take a document; returns whether a shard was written."""
         self.rows.append(doc.data)
-        self.group_bytes += doc.n_bytes
+        self.group_bytes += len(doc.data)
         if self.group_bytes >= ROW_GROUP_BYTES:
             self._close_group()
         if full := self.shard_bytes >= SHARD_BYTES:
@@ -222,8 +222,8 @@ class _Writer:
 
     def pending(self) -> list[str]:
         """Return the texts that are in no shard yet."""
-        rows = [text for group in self.groups for text in group.column(0).to_pylist()]
-        return rows + [row.decode() for row in self.rows]
+        texts = [text for group in self.groups for text in group.column(0).to_pylist()]
+        return texts + [row.decode() for row in self.rows]
 
     def close(self) -> list[dict[str, Any]]:
         """Write what is left; returns what the manifest says of the shards."""
@@ -237,7 +237,7 @@ class _Writer:
 
         if self.rows:
             ends = np.cumsum([0, *map(len, self.rows)], dtype=np.int64)
-            array = pa.LargeStringArray.from_buffers(len(self.rows), pa.py_buffer(ends), pa.py_buffer(b"".join(self.rows)))
+            array = pa.LargeStringArray.from_buffers(len(self.rows), *map(pa.py_buffer, (ends, b"".join(self.rows))))
             self.groups.append(pa.table({COLUMN: array}))
             self.shard_bytes += self.group_bytes
             self.rows, self.group_bytes = [], 0

@@ -294,11 +294,9 @@ def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[tuple[str, by
             stats.skip("empty")
         else:
             try:
-                data = text.encode()
+                if len(data := text.encode()) > MAX_DOCUMENT_BYTES:
+                    stats.skip("too long")
+                else:
+                    yield text, data
             except UnicodeEncodeError:  # lone surrogates from JSON escapes
                 stats.skip("not UTF-8")
-                continue
-            if len(data) > MAX_DOCUMENT_BYTES:
-                stats.skip("too long")
-            else:
-                yield text, data

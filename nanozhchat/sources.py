@@ -25,6 +25,7 @@ from nanozhchat.presets import presets
 from nanozhchat.records import NoFieldError, ReadStats, Record, choose_field
 
 T = TypeVar("T")
+Pair = tuple[str, bytes]  # a text, and the same as UTF-8
 VAL_FRAC = 0.01  # of documents, by hash
 BUILTIN_VAL_FRAC = 1 / 49  # of bytes: one part validation to 48 parts training
 SPLITS = ("train", "val")
@@ -58,11 +59,6 @@ class Document(NamedTuple):
     text: str
     data: bytes
     key: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the text."""
-        return len(self.data)
 
 
 def resolve_specs(specs: Sequence[str] = ()) -> tuple[str, ...]:
@@ -256,7 +252,7 @@ def _field_values(rows: Iterator[Record], text_field: str | None, place: dict[st
         yield row.value.get(place["field"])
 
 
-def _splits(documents: Iterable[tuple[str, bytes]]) -> Iterator[Document]:
+def _splits(documents: Iterable[Pair]) -> Iterator[Document]:
     """Give documents their split."""
     for text, data in documents:
         key = content_key(data)
@@ -264,9 +260,8 @@ def _splits(documents: Iterable[tuple[str, bytes]]) -> Iterator[Document]:
 
 
 def _cleaned(
-    read: Callable[[ReadStats, dict[str, Any]], Iterator[tuple[str, bytes]]], clean: Cleaner, stats: ReadStats,
-    place: dict[str, Any],
-) -> Iterator[tuple[str, bytes]]:  # fmt: skip
+    read: Callable[[ReadStats, dict[str, Any]], Iterator[Pair]], clean: Cleaner, stats: ReadStats, place: dict[str, Any]
+) -> Iterator[Pair]:
     """Clean texts that are read ahead; stats and place follow what comes out."""
     ahead, ahead_place = ReadStats(), dict(place)
 
@@ -321,7 +316,7 @@ def tagged(
     state = {} if state is None else state
     streams = []
 
-    def read(source: Source, stats: ReadStats, place: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    def read(source: Source, stats: ReadStats, place: dict[str, Any]) -> Iterator[Pair]:
         return records.documents(_texts(source, text_field, stats, skip_bad, place, part), stats)
 
     for number, source in enumerate(map(parse, resolve_specs(specs))):
@@ -331,7 +326,7 @@ def tagged(
         else:
             texts = _cleaned(partial(read, source), clean, stats, place) if clean else read(source, stats, place)
             streams.append((source, _splits(texts)))
-    merged = mix(streams, lambda d: weigh(d.text) if weigh else d.n_bytes, state)
+    merged = mix(streams, lambda d: weigh(d.text) if weigh else len(d.data), state)
     merged = _limited(merged, max_bytes, state)
     if builtin_split is not None or part is not None:  # one split of built-in text alone, or a share of the files
         state["balanced"] = True
@@ -346,8 +341,8 @@ def _limited(
     """Stop before the document that would exceed the limit, but never before the first."""
     state = {} if state is None else state
     for doc in docs:
-        total = state["bytes"] = state.get("bytes", 0) + doc.n_bytes
-        if max_bytes is not None and total > max_bytes and total > doc.n_bytes:
+        total = state["bytes"] = state.get("bytes", 0) + len(doc.data)
+        if max_bytes is not None and total > max_bytes and total > len(doc.data):
             return
         yield doc
 

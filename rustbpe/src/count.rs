@@ -245,9 +245,9 @@ impl ChunkCounts {
         self.entries.partition_point(|entry| entry.start < byte)
     }
 
-    /// Bytes of memory in use, room to grow included.
+    /// Bytes of memory in use.
     pub fn memory(&self) -> usize {
-        self.arena.capacity() + self.entries.capacity() * size_of::<Entry>() + self.slots.len() * size_of::<u64>()
+        self.arena.len() + self.entries.len() * size_of::<Entry>() + self.slots.len() * size_of::<u64>()
     }
 
     /// The count of the chunk at `index < len()`.

@@ -19,9 +19,16 @@ fn advise_huge<T>(array: &Vec<T>) {
     let _ = array;
 }
 
+/// Arrays of this many bytes are worth pages of their own.
+const LARGE: usize = 1 << 20;
+
+/// malloc maps what is larger than this by itself, whatever was freed before; what is not touched costs no memory.
+const MAPPED: usize = 33 << 20;
+
 /// An empty array with room for `len` elements, in huge pages.
 pub fn with_capacity<T>(len: usize) -> Vec<T> {
-    let array = Vec::with_capacity(len);
+    let large = len * size_of::<T>() >= LARGE;
+    let array = Vec::with_capacity(if large { len.max(MAPPED / size_of::<T>()) } else { len });
     advise_huge(&array);
     array
 }
@@ -33,11 +40,12 @@ pub fn filled<T: Copy>(value: T, len: usize) -> Vec<T> {
     array
 }
 
-/// Makes room for `more` elements; an array that has none left doubles, within huge pages.
+/// Makes room for `more` elements; an array that has none left doubles, in huge pages.
 #[inline]
 pub fn reserve_huge<T>(array: &mut Vec<T>, more: usize) {
     if array.len() + more > array.capacity() {
-        array.reserve(more);
+        let large = 2 * array.len() * size_of::<T>() >= LARGE;
+        array.reserve(if large { more.max(MAPPED / size_of::<T>()) } else { more });
         advise_huge(array);
     }
 }

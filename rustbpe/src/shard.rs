@@ -5,7 +5,7 @@ use std::sync::RwLockReadGuard;
 
 use crate::memory;
 use crate::pairs::{key, part_of, Pairs, NONE};
-use crate::word::{Slot, Words};
+use crate::word::{Found, Slot, Words};
 
 /// Memory is asked for this many items ahead of being visited.
 pub const AHEAD: usize = 12;
@@ -227,34 +227,27 @@ impl<S: Slot> Shard<S> {
         self.words
     }
 
-    /// Lists the positions of all pairs that have one of `n_ids` ids; `found` has the id of every pair in the pieces.
-    pub fn list_pairs(&mut self, found: &[u32], n_ids: usize) {
+    /// Lists the positions of the pairs that were found, which have one of `n_ids` ids.
+    pub fn list_pairs(&mut self, found: &Found, n_ids: usize) {
         self.words.index_counts();
-        // What has no id is filed in a last list, which is dropped.
-        let list_of = |id: u32| (id as usize).min(n_ids);
-        let mut next = vec![0u32; n_ids + 1];
-        found.iter().for_each(|&id| next[list_of(id)] += 1);
-        // Fits 32 bits, as positions do.
-        let total = found.len() - next[n_ids] as usize;
+        let mut next = vec![0u32; n_ids];
+        found.ids(|id| next[id as usize] += 1);
         // Lists of later pairs follow: room for them saves moving all of these.
-        self.positions = memory::with_capacity(found.len().max(2 * total));
+        self.positions = memory::with_capacity(2 * found.len());
         self.positions.resize(found.len(), 0);
         self.lists = Vec::with_capacity(2 * n_ids);
         let mut end = 0;
         for next in &mut next {
+            // Fits 32 bits, as positions do.
             self.lists.push((end as usize, *next));
             end += std::mem::replace(next, end);
         }
-        let (positions, mut found) = (&mut self.positions, found.iter());
-        self.words.pairs(|_, _, position, _| {
-            if let Some(&id) = found.next() {
-                let next = &mut next[list_of(id)];
-                positions[*next as usize] = position;
-                *next += 1;
-            }
+        let positions = &mut self.positions;
+        found.visit(&self.words, |position, id| {
+            let next = &mut next[id as usize];
+            positions[*next as usize] = position;
+            *next += 1;
         });
-        self.lists.truncate(n_ids);
-        self.positions.truncate(total);
     }
 
     /// Writes the lists of the pairs made by the batch before, as all parts booked it.

@@ -382,7 +382,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
                     .ok_or(TrainError::MemoryLimit { bytes: spilled.memory })
             });
             let mut words = words.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let found = each(&mut words, |words| words.ids(&ids));
+            let found = each(&mut words, |words| words.find(&ids));
             drop(ids);
             self.round(words.into_iter().zip(found).collect(), pairs, None)?;
             let stuck = self.n_tokens() == before;

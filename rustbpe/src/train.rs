@@ -26,7 +26,7 @@ use crate::error::TrainError;
 use crate::pairs::{halves, id_limit, Level, PairMap, Pairs};
 use crate::shard::{Merge, Shard};
 use crate::vocab::MAX_TOKENS;
-use crate::word::{Slot, Words};
+use crate::word::{Found, Slot, Words};
 
 /// The first round ends with pairs that occur once in this many bytes of text: by then characters are tokens.
 pub const FIRST_CUTOFF_BYTES: u64 = 8000;
@@ -135,7 +135,7 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         let mut assembly = Assembly::new(alphabet, &counts, cutoff);
         let (pairs, ids) = counts.number(cutoff);
         drop(counts);
-        let found = each(&mut words, |words| words.ids(&ids));
+        let found = each(&mut words, |words| words.find(&ids));
         let mut words = self.round(words.into_iter().zip(found).collect(), pairs, Some(&mut assembly))?;
         let n_tokens = self.n_tokens();
         let lay = |symbol, slots: &mut Vec<S>| match assembly.token(symbol) {
@@ -157,11 +157,11 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         (cutoff / 8).max(1)
     }
 
-    /// Merges while a pair reaches the cutoff and there is room for tokens, in pieces with the ids of the pairs in them.
+    /// Merges while a pair reaches the cutoff and there is room for tokens, in pieces with the pairs found in them.
     /// With an assembly, the words are in symbols.
     pub fn round(
         &mut self,
-        words: Vec<(Words<S>, Vec<u32>)>,
+        words: Vec<(Words<S>, Found)>,
         pairs: Vec<Pairs>,
         mut assembly: Option<&mut Assembly>,
     ) -> Result<Vec<Words<S>>, TrainError> {

@@ -53,6 +53,48 @@ pub struct Words<S> {
     blocks: Vec<u32>,
 }
 
+/// Pairs of neighbours that have an id, by ascending position.
+#[derive(Debug)]
+pub enum Found {
+    /// All have: their ids.
+    All(Vec<u32>),
+    /// Some have: (position, id).
+    Some(Vec<(u32, u32)>),
+}
+
+impl Found {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::All(ids) => ids.len(),
+            Self::Some(pairs) => pairs.len(),
+        }
+    }
+
+    /// Calls `visit` for the id of each.
+    pub fn ids(&self, visit: impl FnMut(u32)) {
+        match self {
+            Self::All(ids) => ids.iter().copied().for_each(visit),
+            Self::Some(pairs) => pairs.iter().map(|pair| pair.1).for_each(visit),
+        }
+    }
+
+    /// Calls `visit(position, id)` for each; they are of these words.
+    #[inline]
+    pub fn visit<S: Slot>(&self, words: &Words<S>, mut visit: impl FnMut(u32, u32)) {
+        match self {
+            Self::All(ids) => {
+                let mut ids = ids.iter();
+                words.pairs(|_, _, position, _| ids.next().into_iter().for_each(|&id| visit(position, id)));
+            }
+            Self::Some(pairs) => pairs.iter().for_each(|&(position, id)| visit(position, id)),
+        }
+    }
+}
+
+/// Pairs looked at before what came of them goes to an array that is far away.
+const NEAR: usize = 1 << 10;
+
 /// Slots in a block, as a power of two.
 const BLOCK: u32 = 9;
 
@@ -110,42 +152,52 @@ impl<S: Slot> Words<S> {
         Self { slots, width: vec![1; n_tokens], weights, blocks: Vec::new() }
     }
 
-    /// The same pieces cut between neighbours whose pair has no id, without single tokens; and the ids of all pairs in them.
+    /// The same pieces cut between neighbours whose pair has no id, without single tokens; and the pairs in them.
     ///
     /// Nothing was merged in these pieces yet, as in the two that follow.
-    pub fn cut(&self, ids: &Ids) -> (Self, Vec<u32>) {
-        // Whether two tokens stay together is hard to predict, so all is written, and what is not wanted overwritten.
+    pub fn cut(&self, ids: &Ids) -> (Self, Found) {
         // Two tokens and an edge may come of every two tokens.
-        let mut slots = memory::filled(S::new(0), self.slots.len() / 2 * 3 + 2);
-        let mut found = memory::filled(0, self.slots.len());
-        slots[0] = S::EDGE;
+        let mut slots = memory::with_capacity(self.slots.len() / 2 * 3 + 2);
+        let mut found = memory::with_capacity(self.slots.len());
+        slots.push(S::EDGE);
+        // Whether two tokens stay together is hard to predict, so all is written, and what is not wanted overwritten.
+        let (mut near_slots, mut near_found) = ([S::EDGE; 2 * NEAR + 2], [0; NEAR + 1]);
         let mut weights = Vec::with_capacity(self.weights.len());
-        let (mut n_slots, mut n_found, mut at, mut open) = (1, 0, 1, false);
+        let (mut at, mut open) = (1, false);
         for &(end, count) in &self.weights {
-            for pair in self.slots[at - 1..end as usize].windows(2) {
-                let id = ids.get(pair[0].id(), pair[1].id());
-                let join = id != NONE;
-                slots[n_slots] = pair[0];
-                n_slots += usize::from(open | join);
-                slots[n_slots] = S::EDGE;
-                n_slots += usize::from(open & !join);
-                found[n_found] = id;
-                n_found += usize::from(join);
-                open = join;
+            for start in (at..end as usize).step_by(NEAR) {
+                let (mut n_slots, mut n_found) = (0, 0);
+                for pair in self.slots[start - 1..(start + NEAR).min(end as usize)].windows(2) {
+                    let id = ids.get(pair[0].id(), pair[1].id());
+                    let join = id != NONE;
+                    near_found[n_found] = id;
+                    n_found += usize::from(join);
+                    near_slots[n_slots] = pair[0];
+                    n_slots += usize::from(open | join);
+                    near_slots[n_slots] = S::EDGE;
+                    n_slots += usize::from(open & !join);
+                    open = join;
+                }
+                slots.extend_from_slice(&near_slots[..n_slots]);
+                found.extend_from_slice(&near_found[..n_found]);
             }
             at = end as usize;
-            weights.push((n_slots as u32, count));
+            weights.push((slots.len() as u32, count));
         }
-        slots.truncate(n_slots);
-        found.truncate(n_found);
-        (Self { slots, width: vec![1; self.width.len()], weights, blocks: Vec::new() }, found)
+        (Self { slots, width: vec![1; self.width.len()], weights, blocks: Vec::new() }, Found::All(found))
     }
 
-    /// The ids of all pairs of neighbours, by ascending position.
-    pub fn ids(&self, ids: &Ids) -> Vec<u32> {
-        let mut found = memory::with_capacity(self.slots.len());
-        self.pairs(|left, right, _, _| found.push(ids.get(left, right)));
-        found
+    /// All pairs that have an id.
+    pub fn find(&self, ids: &Ids) -> Found {
+        let mut found = Vec::new();
+        self.pairs(|left, right, position, _| {
+            let id = ids.get(left, right);
+            if id != NONE {
+                memory::reserve_huge(&mut found, 1);
+                found.push((position, id));
+            }
+        });
+        Found::Some(found)
     }
 
     /// Calls `visit(left, right, position, count)` for each pair of neighbours, by ascending position.
