@@ -376,7 +376,7 @@ fn count_batches(
         }
         batch.clear();
         counted.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
-        // Arrays double when they are full, so half the memory must be enough for what is there.
+        // Slots double when they are full, so half the memory must be enough for what is there.
         if let Some(spill) = spill.filter(|spill| counts.memory() > spill.memory / 2) {
             let path = spill.directory.join(format!("{}{:05}.counts", spill.prefix, files.len()));
             crate::spill::write(&counts, &path)?;
