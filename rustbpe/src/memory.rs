@@ -10,7 +10,7 @@ fn advise_huge<T>(array: &Vec<T>) {
         // Whole pages: an array of its own mapping stays one mapping, which can grow without being copied.
         let start = array.as_ptr() as usize / PAGE * PAGE;
         let end = (array.as_ptr() as usize + bytes).next_multiple_of(PAGE);
-        if bytes >= 1 << 21 {
+        if bytes >= LARGE {
             // SAFETY: MADV_HUGEPAGE never changes contents, not even those of neighbours in the first and the last page.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
@@ -25,10 +25,18 @@ const LARGE: usize = 1 << 20;
 /// malloc maps what is larger than this by itself, whatever was freed before; what is not touched costs no memory.
 const MAPPED: usize = 33 << 20;
 
+/// Elements to ask for where `len` are needed.
+fn room<T>(len: usize) -> usize {
+    if len * size_of::<T>() >= LARGE {
+        len.max(MAPPED / size_of::<T>())
+    } else {
+        len
+    }
+}
+
 /// An empty array with room for `len` elements, in huge pages.
 pub fn with_capacity<T>(len: usize) -> Vec<T> {
-    let large = len * size_of::<T>() >= LARGE;
-    let array = Vec::with_capacity(if large { len.max(MAPPED / size_of::<T>()) } else { len });
+    let array = Vec::with_capacity(room::<T>(len));
     advise_huge(&array);
     array
 }
@@ -44,8 +52,7 @@ pub fn filled<T: Copy>(value: T, len: usize) -> Vec<T> {
 #[inline]
 pub fn reserve_huge<T>(array: &mut Vec<T>, more: usize) {
     if array.len() + more > array.capacity() {
-        let large = 2 * array.len() * size_of::<T>() >= LARGE;
-        array.reserve(if large { more.max(MAPPED / size_of::<T>()) } else { more });
+        array.reserve(room::<T>(2 * array.len() + more) - array.len());
         advise_huge(array);
     }
 }

@@ -232,9 +232,6 @@ impl<S: Slot> Shard<S> {
         self.words.index_counts();
         let mut next = vec![0u32; n_ids];
         found.ids(|id| next[id as usize] += 1);
-        // Lists of later pairs follow: room for them saves moving all of these.
-        self.positions = memory::with_capacity(2 * found.len());
-        self.positions.resize(found.len(), 0);
         self.lists = Vec::with_capacity(2 * n_ids);
         let mut end = 0;
         for next in &mut next {
@@ -242,6 +239,9 @@ impl<S: Slot> Shard<S> {
             self.lists.push((end as usize, *next));
             end += std::mem::replace(next, end);
         }
+        // Lists of later pairs follow: room for them saves moving all of these.
+        self.positions = memory::with_capacity(2 * end as usize);
+        self.positions.resize(end as usize, 0);
         let positions = &mut self.positions;
         found.visit(&self.words, |position, id| {
             let next = &mut next[id as usize];

@@ -63,14 +63,6 @@ pub enum Found {
 }
 
 impl Found {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::All(ids) => ids.len(),
-            Self::Some(pairs) => pairs.len(),
-        }
-    }
-
     /// Calls `visit` for the id of each.
     pub fn ids(&self, visit: impl FnMut(u32)) {
         match self {
