@@ -62,8 +62,8 @@ struct Block {
 impl Encoder {
     /// An encoder for `vocab` with chunks cut by `splitter`.
     pub fn new(splitter: Splitter, vocab: Vocab) -> Self {
-        let splits: Vec<_> = vocab.splits().collect();
-        let mut encoder = Self::with_pairs(splitter, vocab, splits.clone());
+        let splits = vocab.splits().collect();
+        let mut encoder = Self::with_pairs(splitter, vocab, splits);
         // What happens between two borders that stay does not depend on what is around them. So a token is made, if at
         // all, by the same last merge wherever it is made, and of all its splits only that one is needed.
         let (mut made, mut highest, mut ids) = (Vec::new(), vec![0; encoder.vocab.len()], Vec::new());
@@ -82,7 +82,7 @@ impl Encoder {
                 _ => {}
             }
         }
-        Self::with_merges(encoder.splitter, encoder.vocab, made, &splits, &highest, encoder.merges)
+        Self::with_merges(encoder.splitter, encoder.vocab, made, &highest, encoder.merges)
     }
 
     /// An encoder for what was trained, where nothing needs to be found out.
@@ -91,10 +91,9 @@ impl Encoder {
     /// Those of [`Vocab::from_merges`].
     pub fn from_merges(splitter: Splitter, merges: Vec<(u32, u32)>) -> Result<Self, VocabError> {
         let vocab = Vocab::from_merges(&merges)?;
-        let splits: Vec<_> = vocab.splits().collect();
         let highest: Vec<u32> = (0..vocab.len() as u32).map(|id| if id < 256 { 0 } else { id }).collect();
         let made = merges.iter().zip(256..).map(|(&(left, right), id)| (left, right, id)).collect();
-        Ok(Self::with_merges(splitter, vocab, made, &splits, &highest, Ok(merges)))
+        Ok(Self::with_merges(splitter, vocab, made, &highest, Ok(merges)))
     }
 
     /// `made`: the last merge of each token; the rest as in [`Characters::new`].
@@ -102,12 +101,11 @@ impl Encoder {
         splitter: Splitter,
         vocab: Vocab,
         made: Vec<(u32, u32, u32)>,
-        splits: &[(u32, u32, u32)],
         highest: &[u32],
         merges: Result<Vec<(u32, u32)>, VocabError>,
     ) -> Self {
         let encoder = Self::with_pairs(splitter, vocab, made);
-        let characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, splits, highest));
+        let characters = Some(Characters::new(&encoder.vocab, &encoder.pairs, highest));
         Self { merges, characters, ..encoder }
     }
 

@@ -50,7 +50,8 @@ impl PairTable {
             .into_iter()
             .map(|(left, right, id)| pair(of(left), of(right)) << PIECE_BITS | u64::from(of(id)))
             .collect();
-        let side_by_side: Vec<_> = vocab.neighbours().map(|(left, right)| pair(of(left), of(right))).collect();
+        let side_by_side: Vec<_> =
+            vocab.neighbours().into_iter().map(|(left, right)| pair(of(left), of(right))).collect();
         let neighbours = vec![0; (side_by_side.len() * NEIGHBOUR_BITS / 64).next_power_of_two()];
         let mut table = Self { slots: Vec::new(), factors: Vec::new(), neighbours, pieces };
         for pair in side_by_side {
@@ -179,19 +180,20 @@ fn border(before: u8, after: u8) -> usize {
 }
 
 impl Characters {
-    /// `splits` are all ways to cut a token in two, as (left, right, token); `highest` is the highest rank needed to make
-    /// each token from its bytes, or [`NO_TOKEN`] if they end up as several.
-    pub fn new(vocab: &Vocab, pairs: &PairTable, splits: &[(u32, u32, u32)], highest: &[u32]) -> Self {
+    /// `highest` is the highest rank needed to make each token from its bytes, or [`NO_TOKEN`] if they end up as several.
+    pub fn new(vocab: &Vocab, pairs: &PairTable, highest: &[u32]) -> Self {
         let none = || vec![NO_TOKEN; 1 << 16];
         let mut new = Self { pieces: vec![NO_PIECE; 1 << 16], ranks: none(), beginnings: none(), endings: none() };
-        for &(left, right, id) in splits {
-            let (Ok(left), Ok(right)) = (vocab.bytes(left), vocab.bytes(right)) else { continue };
-            let border = border(left[left.len() - 1], right[0]);
-            if right.len() < length(right[0]) {
-                new.beginnings[border] = new.beginnings[border].min(id);
-            }
-            if left[0] & 0xC0 == 0x80 {
-                new.endings[border] = new.endings[border].min(id);
+        for (token, id) in vocab.iter().zip(0u32..) {
+            let ending = token[0] & 0xC0 == 0x80;
+            for (left, right) in (1..token.len()).map(|cut| token.split_at(cut)) {
+                let beginning = right.len() < length(right[0]);
+                if (beginning || ending) && vocab.id(left).is_some() && vocab.id(right).is_some() {
+                    let border = border(left[left.len() - 1], right[0]);
+                    for (ranks, lower) in [(&mut new.beginnings, beginning), (&mut new.endings, ending)] {
+                        ranks[border] = ranks[border].min(if lower { id } else { NO_TOKEN });
+                    }
+                }
             }
         }
         let lowest = |borders: &mut dyn Iterator<Item = u32>| borders.min().unwrap_or(NO_TOKEN);

@@ -238,11 +238,13 @@ pub struct Pairs {
     step: u64,
     /// Rarer pairs are not kept.
     pub cutoff: u64,
-    /// By neighbour, one more than what all shards tell of pairs gained, and the neighbours that are added up.
+    /// By neighbour, what all shards tell of pairs gained; the neighbours that are added up, and a bit for each of them.
     sums: Vec<u64>,
     large: Vec<u32>,
-    /// By merge of the batch last booked, (neighbour, id) of the new pairs with the neighbour before and after the token.
-    pub filed: Vec<[Vec<(u32, u32)>; 2]>,
+    is_large: Vec<u64>,
+    /// (neighbour, id) of the new pairs, by merge of the batch last booked and side, before then after the token.
+    filed: Vec<(u32, u32)>,
+    filed_ends: Vec<usize>,
 }
 
 /// (count, key, index), in the order in which pairs are merged.
@@ -291,7 +293,9 @@ impl Pairs {
             cutoff,
             sums: Vec::new(),
             large: Vec::new(),
+            is_large: Vec::new(),
             filed: Vec::new(),
+            filed_ends: Vec::new(),
         }
     }
 
@@ -368,6 +372,7 @@ impl Pairs {
     /// Books merges in this part, one after the other, as all shards have done them.
     pub fn book<S: Slot>(&mut self, shards: &[RwLockReadGuard<'_, Shard<S>>], batch: &[Merge]) {
         self.filed.clear();
+        self.filed_ends.clear();
         for (i, merge) in batch.iter().enumerate() {
             if let Some(later) = batch.get(i + 1) {
                 self.prefetch(shards, i + 1, later);
@@ -378,13 +383,22 @@ impl Pairs {
                 self.slots[at].1 = 0;
             }
             let sides = |side| shards.iter().map(move |shard| shard.notes.of(i, side));
-            let filed = [
-                self.book_side(sides(0), merge.token, NONE, |x| merge.with_before(x)),
-                self.book_side(sides(1), merge.token, merge.left, |y| merge.with_after(y)),
-            ];
-            self.filed.push(filed);
+            self.book_side(sides(0), merge.token, NONE, |x| merge.with_before(x));
+            self.book_side(sides(1), merge.token, merge.left, |y| merge.with_after(y));
         }
         self.top();
+    }
+
+    /// Merges in the batch last booked.
+    pub fn n_booked(&self) -> usize {
+        self.filed_ends.len() / 2
+    }
+
+    /// (neighbour, id) of the new pairs on a side of the token that a merge of that batch made.
+    pub fn filed(&self, merge: usize, side: usize) -> &[(u32, u32)] {
+        let end = 2 * merge + side;
+        let start = end.checked_sub(1).map_or(0, |before| self.filed_ends[before]);
+        &self.filed[start..self.filed_ends[end]]
     }
 
     /// Asks for the counts that a merge will lower first.
@@ -400,52 +414,59 @@ impl Pairs {
     }
 
     /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
-    /// lost and gained; `half` is the neighbour that a token next to itself is first taken for. Returns the (neighbour, id)
-    /// of the new pairs that reach the cutoff.
+    /// lost and gained; `half` is the neighbour that a token next to itself is first taken for.
     fn book_side<'a>(
         &mut self,
         sides: impl Iterator<Item = Note<'a>> + Clone,
         token: u32,
         half: u32,
         keys: impl Fn(u32) -> (u64, u64),
-    ) -> Vec<(u32, u32)> {
+    ) {
         let number = self.number;
         for list in sides.clone().map(|side| side.lost(number)) {
             for (i, &(neighbour, count)) in list.iter().enumerate() {
                 if let Some(&(later, _)) = list.get(i + AHEAD) {
                     memory::prefetch(&self.slots, place_of(&self.slots, keys(later).0));
                 }
-                self.subtract(keys(neighbour).0, count);
+                self.subtract(keys(neighbour).0, count.into());
             }
         }
-        let mut filed = Vec::new();
         let overlap: u64 = sides.clone().map(|side| side.overlap()).sum();
         let mut large = take(&mut self.large);
-        self.sums.resize(self.sums.len().max(token as usize + 1), 0);
         for &neighbour in sides.clone().flat_map(|side| side.large()) {
-            if self.sums[neighbour as usize] == 0 && self.owns(keys(neighbour).1) {
-                self.sums[neighbour as usize] = 1;
+            let (word, bit) = (neighbour as usize / 64, 1 << (neighbour % 64));
+            if word >= self.is_large.len() {
+                self.is_large.resize(word + 1, 0);
+                self.sums.resize(64 * (word + 1), 0);
+            }
+            if self.is_large[word] & bit == 0 && self.owns(keys(neighbour).1) {
+                self.is_large[word] |= bit;
                 large.push(neighbour);
             }
         }
         if !large.is_empty() {
             for &(neighbour, count) in sides.flat_map(|side| side.told()) {
-                let sum = &mut self.sums[neighbour as usize];
-                *sum += if *sum > 0 { count } else { 0 };
+                let word = self.is_large.get(neighbour as usize / 64).copied().unwrap_or(0);
+                if word >> (neighbour % 64) & 1 != 0 {
+                    self.sums[neighbour as usize] += u64::from(count);
+                }
             }
         }
         for neighbour in large.drain(..) {
-            let count = take(&mut self.sums[neighbour as usize]) - 1;
+            self.is_large[neighbour as usize / 64] = 0;
+            let count = take(&mut self.sums[neighbour as usize]);
             let gained = if neighbour == half { count - overlap } else { count };
             if gained >= self.cutoff {
-                filed.push((neighbour, self.insert(keys(neighbour).1, gained)));
+                let id = self.insert(keys(neighbour).1, gained);
+                self.filed.push((neighbour, id));
             }
         }
         self.large = large;
         if overlap >= self.cutoff && self.owns(keys(token).1) {
-            filed.push((token, self.insert(keys(token).1, overlap)));
+            let id = self.insert(keys(token).1, overlap);
+            self.filed.push((token, id));
         }
-        filed
+        self.filed_ends.push(self.filed.len());
     }
 }
 

@@ -40,14 +40,14 @@ impl Merge {
 /// What the merges of a batch do to the pairs with the neighbours of the new tokens, by merge and side, before then after.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// (neighbour, occurrences) for those who book, by part that loses a pair.
-    told: Vec<Vec<(u32, u64)>>,
+    /// (neighbour, occurrences) for those who book, by part that loses a pair. What 32 bits do not hold is told in parts.
+    told: Vec<Vec<(u32, u32)>>,
     /// Where each merge and side ends in each list.
     told_ends: Vec<usize>,
     /// Neighbours with at least `share` occurrences, and where each merge and side ends.
     large: Vec<u32>,
     large_ends: Vec<usize>,
-    share: u64,
+    share: u32,
     /// By side, (neighbour, position of the new pair), by ascending position for every merge, and where they end.
     found: [Vec<(u32, u32)>; 2],
     found_ends: [Vec<usize>; 2],
@@ -64,7 +64,7 @@ pub struct Note<'a> {
 }
 
 impl Notes {
-    fn new(n_parts: usize, share: u64) -> Self {
+    fn new(n_parts: usize, share: u32) -> Self {
         Self { told: vec![Vec::new(); n_parts], share, ..Self::default() }
     }
 
@@ -86,7 +86,7 @@ impl Notes {
 
 impl<'a> Note<'a> {
     /// (neighbour, occurrences) of pairs that a part loses.
-    pub fn lost(self, part: usize) -> &'a [(u32, u64)] {
+    pub fn lost(self, part: usize) -> &'a [(u32, u32)] {
         let n_parts = self.notes.told.len();
         let end = (2 * self.merge + self.side) * n_parts + part;
         let start = end.checked_sub(n_parts).map_or(0, |before| self.notes.told_ends[before]);
@@ -94,7 +94,7 @@ impl<'a> Note<'a> {
     }
 
     /// The same of all parts.
-    pub fn told(self) -> impl Iterator<Item = &'a (u32, u64)> {
+    pub fn told(self) -> impl Iterator<Item = &'a (u32, u32)> {
         (0..self.notes.told.len()).flat_map(move |part| self.lost(part))
     }
 
@@ -120,36 +120,55 @@ impl<'a> Note<'a> {
 /// What is needed to write notes about one side: dense by token id, with the list of those met.
 #[derive(Debug)]
 struct Side {
-    /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone.
-    seen: Vec<u64>,
+    /// Occurrences of (neighbour, left half) or (right half, neighbour) that are gone, in 32 bits to have all near.
+    seen: Vec<u32>,
     /// The neighbours met.
     touched: Vec<u32>,
+    /// Occurrences that do not fit.
+    more: Vec<(u32, u64)>,
     /// Where the list of the new pair with a neighbour goes.
     list_of: Vec<u32>,
 }
 
 impl Side {
     fn new(vocab_size: usize) -> Self {
-        Self { seen: vec![0; vocab_size], touched: Vec::new(), list_of: vec![NONE; vocab_size] }
+        let (touched, more) = (Vec::new(), Vec::new());
+        Self { seen: vec![0; vocab_size], touched, more, list_of: vec![NONE; vocab_size] }
     }
 
     #[inline]
     fn record(&mut self, neighbour: u32, count: u64) {
         let seen = &mut self.seen[neighbour as usize];
-        if *seen == 0 {
-            self.touched.push(neighbour);
+        match u32::try_from(count).ok().and_then(|count| seen.checked_add(count)) {
+            Some(sum) => {
+                if *seen == 0 {
+                    self.touched.push(neighbour);
+                }
+                *seen = sum;
+            }
+            None => self.more.push((neighbour, count)),
         }
-        *seen += count;
     }
 
     /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
     fn tell(&mut self, notes: &mut Notes, pairs: impl Fn(u32) -> (u64, u64)) {
         let n_parts = notes.told.len();
+        let share = notes.share;
+        let mut tell = |neighbour, count, is_large| {
+            notes.told[part_of(pairs(neighbour).0, n_parts)].push((neighbour, count));
+            if is_large {
+                notes.large.push(neighbour);
+            }
+        };
         for neighbour in self.touched.drain(..) {
             let count = take(&mut self.seen[neighbour as usize]);
-            notes.told[part_of(pairs(neighbour).0, n_parts)].push((neighbour, count));
-            if count >= notes.share {
-                notes.large.push(neighbour);
+            tell(neighbour, count, count >= share);
+        }
+        for (neighbour, mut count) in self.more.drain(..) {
+            while count > 0 {
+                let some = u32::try_from(count).unwrap_or(u32::MAX);
+                tell(neighbour, some, true);
+                count -= u64::from(some);
             }
         }
         notes.told_ends.extend(notes.told.iter().map(Vec::len));
@@ -217,8 +236,9 @@ impl<S: Slot> Shard<S> {
     /// A shard without any lists, one of `n`; pairs below `cutoff` need none.
     pub fn new(words: Words<S>, vocab_size: usize, n: usize, cutoff: u64) -> Self {
         let sides = [Side::new(vocab_size), Side::new(vocab_size)];
-        // What reaches the cutoff in all shards together has its share of that in one.
-        let notes = Notes::new(n, cutoff.div_ceil(n as u64));
+        // What reaches the cutoff in all shards together has its share of that in one, or more than 32 bits hold.
+        let share = u32::try_from(cutoff.div_ceil(n as u64)).unwrap_or(u32::MAX);
+        let notes = Notes::new(n, share);
         Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes }
     }
 
@@ -253,9 +273,9 @@ impl<S: Slot> Shard<S> {
     /// Writes the lists of the pairs made by the batch before, as all parts booked it.
     pub fn file(&mut self, parts: &[RwLockReadGuard<'_, Pairs>]) {
         let Self { lists, positions, sides, notes, .. } = self;
-        for merge in 0..parts.iter().map(|part| part.filed.len()).max().unwrap_or(0) {
+        for merge in 0..parts.first().map_or(0, |part| part.n_booked()) {
             for (side, at) in sides.iter_mut().zip(0..) {
-                let filed = parts.iter().flat_map(|part| &part.filed[merge][at]);
+                let filed = parts.iter().flat_map(|part| part.filed(merge, at));
                 side.file(notes.of(merge, at).found(), filed, lists, positions);
             }
         }

@@ -2,8 +2,8 @@
 
 use std::hash::Hasher;
 
-use hashbrown::HashTable;
-use rustc_hash::FxHasher;
+use hashbrown::{HashMap, HashTable};
+use rustc_hash::{FxBuildHasher, FxHasher};
 
 use crate::error::VocabError;
 
@@ -109,12 +109,19 @@ impl Vocab {
     }
 
     /// Characters that stand side by side in a token, as (left, right), where both are tokens too.
-    pub fn neighbours(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let texts = self.iter().flat_map(|token| token.utf8_chunks().map(|part| part.valid()));
-        texts.flat_map(|text| {
-            let ids = text.chars().map(|c| self.id(c.encode_utf8(&mut [0; 4]).as_bytes()));
-            ids.clone().zip(ids.skip(1)).filter_map(|(left, right)| left.zip(right))
-        })
+    pub fn neighbours(&self) -> Vec<(u32, u32)> {
+        // Far fewer than there are tokens to look up by their bytes.
+        let mut characters: HashMap<char, Option<u32>, FxBuildHasher> = HashMap::default();
+        let mut neighbours = Vec::with_capacity(2 * self.len());
+        for text in self.iter().flat_map(|token| token.utf8_chunks().map(|part| part.valid())) {
+            let mut before = None;
+            for c in text.chars() {
+                let id = characters.entry(c).or_insert_with(|| self.id(c.encode_utf8(&mut [0; 4]).as_bytes()));
+                neighbours.extend(before.zip(*id));
+                before = *id;
+            }
+        }
+        neighbours
     }
 
     /// The bytes of a list of tokens, end to end.
