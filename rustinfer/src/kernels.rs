@@ -198,34 +198,53 @@ impl Isa {
         }
     }
 
-    /// `out[m][c] = sum over i < k of x[m * k + i] * w[i / 4][c][i % 4]`; `k` is a multiple of 4, `w` is k * 64 bytes.
+    /// Columns of bytes side by side, the fours of `k` of each: what a block of rows takes at once.
+    pub fn byte_strip(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Vnni => PANEL,
+            _ => LANES,
+        }
+    }
+
+    /// Whether so many rows of bytes are wanted in 16 bits too.
+    pub fn widens(self, rows: usize) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Avx2 => rows >= FEW_ROWS,
+            _ => false,
+        }
+    }
+
+    /// `out[m][c] = sum over i < k of x[m * k + i] * w[c / s][i / 4][c % s][i % 4]` with s = [`Isa::byte_strip`].
     ///
+    /// `k` is a multiple of 4, `w` is k * 64 bytes; `wide` is `x` in 16 bits if [`Isa::widens`] says so.
     /// `ahead`: as in [`Isa::float`].
     #[inline]
-    pub fn int8(self, rows: usize, k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
+    pub fn int8(self, rows: usize, k: usize, x: &[u8], wide: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
         assert!((1..=ROWS).contains(&rows) && k > 0 && k.is_multiple_of(4));
-        assert!(x.len() >= rows * k && w.len() >= k * PANEL);
+        assert!(x.len() >= rows * k && w.len() >= k * PANEL && (wide.len() >= rows * k || !self.widens(rows)));
         macro_rules! by_rows {
-            ($($f:ident)::+) => {
+            ($($f:ident)::+, $x:expr) => {
                 // SAFETY: the asserts above bound every read, and `self` proves that the instructions exist.
                 unsafe {
                     match rows {
-                        1 => $($f)::+::<1>(k, x, w, out, ahead),
-                        2 => $($f)::+::<2>(k, x, w, out, ahead),
-                        3 => $($f)::+::<3>(k, x, w, out, ahead),
-                        4 => $($f)::+::<4>(k, x, w, out, ahead),
-                        5 => $($f)::+::<5>(k, x, w, out, ahead),
-                        _ => $($f)::+::<6>(k, x, w, out, ahead),
+                        1 => $($f)::+::<1>(k, $x, w, out, ahead),
+                        2 => $($f)::+::<2>(k, $x, w, out, ahead),
+                        3 => $($f)::+::<3>(k, $x, w, out, ahead),
+                        4 => $($f)::+::<4>(k, $x, w, out, ahead),
+                        5 => $($f)::+::<5>(k, $x, w, out, ahead),
+                        _ => $($f)::+::<6>(k, $x, w, out, ahead),
                     }
                 }
             };
         }
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Vnni => by_rows!(x86::int8_vnni),
+            Kind::Vnni => by_rows!(x86::int8_vnni, x),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx2 => by_rows!(x86::int8_avx2),
-            Kind::Portable => by_rows!(int8_portable),
+            Kind::Avx512 | Kind::Avx2 => by_rows!(x86::int8_avx2, (x, wide)),
+            Kind::Portable => by_rows!(int8_portable, x),
         }
     }
 }
@@ -259,15 +278,16 @@ unsafe fn float_portable<T: Element, const M: usize, const W: usize>(
 #[inline(always)]
 unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, _ahead: &[i8]) {
     for m in 0..M {
-        let mut acc = [0i32; PANEL];
-        for (four, group) in x[m * k..(m + 1) * k].chunks_exact(4).zip(w.chunks_exact(4 * PANEL)) {
-            for c in 0..PANEL {
-                for j in 0..4 {
-                    acc[c] += i32::from(four[j]) * i32::from(group[4 * c + j]);
+        for (acc, w) in out[m].chunks_exact_mut(LANES).zip(w.chunks_exact(LANES * k)) {
+            acc.fill(0);
+            for (four, group) in x[m * k..(m + 1) * k].chunks_exact(4).zip(w.chunks_exact(4 * LANES)) {
+                for c in 0..LANES {
+                    for j in 0..4 {
+                        acc[c] += i32::from(four[j]) * i32::from(group[4 * c + j]);
+                    }
                 }
             }
         }
-        out[m] = acc;
     }
 }
 
@@ -385,13 +405,19 @@ mod x86 {
         }
     }
 
-    /// SAFETY: needs AVX2, `x` of M * k bytes and `w` of k * 64.
+    /// SAFETY: needs AVX2, `x` of M * k bytes, from 3 rows on `wide` of as many numbers, and `w` of k * 64 bytes.
     #[target_feature(enable = "avx2")]
-    pub unsafe fn int8_avx2<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, _ahead: &[i8]) {
+    pub unsafe fn int8_avx2<const M: usize>(
+        k: usize,
+        (x, wide): (&[u8], &[i16]),
+        w: &[i8],
+        out: &mut Block<i32>,
+        ahead: &[i8],
+    ) {
         match M {
             1 => int8_columns::<M, 8>(k, x, w, out),
             2 => int8_columns::<M, 4>(k, x, w, out),
-            _ => int8_rows::<M>(k, x, w, out),
+            _ => int8_rows::<M>(k, wide, w, out, ahead),
         }
     }
 
@@ -399,18 +425,20 @@ mod x86 {
     ///
     /// SAFETY: as [`int8_avx2`].
     #[target_feature(enable = "avx2")]
-    unsafe fn int8_rows<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>) {
+    unsafe fn int8_rows<const M: usize>(k: usize, x: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
+        let step = ahead.len().div_ceil(k / 4 * (PANEL / 8));
         for at in (0..PANEL).step_by(8) {
             let mut acc = [[_mm256_setzero_si256(); 2]; M];
+            let strip = w.as_ptr().add(at / LANES * LANES * k + at % LANES * 4);
             for i in (0..k).step_by(4) {
+                fetch(ahead, (at / 8 * k + i) / 4, step);
                 let mut row = [_mm256_setzero_si256(); 2];
                 for (v, r) in row.iter_mut().enumerate() {
-                    let place = w.as_ptr().add(i * PANEL + 4 * (at + 4 * v));
-                    *r = _mm256_cvtepi8_epi16(_mm_loadu_si128(place.cast()));
+                    *r = _mm256_cvtepi8_epi16(_mm_loadu_si128(strip.add(i * LANES + 16 * v).cast()));
                 }
                 for (m, acc) in acc.iter_mut().enumerate() {
-                    let four = _mm_set1_epi32(x.as_ptr().add(m * k + i).cast::<i32>().read_unaligned());
-                    let a = _mm256_cvtepu8_epi16(four);
+                    let four = x.as_ptr().add(m * k + i).cast::<i64>().read_unaligned();
+                    let a = _mm256_set1_epi64x(four);
                     for v in 0..2 {
                         acc[v] = _mm256_add_epi32(acc[v], _mm256_madd_epi16(a, row[v]));
                     }
@@ -436,7 +464,9 @@ mod x86 {
             for i in (0..k).step_by(4) {
                 let mut row = [_mm256_setzero_si256(); W];
                 for (v, r) in row.iter_mut().enumerate() {
-                    *r = _mm256_loadu_si256(w.as_ptr().add(i * PANEL + 4 * (at + 8 * v)).cast());
+                    let c = at + 8 * v;
+                    let place = w.as_ptr().add(c / LANES * LANES * k + i * LANES + c % LANES * 4);
+                    *r = _mm256_loadu_si256(place.cast());
                 }
                 for (m, acc) in acc.iter_mut().enumerate() {
                     let four = _mm256_set1_epi32(x.as_ptr().add(m * k + i).cast::<i32>().read_unaligned());
@@ -497,13 +527,16 @@ mod tests {
         let k = 52;
         let x: Vec<u8> = numbers(ROWS * k, 3).iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let w: Vec<i8> = numbers(k * PANEL, 4).iter().map(|v| (v * 127.0) as i8).collect();
+        let wide: Vec<i16> = x.iter().map(|&v| v.into()).collect();
         for isa in Isa::available() {
+            let s = isa.byte_strip();
             for rows in 1..=ROWS {
                 let mut out = [[0; PANEL]; ROWS];
-                isa.int8(rows, k, &x, &w, &mut out, &w);
+                isa.int8(rows, k, &x, &wide, &w, &mut out, &w);
                 for (m, row) in out[..rows].iter().enumerate() {
                     for (c, got) in row.iter().enumerate() {
-                        let term = |i: usize| i32::from(x[m * k + i]) * i32::from(w[i / 4 * 4 * PANEL + 4 * c + i % 4]);
+                        let weight = |i: usize| w[c / s * s * k + i / 4 * 4 * s + c % s * 4 + i % 4];
+                        let term = |i: usize| i32::from(x[m * k + i]) * i32::from(weight(i));
                         assert_eq!(*got, (0..k).map(term).sum::<i32>(), "{isa:?}");
                     }
                 }

@@ -105,7 +105,8 @@ impl Matrix {
                 let mut sums = vec![0; panels * PANEL];
                 for (c, row) in w.chunks_exact(k).enumerate() {
                     for (i, &value) in row.iter().enumerate() {
-                        let place = c / PANEL * PANEL * padded + i / 4 * 4 * PANEL + c % PANEL * 4 + i % 4;
+                        let strip = isa.byte_strip();
+                        let place = c / strip * strip * padded + i / 4 * 4 * strip + c % strip * 4 + i % 4;
                         packed[place] = value;
                         sums[c] += i32::from(value);
                     }
@@ -199,10 +200,11 @@ impl Matrix {
                     out.copy_from_slice(&block[..columns.len()]);
                 }
             }
-            (Packed::Int8(w, scales, sums), Input::Int8 { values, scale, zero, k }) => {
+            (Packed::Int8(w, scales, sums), Input::Int8 { values, wide, scale, zero, k }) => {
                 let (w, ahead) = (of_panel(w, panel, *k), share(of_panel(w, panel + 1, *k), &rows, n));
                 let mut block = [[0; PANEL]; ROWS];
-                isa.int8(rows.len(), *k, &values[rows.start * k..], w, &mut block, ahead);
+                let wide = wide.get(rows.start * k..).unwrap_or(&[]);
+                isa.int8(rows.len(), *k, &values[rows.start * k..], wide, w, &mut block, ahead);
                 let (sums, scales) = (&sums[columns.clone()], &scales[columns.clone()]);
                 for ((out, block), row) in out.zip(&block).zip(rows) {
                     isa.dequantize(block, zero[row], scale[row], sums, scales, out);
@@ -231,15 +233,19 @@ fn share<'a, T>(next: &'a [T], rows: &Range<usize>, n: usize) -> &'a [T] {
 /// Rows as a matrix wants them: as they are, or as bytes with a scale and a zero point per row.
 enum Input<'a> {
     Float(&'a [f32]),
-    Int8 { values: Vec<u8>, scale: Vec<f32>, zero: Vec<i32>, k: usize },
+    Int8 { values: Vec<u8>, wide: Vec<i16>, scale: Vec<f32>, zero: Vec<i32>, k: usize },
 }
 
 impl Input<'_> {
     fn int8(isa: Isa, x: &[f32], rows: usize, width: usize) -> Self {
         let k = width.next_multiple_of(4);
-        let mut values = vec![0; rows * k];
+        let (mut values, mut wide) = (vec![0; rows * k], Vec::new());
+        let widens = isa.widens(rows);
         let rows = x.chunks_exact(width).zip(values.chunks_exact_mut(k));
         let (scale, zero) = rows.map(|(from, to)| isa.quantize(from, to)).unzip();
-        Self::Int8 { values, scale, zero, k }
+        if widens {
+            wide.extend(values.iter().map(|&value| i16::from(value)));
+        }
+        Self::Int8 { values, wide, scale, zero, k }
     }
 }
