@@ -354,10 +354,12 @@ mod x86 {
         (ldw, ldg): (usize, usize),
         at: usize,
         out: &mut Block<f32>,
-        _ahead: &[T],
+        ahead: &[T],
     ) {
         let mut acc = [[_mm256_setzero_ps(); W]; M];
+        let step = size_of_val(ahead).div_ceil(k);
         for i in 0..k {
+            fetch(ahead, i, step);
             let mut row = [_mm256_setzero_ps(); W];
             for (v, r) in row.iter_mut().enumerate() {
                 *r = T::load256(w.as_ptr().add(v / 2 * ldg + i * ldw + v % 2 * 8));

@@ -187,24 +187,25 @@ impl Matrix {
         (width, n): (usize, usize),
         out: &mut [f32],
     ) {
-        let (isa, panel) = (self.isa, columns.start / PANEL);
+        let isa = self.isa;
         let out = out.chunks_mut(width).map(|row| &mut row[..columns.len()]);
         match (&self.packed, input) {
             (Packed::Float(w), Input::Float(x)) => {
-                let (w, ahead) = (of_panel(w, panel, self.k), share(of_panel(w, panel + 1, self.k), &rows, n));
-                let (ldw, w) = (isa.strip(), &w[columns.start % PANEL * self.k..]);
+                let next = share(of_columns(w, columns.start + strip, strip, self.k), &rows, n);
+                let (ldw, w) = (isa.strip(), of_columns(w, columns.start, strip, self.k));
                 let distances = (ldw, if ldw == PANEL { LANES } else { LANES * self.k });
                 let (x, mut block) = (&x[rows.start * self.k..], [[0.0; PANEL]; ROWS]);
-                isa.float(rows.len(), strip, self.k, x, self.k, w, distances, &mut block, ahead);
+                isa.float(rows.len(), strip, self.k, x, self.k, w, distances, &mut block, next);
                 for ((out, block), _) in out.zip(&block).zip(rows) {
                     out.copy_from_slice(&block[..columns.len()]);
                 }
             }
             (Packed::Int8(w, scales, sums), Input::Int8 { values, wide, scale, zero, k }) => {
-                let (w, ahead) = (of_panel(w, panel, *k), share(of_panel(w, panel + 1, *k), &rows, n));
+                let next = share(of_columns(w, columns.start + strip, strip, *k), &rows, n);
+                let w = of_columns(w, columns.start, strip, *k);
                 let mut block = [[0; PANEL]; ROWS];
                 let wide = wide.get(rows.start * k..).unwrap_or(&[]);
-                isa.int8(rows.len(), *k, &values[rows.start * k..], wide, w, &mut block, ahead);
+                isa.int8(rows.len(), *k, &values[rows.start * k..], wide, w, &mut block, next);
                 let (sums, scales) = (&sums[columns.clone()], &scales[columns.clone()]);
                 for ((out, block), row) in out.zip(&block).zip(rows) {
                     isa.dequantize(block, zero[row], scale[row], sums, scales, out);
@@ -215,14 +216,13 @@ impl Matrix {
     }
 }
 
-/// The weights of a panel, none after the last.
-fn of_panel<T>(weights: &[T], panel: usize, k: usize) -> &[T] {
-    let size = PANEL * k;
-    &weights[(panel * size).min(weights.len())..((panel + 1) * size).min(weights.len())]
+/// The weights of `n` columns, as many as lie side by side; none after the last.
+fn of_columns<T>(weights: &[T], first: usize, n: usize, k: usize) -> &[T] {
+    &weights[(first * k).min(weights.len())..((first + n) * k).min(weights.len())]
 }
 
-/// What of the next panel some of `n` rows fetch meanwhile. A single block waits for memory anyway, and a panel that
-/// would drive this one out of the cache is left alone.
+/// What of the next columns some of `n` rows fetch meanwhile. A single block waits for memory anyway, and columns that
+/// would drive these out of the cache are left alone.
 fn share<'a, T>(next: &'a [T], rows: &Range<usize>, n: usize) -> &'a [T] {
     if n <= ROWS || size_of_val(next) > FETCH_BYTES {
         return &[];
