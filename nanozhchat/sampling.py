@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.intp]
 
 MIN_TEMPERATURE = 1e-6  # keeps logits finite when divided; below it only the likeliest is drawn anyway
+NEGLIGIBLE = 2.0**-24  # of the likeliest's probability: if all the others have less together, float32 does not see them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,47 +68,36 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def filtered_probabilities(logits: Floats, params: SamplingParams) -> Floats:
-    """Return the (V,) probabilities to draw from. logits: (V,) float32; params.temperature > 0."""
-    p = softmax((logits / max(params.temperature, MIN_TEMPERATURE)).astype(np.float32))
-    if 0 < params.top_k < p.size:
-        kept = np.argpartition(-p, params.top_k - 1)[: params.top_k]
-        p = _only(p, kept)
-    if params.min_p > 0:
-        p[p < params.min_p * p.max()] = 0.0
+def filtered_probabilities(logits: Floats, params: SamplingParams) -> tuple[Ids, Floats]:
+    """Return the ids that may be drawn, ascending, and their probabilities. logits: (V,); params.temperature > 0."""
+    x = (logits - logits.max()) / np.float32(max(params.temperature, MIN_TEMPERATURE))
+    ids = np.flatnonzero(x >= math.log(max(params.min_p, NEGLIGIBLE / x.size)))
+    x = x.take(ids)  # all else is done for few tokens, as a rule, instead of all
+    if 0 < params.top_k < ids.size:
+        kept = np.sort(np.argpartition(-x, params.top_k - 1)[: params.top_k])
+        ids, x = ids[kept], x[kept]
+    p = np.exp(x)
     if params.top_p < 1:
-        p = _nucleus(p, params.top_p)
-    return p / p.sum()
+        kept = _nucleus(p, params.top_p)
+        ids, p = ids[kept], p[kept]
+    return ids, p / p.sum()
 
 
-def softmax(logits: Floats) -> Floats:
-    """(V,) logits -> (V,) probabilities."""
-    p = np.exp(logits - logits.max())
-    return p / p.sum()
-
-
-def _only(p: Floats, kept: NDArray[np.intp]) -> Floats:
-    """Set everything to zero but `kept`."""
-    out = np.zeros_like(p)
-    out[kept] = p[kept]
-    return out
-
-
-def _nucleus(p: Floats, top_p: float) -> Floats:
-    """Keep the likeliest tokens that together reach `top_p` of the mass (arXiv 1904.09751), one at least."""
+def _nucleus(p: Floats, top_p: float) -> Ids:
+    """Where the likeliest are that together reach `top_p` of the mass (arXiv 1904.09751), one at least, ascending."""
     total = p.sum()
     kept = np.flatnonzero(p > (1 - top_p) * total / (2 * p.size))  # the others together are less than what is cut off
     few = p[kept]
     falling = np.sort(few)[::-1]  # sorting values costs a fraction of sorting indices
     before = np.cumsum(falling) - falling  # mass of the likelier ones
     n = max(1, int(np.searchsorted(before, top_p * total)))
-    likelier = few > falling[n - 1]
-    equal = np.flatnonzero(few == falling[n - 1])[: n - int(likelier.sum())]
-    return _only(p, kept[np.append(np.flatnonzero(likelier), equal)])
+    wanted = few >= falling[n - 1]
+    wanted[np.flatnonzero(few == falling[n - 1])[n - int((few > falling[n - 1]).sum()) :]] = False
+    return kept[wanted]
 
 
-def draw(p: Floats, uniform: float | NDArray[np.float64]) -> NDArray[np.intp]:
-    """Turn numbers from [0, 1) into ids distributed as `p` (V,), by inverting the cumulative distribution."""
+def draw(p: Floats, uniform: float | NDArray[np.float64]) -> Ids:
+    """Turn numbers from [0, 1) into indices distributed as `p`, by inverting the cumulative distribution."""
     mass = np.cumsum(p, dtype=np.float64)
     return np.searchsorted(mass, uniform * mass[-1], side="right")
 
@@ -149,7 +140,8 @@ class Sampler:
         if self.params.temperature == 0:
             token = int(adjusted.argmax())
         else:
-            token = int(draw(filtered_probabilities(adjusted, self.params), self._random.random()))
+            ids, p = filtered_probabilities(adjusted, self.params)
+            token = int(ids[draw(p, self._random.random())])
         self.seen.append(token)
         self._counts[token] += 1
         return self._with_logprobs(token, logits)
