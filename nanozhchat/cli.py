@@ -40,14 +40,14 @@ HORIZON = "horizon (one of them)"  # the group of flags that set the length of a
 
 def opt(
     default: Any, help: str, *, group: str = "options", choices: Sequence[Any] | None = None, flag: str = "",
-    neutral: bool = False,
+    neutral: bool = False, least: int = 0,
 ) -> Any:  # fmt: skip
-    """Declare a flag as a dataclass field.
+    """Declare a flag as a dataclass field; whole numbers below `least` are refused.
 
     flag: its name when a Python field can't have it, such as `-p`. neutral: it does not change what is computed, so a
     rerun with another value may continue the same run.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "flag": flag, "neutral": neutral}
+    metadata = {"help": help, "group": group, "choices": choices, "flag": flag, "neutral": neutral, "least": least}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -84,7 +84,7 @@ class RunFlags:
     tf32: bool = opt(True, "on CUDA: TF32 for what stays float32", group="machine", neutral=True)
     eval_every: int | None = opt(None, "steps between evaluations; none = some in all", group="hooks", neutral=True)
     save_every: int | None = opt(None, "steps between checkpoints; none = some in all", group="hooks", neutral=True)
-    keep_last: int = opt(3, "newest checkpoints to keep", group="hooks", neutral=True)
+    keep_last: int = opt(3, "newest checkpoints to keep", group="hooks", neutral=True, least=2)
     keep_every: int = opt(0, "keep those of every so many steps as well; 0 = none", group="hooks", neutral=True)
 
     def __post_init__(self) -> None:
@@ -95,9 +95,6 @@ class RunFlags:
         _ = self.seconds  # raises if it is no duration
         if self.model_tag:
             check_tag(self.model_tag)
-        last, every = self.keep_last, self.keep_every
-        if last < 2 or every < 0:
-            raise ValueError(f"--keep-last={last} must be at least 2, --keep-every={every} not below 0")
 
     @property
     def seconds(self) -> float | None:
@@ -202,6 +199,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     values = _read_config(config, cls) if config else {}
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     args = cls(**values)
+    for name, field in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        low, value = field.metadata["least"], getattr(args, name)
+        if any(type(v) is int and v < low for v in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least {low}")
     if os.environ.get("NANOZHCHAT_CHECK_FLAGS"):  # dry runs of runs/*.sh: the flags are good, go no further
         sys.exit(0)
     return args
@@ -279,7 +280,7 @@ def run(main: Callable[[], None]) -> None:
         if debug:
             traceback.print_exc()
         failure: Exception = error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             failure = disk_error(Path(error.filename or "."), error)
         logging.getLogger(__name__).debug("failed", exc_info=error)
         kind = "" if isinstance(failure, StoppedError) else "error: "  # what was asked for is none

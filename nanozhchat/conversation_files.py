@@ -122,7 +122,9 @@ def _read(
             raise ValueError(f"{record.where} is plain text; fine-tuning needs conversations as .jsonl with {LAYOUTS}")
         try:
             item = reader(record.value)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if not stats.skipped:
+                log.warning("%s is no proper conversation: %s", record.where, error)
             stats.skip("no proper conversation")
         else:
             if item is not None:

@@ -68,7 +68,8 @@ def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:
     """Read what `export` wrote with --to=hf or --to=int8; raises ValueError if the folder is something else."""
     about = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "gpt" not in about:
-        raise ValueError(f"{folder} is not a folder written by scripts.export; its config.json has no entry 'gpt'")
+        why = "its config.json has no entry 'gpt'" if folder.exists() else "it does not exist"
+        raise ValueError(f"{folder} is not a folder written by scripts.export; {why}")
     model, tensors = GPT(GPTConfig(**about["gpt"])), read_tensors(folder / "model.safetensors")
     if about["model_type"] == "arcee":
         model.init_weights(torch.Generator().manual_seed(0))

@@ -105,7 +105,7 @@ def disk_error(path: Path, error: OSError) -> DiskError:
     """Describe a failed write: path, reason, free space, what to do."""
     parent = next(p for p in [path.parent, *path.parents] if p.exists())
     free = shutil.disk_usage(parent).free / 2**30
-    remedy = "free some space or set NANOZHCHAT_BASE_DIR elsewhere" if error.errno == errno.ENOSPC else "check the disk"
+    remedy = "set NANOZHCHAT_BASE_DIR elsewhere" if error.errno in (errno.ENOSPC, errno.EROFS) else "check the disk"
     return DiskError(f"cannot write {path}: {error.strerror or error} ({free:.1f} GiB free); {remedy}")
 
 

@@ -136,7 +136,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 def _damaged(path: Path, number: int | None, reason: str) -> DamagedError:
     place = f"{path}:{number}" if number else str(path)
-    return DamagedError(f"{place} is damaged ({reason}); mend or fetch the file, or pass --skip-bad to go on")
+    return DamagedError(f"{place} is damaged ({reason}); mend the file, or let data_fetch --skip-bad go on without")
 
 
 def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:

@@ -70,8 +70,10 @@ def summary(m: Model) -> list[str]:
         figures.insert(0, (f"{bpb:.3f}", "; ".join(["bits per byte of held-out text", *said[-1:]])))
     if m.scores:
         n, chance = len(m.scores), show(sum(s["chance"] for s in m.scores) / len(m.scores))
-        en.append(f". It answers {right} of held-out questions right (mean of {n} skills; blind guessing: {chance})")
-        zh.append(f"。对训练中从未出现过的问题，平均答对 {right}（{n} 项能力；随机猜测为 {chance}）")
+        after = TITLES[m.asked.name]
+        it, then = ("It", "") if m.asked is m.stages[-1] else (f"After {after.lower()} it", f"{ZH[after]}之后，")
+        en.append(f". {it} answers {right} of held-out questions right (mean of {n} skills; blind guessing: {chance})")
+        zh.append(f"。{then}对训练中从未出现过的问题，平均答对 {right}（{n} 项能力；随机猜测为 {chance}）")
         figures.insert(1, (right, f"of held-out questions right; blind guessing {chance}"))
     figures.append((duration(m.seconds), "of training"))
     blocks = ["".join(en) + ".", "".join(zh) + "。", "\n".join(f"- **{value}** {what}" for value, what in figures)]
@@ -121,6 +123,8 @@ def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
         if is_number(share := (e.get("refusal") or {}).get(key)):
             blocks.append(f"It says that it does not know to {share:.1%} of the questions that {what} is better).")
     note = f"*Step {text(e.get('step', '?'))}. Greedy answers to questions whose content was never trained on.*"
+    if m.asked is not m.stages[-1]:
+        blocks.append(f"From before {TITLES[m.stages[-1].name].lower()}; `python -m scripts.chat_eval` asks again.")
     return ["## Skills", *blocks, note]
 
 

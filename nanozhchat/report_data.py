@@ -104,7 +104,8 @@ class Model:
             raise FileNotFoundError(f"no training run of model tag {tag!r} under {base} ({known}); {remedy}")
         found = [[read_object(s.folder / f"{what}_eval.json") for s in self.stages] for what in ("base", "chat")]
         self.base_eval = next(filter(None, found[0]), {})
-        self.chat_eval = next(filter(None, reversed(found[1])), {})
+        asked = [(s, e) for s, e in zip(self.stages, found[1], strict=True) if e]
+        self.asked, self.chat_eval = asked[-1] if asked else (self.stages[-1], {})  # the last stage that was asked
         self.margins = []  # compressor, its bits per byte, how far the model is ahead of it, and that in words
         own, others = self.base_eval.get("bpb"), self.base_eval.get("baselines") or {}
         for name in ("gzip", "xz"):

@@ -22,7 +22,7 @@ from nanozhchat.dataloader import Batch, Batches
 from nanozhchat.errors import DiskError, DivergedError, OutOfMemoryError, StoppedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics, clock
-from nanozhchat.objectives import Loss
+from nanozhchat.objectives import Loss, next_token
 from nanozhchat.optim import Optimizer
 from nanozhchat.plan import Hook, Plan, TrainState, for_world
 from nanozhchat.recipe import FEW_STEPS
@@ -353,6 +353,7 @@ class _Training:
                  f"ppl {math.exp(min(50.0, row['train/loss'])):.1f}", f"bpb {row['train/bpb']:.4f}",
                  f"tok/s {row['tok_per_sec']:,.0f}", *([f"mfu {100 * row['mfu']:.0f} %"] if row["mfu"] else []),
                  f"eta {clock(row['eta_s'])}", *_formatted(row)]  # fmt: skip
+        del parts[2 : 4 if self.objective is not next_token else 2]  # of other objectives they mean nothing
         log.info(" | ".join(parts))
 
 

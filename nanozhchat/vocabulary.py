@@ -40,7 +40,7 @@ def describe(facts: dict[str, float]) -> str:
     """Say the facts in one line."""
     return (f"{facts['common_3500_frac']:.1%} of the 3,500 and {facts['common_8105_frac']:.1%} of the 8,105 common "
             f"characters are one token; of the tokens {facts['character_tokens_frac']:.1%} are one character, "
-            f"{facts['word_tokens_frac']:.1%} several; held-out text lacks {facts['unused_frac']:.1%}")  # fmt: skip
+            f"{facts['word_tokens_frac']:.1%} several; {facts['unused_frac']:.1%} not in held-out text")  # fmt: skip
 
 
 def _text_of(token: bytes) -> str | None:

@@ -56,6 +56,17 @@ run() {
   "$@"
 }
 
+require_minutes() {
+  if ! [[ "$1" =~ ^[0-9]+([.][0-9]+)?$ ]] || ! awk "BEGIN {exit $1 < 0.1}"; then
+    die "MINUTES=$1 is not a number of minutes from 0.1"
+  fi
+}
+
+# explain_flags DATA: commands name their flags in errors; for who runs a script they are knobs, DATA that for --data.
+explain_flags() {
+  trap '[ $? != 2 ] || echo "in $0 VOCAB= stands for --vocab-size, '"$1"'= for --data, DEPTH= for --depth" >&2' EXIT
+}
+
 # With DRY_RUN=1, from here on: every command is printed and checks its flags for real, and stops there.
 dry_run_checks_flags() {
   [ "$DRY_RUN" = 0 ] || export NANOZHCHAT_CHECK_FLAGS=1
@@ -71,10 +82,12 @@ step() {
 }
 
 require_free_gb() {
-  mkdir -p "$NANOZHCHAT_BASE_DIR"
+  mkdir -p "$NANOZHCHAT_BASE_DIR" || die "NANOZHCHAT_BASE_DIR=$NANOZHCHAT_BASE_DIR is no folder that can be written to"
   local free
   free=$(df -Pk "$NANOZHCHAT_BASE_DIR" | awk 'NR==2 {print int($4 / 1048576)}')
-  [ "$free" -ge "$1" ] || die "$NANOZHCHAT_BASE_DIR has $free GB free, $1 GB are needed; set NANOZHCHAT_BASE_DIR elsewhere"
+  [ "$free" -ge "$1" ] && return
+  printf 'error: %s\n' "$NANOZHCHAT_BASE_DIR has $free GB free, $1 GB are needed; set NANOZHCHAT_BASE_DIR elsewhere" >&2
+  exit 6
 }
 
 count_cores() {

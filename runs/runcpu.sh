@@ -21,9 +21,7 @@ DATA="${DATA:-builtin}"
 # All characters of built-in text come first, so that names and places are cut alike wherever they stand (dev/LOG.md).
 if [ "$DATA" = builtin ]; then USUAL_VOCAB=3072 COVERAGE=0.9995; else USUAL_VOCAB=4096 COVERAGE=0; fi
 VOCAB="${VOCAB:-$USUAL_VOCAB}"
-if ! [[ "$MINUTES" =~ ^[0-9]+([.][0-9]+)?$ ]] || ! awk "BEGIN {exit $MINUTES < 0.1}"; then
-  die "MINUTES=$MINUTES is not a number of minutes from 0.1"
-fi
+require_minutes "$MINUTES"
 [[ "$DEPTH" =~ ^(auto|[1-9][0-9]*)$ ]] || die "DEPTH=$DEPTH is neither a whole number from 1 nor auto"
 [[ "$VOCAB" =~ ^[1-9][0-9]*$ ]] || die "VOCAB=$VOCAB is not a number of tokens"
 source runs/setup.sh
@@ -63,8 +61,7 @@ if [ -z "$NPROC" ]; then
   [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
-# Commands name their flags in errors; here these are knobs.
-trap '[ $? != 2 ] || echo "in $0 VOCAB= stands for --vocab-size, DATA= and SFT_DATA= for --data, DEPTH= for --depth" >&2' EXIT
+explain_flags "DATA= and SFT_DATA"
 step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size="$VOCAB" \
   --char-coverage="$COVERAGE" --max-bytes=50000000 ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \
@@ -80,7 +77,7 @@ fi
 step "report" python -m scripts.report --model-tag="$TAG"
 
 if [ "$DRY_RUN" = 1 ]; then
-  say "dry run: the commands above were checked, not run"
+  say "dry run: the flags above were checked, no data was looked for"
   exit 0
 fi
 

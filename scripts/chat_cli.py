@@ -136,8 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompt is None:
         talk(chat, args, sampling)
         return
-    if args.model_tag is None:
-        sys.stderr.write(TEXTS[args.lang]["latest"].format(chat) + "\n")
+    if not args.model_tag:
+        texts = TEXTS[args.lang]
+        sys.stderr.write(texts["latest"].format(chat) + texts["base"] * (chat.source == "base") + "\n")
     _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), sampling)
     print()
     if stopped:

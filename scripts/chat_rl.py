@@ -21,20 +21,18 @@ class ChatRLArgs(cli.RunFlags):
     held_out: int = cli.opt(200, "held-out problems per task", group="data", neutral=True)
     source: str = cli.opt("sft", "stage to start from", group="data", choices=("base", "sft"))
     unsafe_sandbox: bool = cli.opt(False, "run code of the model in any sandbox", group="data", neutral=True)
-    prompts: int = cli.opt(16, "problems per step", group="training")
-    group: int = cli.opt(8, "answers sampled for each", group="training")
+    prompts: int = cli.opt(16, "problems per step", group="training", least=1)
+    group: int = cli.opt(8, "answers sampled for each", group="training", least=2)
     max_tokens: int = cli.opt(96, "longest answer", group="training")
     temperature: float = cli.opt(1.0, "of sampling", group="training")
     lr_frac: float = cli.opt(0.2, "peak learning rates relative to those it was trained with", group="training")
     kl: float = cli.opt(0.0, "weight of staying close to the model it starts from; 0 = none", group="training")
-    eval_samples: int = cli.opt(4, "answers per held-out problem, for pass@k", group="hooks", neutral=True)
+    eval_samples: int = cli.opt(4, "answers per held-out problem, for pass@k", group="hooks", neutral=True, least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group < 2 or self.prompts < 1 or self.eval_samples < 1 or self.temperature <= 0 or self.kl < 0:
-            raise ValueError(f"--group={self.group} must be at least 2, --prompts={self.prompts} and --eval-samples="
-                             f"{self.eval_samples} at least 1, --temperature={self.temperature} above 0, "
-                             f"--kl={self.kl} not below 0")  # fmt: skip
+        if self.temperature <= 0 or self.kl < 0:
+            raise ValueError(f"--temperature={self.temperature} must be above 0, --kl={self.kl} not below 0")
 
 
 cli.check(__name__, ChatRLArgs, __doc__)

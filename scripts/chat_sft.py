@@ -28,15 +28,12 @@ class ChatSFTArgs(cli.RunFlags):
     save_as: str | None = cli.opt(None, "its tag; none = the same, from sft TAG-<objective>", group="run", neutral=True)
     lr_frac: float | None = cli.opt(None, f"peak learning rates relative to the start's; none = by objective, "
                                           f"{OBJECTIVES}", group="training")  # fmt: skip
-    total_batch_size: int | None = cli.opt(
-        None, "tokens per step; none = as in pretraining, twice that if half are not learnt", group="training"
-    )
+    total_batch_size: int | None = cli.opt(None, "tokens per step; none = pretraining's, or twice", group="training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora_rank < 0 or self.dpo_beta <= 0 or (self.epochs is not None and self.epochs <= 0):
-            raise ValueError(f"--lora-rank={self.lora_rank} must not be below 0, --dpo-beta={self.dpo_beta} and "
-                             f"--epochs={self.epochs} above it")  # fmt: skip
+        if self.dpo_beta <= 0 or (self.epochs is not None and self.epochs <= 0):
+            raise ValueError(f"--dpo-beta={self.dpo_beta} and --epochs={self.epochs} must be above 0")
 
 
 cli.check(__name__, ChatSFTArgs, __doc__)

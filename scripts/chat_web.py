@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from nanozhchat.server.library import Library, list_checkpoints
 
         chat = load(args.model_tag, source=args.source, step=args.step, **args.where())
-        listed = list_checkpoints(chat)
-        library = Library(chat, listed, lambda i: load(i.tag, source=i.source, step=i.step, **args.where()))
+        library = Library(chat, lambda: list_checkpoints(chat),
+                          lambda i: load(i.tag, source=i.source, step=i.step, **args.where()))  # fmt: skip
         say = sys.stdout.write
-        say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(listed) - 1} more to choose from in the page\n")
+        say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(library.listed) - 1} more to choose from\n")
         if key is not None:
             say("API key: " + (key if args.generate_key else "as given") + "\n")
             say("traffic is plain HTTP: use it on a network you trust, or behind a TLS proxy\n")

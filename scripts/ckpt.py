@@ -19,7 +19,7 @@ class CkptArgs:
 
     model_tag: str | None = cli.opt(None, "only this model")
     source: str | None = cli.opt(None, "only this stage", choices=paths.STAGES)
-    keep_last: int = cli.opt(1, "prune: checkpoints to keep per run")
+    keep_last: int = cli.opt(1, "prune: checkpoints to keep per run", least=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,8 +30,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = arguments[0] if arguments[0] in COMMANDS else "list"
     rest = arguments[1:] if arguments[0] in COMMANDS else arguments
     args = cli.parse(CkptArgs, rest, __doc__ or "", "python -m scripts.ckpt {list|verify|prune}")
-    if args.keep_last < 1:
-        raise ValueError(f"--keep-last={args.keep_last} must be at least 1")
     rows, damaged = [], []
     for folder in run_folders(args):
         row: dict[str, Any] = {"run": f"{folder.parent.name}/{folder.name}", "steps": checkpoint.list_steps(folder)}

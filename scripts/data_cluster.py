@@ -28,8 +28,8 @@ class Args:
     name: str = opt("default", "name of the corpus; that of a share has its number behind it")
     clean: str | None = opt(None, "steps of cleaning, as in scripts.data_fetch")
     skip_bad: bool = opt(False, "count damaged lines and files instead of stopping")
-    tasks: int = opt(8, "shares; at most as many as there are input files")
-    workers: int = opt(2, "tasks that run at the same time")
+    tasks: int = opt(8, "shares; at most as many as there are input files", least=1)
+    workers: int = opt(2, "tasks that run at the same time", least=1)
     executor: str = opt("local", "where they run; for slurm, base directory and environment are on a shared disk",
                         choices=("local", "slurm"))  # fmt: skip
     partition: str = opt("cpu", "of Slurm", group="slurm")
@@ -39,8 +39,6 @@ class Args:
     def __post_init__(self) -> None:
         """Refuse what data_fetch would refuse in every task."""
         parse_steps(self.clean)
-        if self.tasks < 1 or self.workers < 1:
-            raise ValueError(f"--tasks={self.tasks} --workers={self.workers}: both must be at least 1")
         if not self.data:
             raise ValueError("--data is needed: files to share out, such as --data 'c4/*.json.gz'")
 

@@ -29,9 +29,8 @@ class Args:
     clean: str | None = opt(None, f"steps of cleaning, in this order: {','.join(STEPS)}; default = all but simplify")
     shard_of: str | None = opt(None, "K/N: only the K-th of N shares of the input files, for N machines side by side")
     skip_bad: bool = opt(False, "count damaged lines and files instead of stopping")
-    contamination: tuple[str, ...] = opt(
-        (), "benchmark files: look for their n-grams in the corpus NAME and print JSON", group="instead of fetching"
-    )
+    contamination: tuple[str, ...] = opt((), "benchmark files: find their n-grams in corpus NAME, print JSON",
+                                         group="instead of fetching")  # fmt: skip
     list: bool = opt(False, "show the presets and exit", group="instead of fetching")
     verify: bool = opt(False, "check the corpus NAME against its manifest and print JSON", group="instead of fetching")
 

@@ -53,15 +53,14 @@ class GenIdentityArgs:
 
     name: str = cli.opt("小智", "what the model is called")
     maker: str = cli.opt("一位爱好者", "who made it")
-    count: int = cli.opt(2000, "conversations")
+    count: int = cli.opt(2000, "conversations", least=1)
     out: str = cli.opt("identity.jsonl", "file to write")
     force: bool = cli.opt(False, "write over a file that holds something else")
     seed: int = cli.opt(0, "of the choice and order")
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or not self.maker.strip() or self.count < 1:
-            raise ValueError(f"--name={self.name!r} and --maker={self.maker!r} must not be empty, --count={self.count} "
-                             "not below 1")  # fmt: skip
+        if not self.name.strip() or not self.maker.strip():
+            raise ValueError(f"--name={self.name!r} and --maker={self.maker!r} must not be empty")
 
 
 def questions() -> list[tuple[str, str]]:

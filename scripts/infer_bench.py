@@ -11,9 +11,9 @@ from nanozhchat import cli
 class InferBenchArgs(cli.ModelFlags):
     """Flags of this script."""
 
-    batch: tuple[int, ...] = cli.opt((1, 4, 16), "requests decoded together")
+    batch: tuple[int, ...] = cli.opt((1, 4, 16), "requests decoded together", least=1)
     context: int = cli.opt(200, "tokens of each prompt")
-    steps: int = cli.opt(64, "tokens decoded per request")
+    steps: int = cli.opt(64, "tokens decoded per request", least=1)
     json: str | None = cli.opt(None, "write the figures to this file")
 
 

@@ -24,7 +24,7 @@ class TokTrainArgs:
 
     data: tuple[str, ...] = cli.opt((), "data; none = $DATA_PATH, else builtin")
     text_field: str | None = cli.opt(None, "column or key of the text")
-    max_bytes: int = cli.opt(2**28, "bytes of text read at most")
+    max_bytes: int = cli.opt(2**28, "bytes of text read at most", least=1)
     vocab_size: int = cli.opt(8192, "tokens, the 256 bytes and the special tokens included")
     kind: str = cli.opt("bpe", "bpe; or char, whose tokens never cross a character", choices=KINDS)
     char_coverage: float = cli.opt(0.0, "characters that are this share of the text come first, 0.9999 say, then pairs "
@@ -33,16 +33,16 @@ class TokTrainArgs:
     name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
     given: str | None = cli.opt(None, "take over this tokenizer.json, or file of tiktoken's ranks", flag="--from")
     threads: int = cli.opt(0, "threads; 0 = one per core")
-    memory_limit: str | None = cli.opt(
-        None, "memory for tables, e.g. 4g; the rest goes to disk; none = up to 1 GB of text all, then half of memory"
-    )  # fmt: skip
-    chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB of files")
+    memory_limit: str | None = cli.opt(None, "of tables, e.g. 4g; the rest goes to disk; none = half from 1 GB of text")
+    chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB", least=1)
     resume: bool = cli.opt(True, "go on where a run that was cut off had got to")
     force: bool = cli.opt(False, "train again even if it exists")
 
     def __post_init__(self) -> None:
         if not 0 <= self.char_coverage <= 1:
             raise ValueError(f"--char-coverage={self.char_coverage} is not a share of the text, from 0 to 1")
+        if self.memory_limit and cli.parse_size(self.memory_limit) < 2**20:
+            raise ValueError(f"--memory-limit={self.memory_limit} is less than 1m; with 4g, say, more can be learnt")
         trained = ("vocab_size", "kind", "char_coverage")
         idle = [f"--{n.replace('_', '-')}" for n in trained if getattr(self, n) != getattr(TokTrainArgs, n)]
         if self.given and idle:

@@ -140,7 +140,7 @@ class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
     def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0, wrap=lambda app: app):
-        self.chat, self.library = chat, Library(chat, listed, load, batch=batch)
+        self.chat, self.library = chat, Library(chat, listed and (lambda: listed), load, batch=batch)
         self.socket = bind("127.0.0.1", port)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -47,9 +47,8 @@ CASES = {
 @pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
 def test_probabilities_are_those_worked_out_by_hand_and_draws_follow_them(given, expected):
     ids, p = filtered_probabilities(LOGITS, given)
-    uniforms = np.random.Generator(np.random.PCG64([7, 0])).random(DRAWS)
     assert np.bincount(ids, p, minlength=8).tolist() == pytest.approx(expected, abs=1e-6)
-    drawn, mine = ids[draw(p, uniforms)], Sampler(given, [])
+    drawn, mine = ids[draw(p, np.random.Generator(np.random.PCG64([7, 0])).random(DRAWS))], Sampler(given, [])
     assert [mine.choose(LOGITS).token for _ in range(200)] == drawn[:200].tolist()  # one after the other
     for want, count in zip(expected, np.bincount(drawn, minlength=8).tolist(), strict=True):
         assert abs(count - want * DRAWS) <= 4.5 * math.sqrt(DRAWS * want * (1 - want)), (want, count)
@@ -62,8 +61,7 @@ def test_top_p_over_a_large_vocabulary_keeps_what_sorting_it_all_would_keep_and_
         p = np.sort(softmax(logits.tolist()))[::-1]
         want = int(np.searchsorted(np.cumsum(p), top_p)) + 1
         assert abs(len(filtered_probabilities(logits, params(top_p=top_p))[0]) - want) <= 1
-    tied = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
-    assert len(filtered_probabilities(tied, params(top_k=2))[0]) == 2
+    assert len(filtered_probabilities(np.array([1, 1, 1, 0], np.float32), params(top_k=2))[0]) == 2
 
 
 @pytest.mark.parametrize(

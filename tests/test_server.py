@@ -373,9 +373,10 @@ def test_the_list_holds_every_checkpoint_but_none_outside_the_base_directory(bas
         for step in (1, 2):
             pack(folder / f"step_{step:08d}" / "manifest.json", "")
     (base_dir / "base" / "link").symlink_to(tmp_path / "elsewhere")
-    listed = list_checkpoints(FakeChat())
-    assert [item.name for item in listed] == ["d4", "d4:base:2", "d4:base:1", "d6:base:2", "d6:base:1"]
-    assert Library(FakeChat(), listed).find("d6").name == "d6:base:2"  # a tag alone: its newest
+    library = Library(FakeChat(), lambda: list_checkpoints(FakeChat()))
+    assert list(library.listed) == ["d4", "d4:base:2", "d4:base:1", "d6:base:2", "d6:base:1"]
+    (base_dir / "base" / "d6").rename(base_dir / "base" / "new")
+    assert library.find("new").name == "new:base:2"  # there since; a tag alone: its newest
 
 
 @pytest.fixture

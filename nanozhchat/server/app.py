@@ -62,7 +62,7 @@ def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [library.model_object(item) for item in library.listed.values()]})
+        return _json({"object": "list", "data": [library.model_object(item) for item in library.refresh().values()]})
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> Response:

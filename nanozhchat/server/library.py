@@ -1,4 +1,4 @@
-"""The checkpoints that can be asked for: a list made at start, loaded when first asked, few in memory at once."""
+"""The checkpoints that can be asked for: listed anew when asked, loaded when first used, few in memory at once."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ class Library:
     """Finds models by name. The first one listed is the default, loaded from the start and never unloaded."""
 
     def __init__(
-        self, first: Chat, listed: Sequence[Listed] | None = None, load: Callable[[Listed], Chat] | None = None, *,
-        batch: Callable[[Chat, int], Batch] | None = None,
+        self, first: Chat, listed: Callable[[], Sequence[Listed]] | None = None,
+        load: Callable[[Listed], Chat] | None = None, *, batch: Callable[[Chat, int], Batch] | None = None,
     ) -> None:  # fmt: skip
-        """listed: what can be asked for, `first` first. load: reads one; called in a thread."""
-        self.listed = {item.name: item for item in listed or list_checkpoints(first)[:1]}
+        """listed: says what can be asked for, `first` first. load: reads one; called in a thread."""
+        self._list = listed or (lambda: list_checkpoints(first)[:1])
+        self.listed = self.refresh()
         self.default = next(iter(self.listed))
         self.draining = False
         self.limits = Limits()
@@ -111,9 +112,14 @@ class Library:
         finally:
             model.pins -= 1
 
+    def refresh(self) -> dict[str, Listed]:
+        """List again, since training goes on while a server runs."""
+        self.listed = {item.name: item for item in self._list()}
+        return self.listed
+
     def find(self, name: str | None) -> Listed:
         """Look a name up in the list; None = the default. Raises ApiError 404."""
-        item = self.listed.get(self.default if name is None else name)
+        item = self.listed.get(self.default if name is None else name) or self.refresh().get(str(name))
         # A tag alone means its furthest stage and newest step, which is listed first.
         item = item or next((one for one in self.listed.values() if one.tag == name), None)
         if item is None:
@@ -132,6 +138,8 @@ class Library:
             await asyncio.to_thread(oldest.scheduler.stop)
         try:
             chat = await asyncio.to_thread(self._load, item)
+        except FileNotFoundError:
+            raise ApiError(404, "that model is not there any more", code="model_not_found", param="model") from None
         except Exception as error:
             log.exception("model %s cannot be loaded", item.name)
             message = "that model cannot be loaded; the server's log has the reason"
