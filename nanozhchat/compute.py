@@ -180,7 +180,7 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     asked = asked if asked and asked != "auto" else os.environ.get("NANOZHCHAT_DTYPE")
     if asked:
         if asked not in DTYPES:
-            raise ValueError(f"--dtype={asked!r} is unknown; choose from {', '.join(DTYPES)}")
+            raise ValueError(f"--dtype={asked!r} is unknown; choose from {', '.join(DTYPES)}; int8 decodes")
         return DTYPES[asked], "asked for"
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device)[0] >= 8:

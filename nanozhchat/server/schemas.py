@@ -187,7 +187,7 @@ def read(body: bytes, kind: type[AnyBody]) -> AnyBody:
         return kind.model_validate(fields)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        deepest = max(found, key=lambda e: len(e["loc"]))  # of a union, the kind that fits best
+        deepest = max(found, key=lambda e: (e["type"] == "too_long", len(e["loc"])))  # of a union, what fits best
         where = ".".join(str(part) for part in deepest["loc"] if isinstance(part, int) or part in FIELDS)
         is_part = "list[Part]" in deepest["loc"] and deepest["loc"][-1] == "type"
         _bad(where or None, f"{where}: {deepest['msg']}", "unsupported_content" if is_part else "invalid_value")

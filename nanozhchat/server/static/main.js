@@ -186,7 +186,8 @@ function edit(node, text) {
 
 function continueAnswer(node) {
   if (streams.has(chat.id)) return;
-  const question = currentLanguage() === "en" ? "Continue." : "继续。";
+  const asked = currentLanguage() === "en" ? "Continue." : "继续。";
+  const question = current()?.source === "base" ? "" : asked; // a base model goes on with the text of all turns
   answer(addAnswer(chats.addNode(chat, node, "user", question)));
 }
 
