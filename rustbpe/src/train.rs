@@ -269,6 +269,10 @@ mod tests {
         train(vec![counts], vocab_size, |_| true)
     }
 
+    fn merges_of(parts: Vec<ChunkCounts>, vocab_size: u32) -> Learned {
+        train(parts, vocab_size, |_| true).unwrap()
+    }
+
     #[test]
     fn ties_go_to_the_lowest_pair() {
         assert_eq!(merges("ba ab", 257).unwrap().merges, [(32, 97)]);
@@ -308,6 +312,24 @@ mod tests {
         let want = run(vec![whole], 4000, u64::MAX, |_| true).unwrap();
         for bytes in [200, 1000, 10_000] {
             assert_eq!(run(copies(), 4000, bytes, |_| true).unwrap(), want, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn counts_beyond_32_bits_change_no_merge() {
+        let splitter = Splitter::new("bpe").unwrap();
+        let mut small = ChunkCounts::default();
+        let text = "的一是不了人我在有他的一是在有他这中大来上国，一是不了。".repeat(3) + "人我在有他，的一是不了人我";
+        small.count(&splitter, &text).unwrap();
+        let want = merges_of(vec![small.clone()], 300);
+        for times in [3, 1 << 31, 1 << 32, 5 << 33] {
+            let mut large = small.clone();
+            large.totals.bytes *= times * 4000; // so that the first cutoff is a count too
+            (0..small.len()).for_each(|i| assert!(large.add(small.get(i).0, small.get(i).1 * (times - 1))));
+            let scaled = Learned { counts: want.counts.iter().map(|n| n * times).collect(), ..want.clone() };
+            assert_eq!(merges_of(vec![large.clone()], 300), scaled, "{times}");
+            let twice = Learned { counts: want.counts.iter().map(|n| n * times * 2).collect(), ..want.clone() };
+            assert_eq!(merges_of(vec![large.clone(), large], 300), twice, "{times} in two parts");
         }
     }
 

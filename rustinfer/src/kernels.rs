@@ -18,6 +18,10 @@ pub const ROWS: usize = 6;
 /// Up to so many rows take more columns at once, or their additions wait for each other.
 pub const FEW_ROWS: usize = 3;
 
+/// From so many rows of bytes on, all multiply the same weights in 16 bits, where that is the fastest way.
+#[cfg(target_arch = "x86_64")]
+const WIDE_ROWS: usize = 3;
+
 /// Results of a block: up to [`ROWS`] rows of [`PANEL`] columns.
 pub type Block<T> = [[T; PANEL]; ROWS];
 
@@ -211,7 +215,7 @@ impl Isa {
     pub fn widens(self, rows: usize) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx2 => rows >= FEW_ROWS,
+            Kind::Avx512 | Kind::Avx2 => rows >= WIDE_ROWS,
             _ => false,
         }
     }
@@ -293,7 +297,7 @@ unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut 
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Block, Element, LANES, PANEL};
+    use super::{Block, Element, LANES, PANEL, WIDE_ROWS};
     use std::arch::x86_64::*;
 
     /// Ask for the i-th `step` bytes, at most two cache lines of them. May end beyond `ahead`: asking never faults.
@@ -407,7 +411,7 @@ mod x86 {
         }
     }
 
-    /// SAFETY: needs AVX2, `x` of M * k bytes, from 3 rows on `wide` of as many numbers, and `w` of k * 64 bytes.
+    /// SAFETY: needs AVX2, `x` of M * k bytes, from [`WIDE_ROWS`] on `wide` of as many numbers, and `w` of k * 64 bytes.
     #[target_feature(enable = "avx2")]
     pub unsafe fn int8_avx2<const M: usize>(
         k: usize,
@@ -417,9 +421,9 @@ mod x86 {
         ahead: &[i8],
     ) {
         match M {
+            WIDE_ROWS.. => int8_rows::<M>(k, wide, w, out, ahead),
             1 => int8_columns::<M, 8>(k, x, w, out),
-            2 => int8_columns::<M, 4>(k, x, w, out),
-            _ => int8_rows::<M>(k, wide, w, out, ahead),
+            _ => int8_columns::<M, 4>(k, x, w, out),
         }
     }
 
