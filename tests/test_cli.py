@@ -14,13 +14,11 @@ from tests.conftest import ROOT, pack, refused
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """One field of every kind."""
-
     depth: int = cli.opt(4, "layers", group="model")
     rate: float | None = cli.opt(None, "learning rate, 100% yours", group="model")
     model_tag: str | None = cli.opt(None, "name")
     data: tuple[str, ...] = cli.opt((), "specs")
-    sizes: tuple[int, ...] = cli.opt((1,), "several numbers")
+    sizes: tuple[int, ...] = cli.opt((1,), "several numbers", least=1)
     resume: bool = cli.opt(True, "continue", neutral=True)
     stage: str = cli.opt("base", "stage", choices=("base", "sft"))
     prompt: str = cli.opt("", "question", flag="-p")
@@ -67,13 +65,16 @@ def test_a_bad_flag_exits_with_2_and_one_line_also_in_a_dry_run_which_stops_afte
     assert stopped("--depth=8") == 0
 
 
-@pytest.mark.parametrize(
-    ("flag", "meant"), [("--dept=3", "--depth"), ("--model_tag=x", "--model-tag"), ("--zzz", None)]
-)
-def test_a_slip_in_a_flag_is_answered_with_the_flag_that_was_meant(flag, meant, capsys):
+@pytest.mark.parametrize(("flag", "want"), [("--dept=3", "--depth"), ("--model_tag=x", "--model-tag"), ("--zzz", None)])
+def test_a_slip_in_a_flag_is_answered_with_the_flag_that_was_meant(flag, want, capsys):
     assert stopped(flag) == 2
-    hint = f"; did you mean {meant}?" if meant else ""
+    hint = f"; did you mean {want}?" if want else ""
     assert capsys.readouterr().err == f"error: unrecognized arguments: {flag}{hint}; see `prog --help`\n"
+
+
+def test_a_whole_number_below_its_least_is_refused_by_name():
+    refused("--depth=-1 must be at least 0", parse, "--depth=-1")
+    refused(r"--sizes=\(3, 0\) must be at least 1", parse, "--sizes", "3", "0")
 
 
 def test_config_file_sets_values_and_the_command_line_wins(tmp_path):
@@ -108,8 +109,7 @@ def test_a_written_config_reads_back_as_the_same_arguments(tmp_path):
     tag = '引号"与: #冒号'
     args = Args(depth=7, rate=3e20, model_tag=tag, data=("a", "中文@2"), sizes=(), resume=False, prompt="\n")
     cli.write_config(tmp_path / "out.yaml", args)
-    text = (tmp_path / "out.yaml").read_text(encoding="utf-8")
-    assert "# layers\ndepth: 7\n" in text
+    assert "# layers\ndepth: 7\n" in (tmp_path / "out.yaml").read_text(encoding="utf-8")
     assert parse(f"--config={tmp_path / 'out.yaml'}") == args
 
 
