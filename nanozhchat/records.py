@@ -89,7 +89,7 @@ def expand(pattern: str) -> list[Path]:
         raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source in {Path.cwd()}")
     files = sorted(p for p in found if kind_of(p) and p.name not in OWN_FILES and p.is_file())
     if not files:
-        raise ValueError(f"{pattern} matches no data file; expected {KINDS_TEXT}")
+        raise ValueError(f"{pattern} matches no data file in {Path.cwd()}; expected {KINDS_TEXT}")
     return files
 
 
