@@ -33,7 +33,7 @@ class TokTrainArgs:
     name: str | None = cli.opt(None, "name; none = after data and size, which base_train finds by itself")
     given: str | None = cli.opt(None, "take over this tokenizer.json, or file of tiktoken's ranks", flag="--from")
     threads: int = cli.opt(0, "threads; 0 = one per core")
-    memory_limit: str | None = cli.opt(None, "of tables, e.g. 4g; the rest goes to disk; none = half from 1 GB of text")
+    memory_limit: str | None = cli.opt(None, "of tables, e.g. 4g, then disk; none = any up to 1 GB of text, then half")
     chunk_files: int | None = cli.opt(None, "input files after which progress is kept; none = about 1 GB", least=1)
     resume: bool = cli.opt(True, "go on where a run that was cut off had got to")
     force: bool = cli.opt(False, "train again even if it exists")
