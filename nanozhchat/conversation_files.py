@@ -123,7 +123,7 @@ def _read(
         try:
             item = reader(record.value)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            if not stats.skipped:
+            if not stats.skipped["no proper conversation"]:
                 log.warning("%s is no proper conversation: %s", record.where, error)
             stats.skip("no proper conversation")
         else:

@@ -123,8 +123,8 @@ def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
         if is_number(share := (e.get("refusal") or {}).get(key)):
             blocks.append(f"It says that it does not know to {share:.1%} of the questions that {what} is better).")
     note = f"*Step {text(e.get('step', '?'))}. Greedy answers to questions whose content was never trained on.*"
-    if m.asked is not m.stages[-1]:
-        blocks.append(f"From before {TITLES[m.stages[-1].name].lower()}; `python -m scripts.chat_eval` asks again.")
+    if m.asked is not (last := m.stages[-1]):
+        blocks.append(f"Before {TITLES[last.name].lower()}; again: `python -m scripts.chat_eval --model-tag={m.tag}`.")
     return ["## Skills", *blocks, note]
 
 

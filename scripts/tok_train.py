@@ -42,7 +42,7 @@ class TokTrainArgs:
         if not 0 <= self.char_coverage <= 1:
             raise ValueError(f"--char-coverage={self.char_coverage} is not a share of the text, from 0 to 1")
         if self.memory_limit and cli.parse_size(self.memory_limit) < 2**20:
-            raise ValueError(f"--memory-limit={self.memory_limit} is less than 1m; with 4g, say, more can be learnt")
+            raise ValueError(f"--memory-limit={self.memory_limit} is less than 1m; write for example 900m or 4g")
         trained = ("vocab_size", "kind", "char_coverage")
         idle = [f"--{n.replace('_', '-')}" for n in trained if getattr(self, n) != getattr(TokTrainArgs, n)]
         if self.given and idle:

@@ -190,8 +190,11 @@ impl Characters {
                 let beginning = right.len() < length(right[0]);
                 if (beginning || ending) && vocab.id(left).is_some() && vocab.id(right).is_some() {
                     let border = border(left[left.len() - 1], right[0]);
-                    for (ranks, lower) in [(&mut new.beginnings, beginning), (&mut new.endings, ending)] {
-                        ranks[border] = ranks[border].min(if lower { id } else { NO_TOKEN });
+                    if beginning {
+                        new.beginnings[border] = new.beginnings[border].min(id);
+                    }
+                    if ending {
+                        new.endings[border] = new.endings[border].min(id);
                     }
                 }
             }
