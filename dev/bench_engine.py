@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                              "transformers_tok_per_s": llama[batch], "prefill_500_frac": frac})  # fmt: skip
                 print(f"   batch {batch:2}  {speed.decode_tok_per_s:8,.0f} tok/s, {speed.bandwidth_frac:4.0%} of "
                       f"bandwidth; transformers {llama[batch]:6,.0f}")  # fmt: skip
-            print(f"   16 arrivals: {arrivals_gain(engine, 48):.1f} x sequential")
+            print(f"   16 arrivals: {arrivals_gain(engine, 200):.1f} x sequential")
         for kind, dtype in KINDS.items():
             loop, line = (drafts_gain(model, kind, period) for period in (20, args.vocab_size))
             print(

@@ -81,14 +81,14 @@ def orthogonalize(g: Tensor) -> Tensor:
     x = g
     tall = x.size(-2) > x.size(-1)
     if tall:
-        x = x.mT
+        x = x.mT.contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * POLAR_SAFETY + 1e-7)
     if x.dtype is torch.float32 and x.size(-1) >= WIDE * x.size(-2):
         x = _polar_factor(x @ x.mT) @ x
     else:
         for a, b, c in POLAR_EXPRESS:
             gram = x @ x.mT
-            x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -106,49 +106,51 @@ def _polar_factor(gram: Tensor) -> Tensor:
 
 
 class _Muon:
-    """Momentum, orthogonalised, with per-row variance normalisation (arXiv 2510.05491), for matrices of one shape."""
+    """Momentum, orthogonalised, with per-row variance normalisation (arXiv 2510.05491), for matrices of one shape.
+
+    The weights move into one tensor, of which each parameter is a matrix; with zeros at its end all ranks have as many.
+    """
 
     def __init__(self, group: ParamGroup, params: dict[str, nn.Parameter], compute: Compute) -> None:
         self.group, self.compute = group, compute
         self.names, self.params = list(params), list(params.values())
         self.dtype = compute.dtype if compute.dtype is torch.bfloat16 else torch.float32
-        world = compute.world_size
-        self.per_rank = -(-len(self.params) // world)
-        m, n = self.params[0].shape
-        device = self.params[0].device
-        self.momentum = torch.zeros(self.per_rank, m, n, device=device)
-        self.variance = torch.zeros(self.per_rank, m, 1, device=device)
+        self.per_rank = -(-len(self.params) // compute.world_size)
+        self.weights = self._stacked([p.detach() for p in self.params])
+        for p, own in zip(self.params, self.weights, strict=False):
+            p.data = own
+        self.momentum = torch.zeros_like(self.weights[: self.per_rank])
+        self.variance = torch.zeros_like(self.momentum[..., :1])
         self.grad: Tensor | None = None
 
     def reduce(self) -> Tensor:
         """Leave this rank's summed gradients in `self.grad`; return their sum of squares."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]
         self.grad = reduce_scatter(self._stacked(grads), self.compute)
-        return self.grad.square().sum()
+        return self.grad.norm().square()
 
     def apply(self, scale: float, lr_multiplier: float, momentum: float, decay: float, step: int) -> None:
         """Update the weights from the gradients times `scale`."""
         assert self.grad is not None
         self.momentum.lerp_(self.grad.mul_(scale), 1 - momentum)
-        update = torch.lerp(self.grad, self.momentum, momentum)  # Nesterov
-        update = orthogonalize(update.to(self.dtype)).float()
-        square = update.square().mean(dim=-1, keepdim=True)
-        self.variance.lerp_(square, 1 - self.group.betas[1])
-        normal = update / (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
-        size = update.norm(dim=(-2, -1), keepdim=True) / normal.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-8)
+        update = orthogonalize(torch.lerp(self.grad, self.momentum, momentum).to(self.dtype))  # Nesterov
         m, n = update.shape[-2:]
+        square = torch.linalg.vector_norm(update, dim=-1, keepdim=True, dtype=torch.float32).square() / n
+        self.variance.lerp_(square, 1 - self.group.betas[1])
+        deviation = (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
+        normal = (square / deviation.square()).sum(dim=-2, keepdim=True).clamp_min(1e-16)
         lr = self.group.lr * lr_multiplier
-        delta = normal * size * max(1.0, m / n) ** 0.5
-        stacked = self._stacked(self.params)
-        own = stacked[self.compute.rank * self.per_rank :][: self.per_rank]
-        cautious = (delta * own) > 0  # decay only where the update shrinks the weight too (arXiv 2510.12402)
-        own = own - lr * (delta + self.group.weight_decay * decay * cautious * own)
+        rows = lr * max(1.0, m / n) ** 0.5 * (square.sum(dim=-2, keepdim=True) / normal).sqrt() / deviation
+        own = self.weights[self.compute.rank * self.per_rank :][: self.per_rank]
+        # On a CPU one matrix at a time, which stays in the cache for all that is done to it.
+        pieces = zip(own, update, rows, strict=True) if own.device.type == "cpu" else [(own, update, rows)]
+        for weight, piece, row in pieces:
+            delta = piece.contiguous() * row
+            # Decay only where the update shrinks the weight too (arXiv 2510.12402). Signs cost a fifth of a comparison.
+            cautious = (delta * weight).sign_().clamp_(min=0)
+            weight.addcmul_(weight, cautious, value=-lr * self.group.weight_decay * decay).sub_(delta)
         if self.compute.world_size > 1:
-            all_gather(stacked, own, self.compute)
-        else:
-            stacked = own
-        for p, new in zip(self.params, stacked, strict=False):
-            p.copy_(new)
+            all_gather(self.weights, own, self.compute)
 
     def _stacked(self, matrices: Sequence[Tensor]) -> Tensor:
         """Stack one matrix a parameter, and zeros so that every rank has as many."""
@@ -165,11 +167,8 @@ class _Muon:
 
     def state(self) -> dict[str, Tensor]:
         """Momentum and variance of the matrices that this rank owns, by parameter name."""
-        out = {}
-        for i, name in self._owned():
-            out[f"muon/{name}/momentum"] = self.momentum[i]
-            out[f"muon/{name}/variance"] = self.variance[i]
-        return out
+        kept = {"momentum": self.momentum, "variance": self.variance}
+        return {f"muon/{name}/{field}": kept[field][i] for i, name in self._owned() for field in kept}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take this rank's matrices from the merged state of all ranks."""
@@ -213,7 +212,7 @@ class _AdamW:
             whole = shard.size(0) == p.size(0)
             shard.grad = all_reduce(grad, self.compute) if whole else reduce_scatter(grad, self.compute)
             if not whole or self.compute.is_main:
-                total += shard.grad.square().sum()
+                total += shard.grad.norm().square()
         return total
 
     def apply(self, scale: float, lr_multiplier: float) -> None:

@@ -314,10 +314,43 @@ impl Encoder {
         self.merge_parts(pieces, &mut ends, &mut [0; SHORT + FEW], small, done)
     }
 
-    /// Merges pieces in place, never across the `ends`; returns how many are left. What takes time is branches that cannot
-    /// be foreseen, so there are few. No more than [`SHORT`] pieces may be without an end; the last has one.
-    #[inline]
+    /// Merges pieces in place, never across the `ends`; returns how many are left. No more than [`SHORT`] pieces may be
+    /// without an end; the last has one.
+    #[allow(unsafe_code)]
     fn merge_parts(
+        &self,
+        pieces: &mut [u32],
+        ends: &mut [u64],
+        made: &mut [u32],
+        small: bool,
+        done: &mut Done,
+    ) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        {
+            /// The same for newer processors, which find the lowest of many keys and the next bit in one step.
+            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+            fn newer(
+                this: &Encoder,
+                pieces: &mut [u32],
+                ends: &mut [u64],
+                made: &mut [u32],
+                small: bool,
+                done: &mut Done,
+            ) -> usize {
+                this.merge_parts_anywhere(pieces, ends, made, small, done)
+            }
+            let has_bits = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
+            if has_bits && is_x86_feature_detected!("lzcnt") && is_x86_feature_detected!("avx2") {
+                // SAFETY: the processor has these instructions.
+                return unsafe { newer(self, pieces, ends, made, small, done) };
+            }
+        }
+        self.merge_parts_anywhere(pieces, ends, made, small, done)
+    }
+
+    /// See `merge_parts`. What takes time is branches that cannot be foreseen, so there are few.
+    #[inline(always)]
+    fn merge_parts_anywhere(
         &self,
         pieces: &mut [u32],
         ends: &mut [u64],
@@ -343,7 +376,7 @@ impl Encoder {
     }
 
     /// Merges the pieces from `start` to `end`, that included, and moves them to `left`; returns where they end.
-    #[inline]
+    #[inline(always)]
     fn merge_part(
         &self,
         pieces: &mut [u32],
@@ -393,6 +426,7 @@ impl Encoder {
     }
 
     /// The same for at most `N` pieces, a power of two: a fixed number of keys is searched without a branch.
+    #[inline(always)]
     fn merge_many<const N: usize>(
         &self,
         pieces: &mut [u32],

@@ -97,12 +97,12 @@ impl PairTable {
         self.pieces[id as usize]
     }
 
-    #[inline]
+    #[inline(always)]
     fn group(&self, pair: u64) -> usize {
         (pair.wrapping_mul(SPREAD) >> (64 - self.factors.len().trailing_zeros())) as usize
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&self, pair: u64) -> usize {
         let factor = 2 * u64::from(self.factors[self.group(pair)]) + 1;
         // Below the number of slots, which fits 32 bits.
@@ -110,14 +110,14 @@ impl PairTable {
         ((hash * self.slots.len() as u64) >> 32) as usize
     }
 
-    #[inline]
+    #[inline(always)]
     fn neighbour_bit(&self, pair: u64) -> (usize, u64) {
         let bit = pair.wrapping_mul(SPREAD) >> (58 - self.neighbours.len().trailing_zeros());
         ((bit >> 6) as usize, 1 << (bit & 63))
     }
 
     /// The piece two pieces make, or [`APART`].
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, left: u32, right: u32) -> u32 {
         let pair = pair(left, right);
         let slot = self.slots[self.place(pair)];
@@ -129,7 +129,7 @@ impl PairTable {
     }
 
     /// Whether two characters are known to stand side by side in no token; never of parts of characters.
-    #[inline]
+    #[inline(always)]
     pub fn are_apart(&self, left: u32, right: u32) -> bool {
         let (word, bit) = self.neighbour_bit(pair(left, right));
         (left | right) & IS_PART == 0 && self.neighbours[word] & bit == 0
@@ -139,7 +139,7 @@ impl PairTable {
 /// Odd, and without a pattern.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-#[inline]
+#[inline(always)]
 fn pair(left: u32, right: u32) -> u64 {
     u64::from(left >> FLAG_BITS) << ID_BITS | u64::from(right >> FLAG_BITS)
 }

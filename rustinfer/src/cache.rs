@@ -1,6 +1,6 @@
 //! Keys and values of the sequences in flight, laid out for the kernels, and attention over them.
 
-use crate::kernels::{Element, Isa, LANES, PANEL, ROWS};
+use crate::kernels::{bytes_of, Element, Isa, LANES, PANEL, ROWS};
 
 /// Sizes that attention needs. Letters as in the Python model.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +97,7 @@ impl Slot {
     /// Attend from queries at `positions` (ascending, at most [`ROWS`]) of one key head's group.
     ///
     /// `place`: layer and key head. `q`: a row of head_dim values per query, scaled. `out`: as many rows. Keys at the
-    /// query's position and the `window - 1` before it are seen.
+    /// query's position and the `window - 1` before it are seen. `ahead`: the keys that are needed next.
     #[allow(clippy::too_many_arguments)]
     pub fn attend(
         &self,
@@ -107,11 +107,18 @@ impl Slot {
         window: usize,
         positions: &[usize],
         q: &[f32],
+        ahead: &[u8],
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let base = heads.base(place.0, place.1);
-        with_cache!(self, cache => cache.attend(isa, heads, base, window, positions, q, scores, out));
+        with_cache!(self, cache => cache.attend(isa, heads, base, window, positions, q, ahead, scores, out));
+    }
+
+    /// The first keys that a query at `position` sees.
+    pub fn first_keys(&self, heads: &Heads, place: (usize, usize), window: usize, position: usize) -> &[u8] {
+        let start = heads.base(place.0, place.1) + first_panel(position, window);
+        with_cache!(self, cache => bytes_of(&cache.keys[start * heads.head_dim..][..PANEL * heads.head_dim]))
     }
 }
 
@@ -181,20 +188,21 @@ impl<T: Element> Cache<T> {
         window: usize,
         positions: &[usize],
         q: &[f32],
+        ahead: &[u8],
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let (dim, padded, rows) = (heads.head_dim, heads.padded_dim(), positions.len());
         let first = |position: usize| (position + 1).saturating_sub(window);
-        let start = first(positions[0]) / PANEL * PANEL;
+        let start = first_panel(positions[0], window);
         let end = positions[rows - 1] + 1;
         let width = (end - start).next_multiple_of(PANEL);
         scores.resize(rows * width, 0.0);
-        let mut block = [[0.0; PANEL]; ROWS];
         for at in (start..end).step_by(PANEL) {
             let keys = &self.keys[(base + at) * dim..(base + at + PANEL) * dim];
             let values = &self.values[(base + at) * padded..(base + end.min(at + PANEL)) * padded];
-            isa.float(rows, PANEL, dim, q, dim, keys, (PANEL, LANES), &mut block, values);
+            let mut block = [[0.0; PANEL]; ROWS];
+            isa.float(rows, PANEL, dim, q, dim, keys, (PANEL, LANES), &mut block, bytes_of(values));
             for (row, values) in scores.chunks_exact_mut(width).zip(&block) {
                 row[at - start..at - start + PANEL].copy_from_slice(values);
             }
@@ -208,7 +216,8 @@ impl<T: Element> Cache<T> {
         for at in (0..padded).step_by(PANEL) {
             let columns = PANEL.min(padded - at);
             let values = &self.values[(base + start) * padded + at..];
-            isa.float(rows, columns, end - start, scores, width, values, (padded, LANES), &mut block, &[]);
+            let mut block = [[0.0; PANEL]; ROWS];
+            isa.float(rows, columns, end - start, scores, width, values, (padded, LANES), &mut block, ahead);
             for (m, row) in out.chunks_exact_mut(dim).enumerate() {
                 let n = columns.min(dim - at);
                 for (o, &y) in row[at..at + n].iter_mut().zip(&block[m]) {
@@ -217,6 +226,11 @@ impl<T: Element> Cache<T> {
             }
         }
     }
+}
+
+/// Where the panel begins that holds the first key seen from a position.
+fn first_panel(position: usize, window: usize) -> usize {
+    (position + 1).saturating_sub(window) / PANEL * PANEL
 }
 
 /// Copy the first `n` of every `stride` elements.

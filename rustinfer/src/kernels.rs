@@ -94,6 +94,12 @@ impl Element for i8 {
     }
 }
 
+/// The bytes of numbers, which are to be fetched.
+pub fn bytes_of<T: Element>(numbers: &[T]) -> &[u8] {
+    // SAFETY: an element is a float32 or a byte, all of whose bytes have a value, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
 /// An instruction set. Only [`Isa::available`] hands them out, so holding one proves that the machine has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(pub(crate) Kind);
@@ -165,7 +171,7 @@ impl Isa {
         w: &[T],
         (ldw, ldg): (usize, usize),
         out: &mut Block<f32>,
-        ahead: &[T],
+        ahead: &[u8],
     ) {
         assert!((1..=ROWS).contains(&rows) && (LANES..=PANEL).contains(&columns) && columns.is_multiple_of(LANES));
         assert!(k > 0 && x.len() >= (rows - 1) * ldx + k);
@@ -225,7 +231,7 @@ impl Isa {
     /// `k` is a multiple of 4, `w` is k * 64 bytes; `wide` is `x` in 16 bits if [`Isa::widens`] says so.
     /// `ahead`: as in [`Isa::float`].
     #[inline]
-    pub fn int8(self, rows: usize, k: usize, x: &[u8], wide: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
+    pub fn int8(self, rows: usize, k: usize, x: &[u8], wide: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[u8]) {
         assert!((1..=ROWS).contains(&rows) && k > 0 && k.is_multiple_of(4));
         assert!(x.len() >= rows * k && w.len() >= k * PANEL && (wide.len() >= rows * k || !self.widens(rows)));
         macro_rules! by_rows {
@@ -262,10 +268,10 @@ unsafe fn float_portable<T: Element, const M: usize, const W: usize>(
     (ldw, _): (usize, usize),
     at: usize,
     out: &mut Block<f32>,
-    _ahead: &[T],
+    _ahead: &[u8],
 ) {
     for m in 0..M {
-        let mut acc = [0f32; LANES];
+        let mut acc: [f32; LANES] = out[m][at..at + LANES].try_into().expect("sixteen lanes");
         for i in 0..k {
             let a = x[m * ldx + i];
             let row: &[T; LANES] = w[i * ldw..i * ldw + LANES].try_into().expect("sixteen lanes");
@@ -280,7 +286,7 @@ unsafe fn float_portable<T: Element, const M: usize, const W: usize>(
 
 /// SAFETY: nothing here is unsafe; the signature is that of its twins.
 #[inline(always)]
-unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, _ahead: &[i8]) {
+unsafe fn int8_portable<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, _ahead: &[u8]) {
     for m in 0..M {
         for (acc, w) in out[m].chunks_exact_mut(LANES).zip(w.chunks_exact(LANES * k)) {
             acc.fill(0);
@@ -300,16 +306,13 @@ mod x86 {
     use super::{Block, Element, LANES, PANEL, WIDE_ROWS};
     use std::arch::x86_64::*;
 
-    /// Ask for the i-th `step` bytes, at most two cache lines of them. May end beyond `ahead`: asking never faults.
+    /// Ask for the i-th `step` bytes. May end beyond `ahead`: asking never faults.
     #[inline(always)]
-    fn fetch<T>(ahead: &[T], i: usize, step: usize) {
-        if step > 0 {
-            let at = ahead.as_ptr().cast::<i8>().wrapping_add(i * step);
+    fn fetch(ahead: &[u8], i: usize, step: usize) {
+        let at = ahead.as_ptr().cast::<i8>().wrapping_add(i * step);
+        for line in (0..step).step_by(64) {
             // SAFETY: SSE belongs to x86-64, and a prefetch reads nothing that a program could notice.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T1>(at);
-                _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(64));
-            }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line)) };
         }
     }
 
@@ -323,10 +326,15 @@ mod x86 {
         (ldw, ldg): (usize, usize),
         at: usize,
         out: &mut Block<f32>,
-        ahead: &[T],
+        ahead: &[u8],
     ) {
         let mut acc = [[_mm512_setzero_ps(); W]; M];
-        let step = size_of_val(ahead).div_ceil(k);
+        for m in 0..M {
+            for v in 0..W {
+                acc[m][v] = _mm512_loadu_ps(out[m][at + v * LANES..at + (v + 1) * LANES].as_ptr());
+            }
+        }
+        let step = ahead.len().div_ceil(k);
         for i in 0..k {
             fetch(ahead, i, step);
             let mut row = [_mm512_setzero_ps(); W];
@@ -358,10 +366,15 @@ mod x86 {
         (ldw, ldg): (usize, usize),
         at: usize,
         out: &mut Block<f32>,
-        ahead: &[T],
+        ahead: &[u8],
     ) {
         let mut acc = [[_mm256_setzero_ps(); W]; M];
-        let step = size_of_val(ahead).div_ceil(k);
+        for m in 0..M {
+            for v in 0..W {
+                acc[m][v] = _mm256_loadu_ps(out[m][at + 8 * v..at + 8 * (v + 1)].as_ptr());
+            }
+        }
+        let step = ahead.len().div_ceil(k);
         for i in 0..k {
             fetch(ahead, i, step);
             let mut row = [_mm256_setzero_ps(); W];
@@ -385,7 +398,7 @@ mod x86 {
 
     /// SAFETY: needs AVX-512 VNNI, `x` of M * k bytes and `w` of k * 64.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub unsafe fn int8_vnni<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
+    pub unsafe fn int8_vnni<const M: usize>(k: usize, x: &[u8], w: &[i8], out: &mut Block<i32>, ahead: &[u8]) {
         const W: usize = PANEL / LANES;
         let mut acc = [[_mm512_setzero_si512(); W]; M];
         let step = ahead.len().div_ceil(k / 4);
@@ -418,7 +431,7 @@ mod x86 {
         (x, wide): (&[u8], &[i16]),
         w: &[i8],
         out: &mut Block<i32>,
-        ahead: &[i8],
+        ahead: &[u8],
     ) {
         match M {
             WIDE_ROWS.. => int8_rows::<M>(k, wide, w, out, ahead),
@@ -431,7 +444,7 @@ mod x86 {
     ///
     /// SAFETY: as [`int8_avx2`].
     #[target_feature(enable = "avx2")]
-    unsafe fn int8_rows<const M: usize>(k: usize, x: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[i8]) {
+    unsafe fn int8_rows<const M: usize>(k: usize, x: &[i16], w: &[i8], out: &mut Block<i32>, ahead: &[u8]) {
         let step = ahead.len().div_ceil(k / 4 * (PANEL / 8));
         for at in (0..PANEL).step_by(8) {
             let mut acc = [[_mm256_setzero_si256(); 2]; M];
@@ -517,7 +530,7 @@ mod tests {
                 isa.float(ROWS, columns, k, &x, ldx, &w, (PANEL, LANES), &mut six, &[]);
                 for m in 0..ROWS {
                     let mut one = [[0.0; PANEL]; ROWS];
-                    isa.float(1, columns, k, &x[m * ldx..], ldx, &w, (PANEL, LANES), &mut one, &w);
+                    isa.float(1, columns, k, &x[m * ldx..], ldx, &w, (PANEL, LANES), &mut one, bytes_of(&w));
                     assert_eq!(one[0][..columns], six[m][..columns], "{isa:?}");
                     for c in 0..columns {
                         let want: f64 = (0..k).map(|i| f64::from(x[m * ldx + i]) * f64::from(w[i * PANEL + c])).sum();
@@ -538,7 +551,7 @@ mod tests {
             let s = isa.byte_strip();
             for rows in 1..=ROWS {
                 let mut out = [[0; PANEL]; ROWS];
-                isa.int8(rows, k, &x, &wide, &w, &mut out, &w);
+                isa.int8(rows, k, &x, &wide, &w, &mut out, bytes_of(&w));
                 for (m, row) in out[..rows].iter().enumerate() {
                     for (c, got) in row.iter().enumerate() {
                         let weight = |i: usize| w[c / s * s * k + i / 4 * 4 * s + c % s * 4 + i % 4];

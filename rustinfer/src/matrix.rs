@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use crate::kernels::{Isa, FEW_ROWS, LANES, PANEL, ROWS};
+use crate::kernels::{bytes_of, Block, Element, Isa, FEW_ROWS, LANES, PANEL, ROWS};
 
 /// Multiply-adds from which a second thread pays for its start.
 const THREAD_WORK: usize = 1 << 21;
 
 /// Largest panel that is fetched while another is in use: both stay in a core's second cache.
 const FETCH_BYTES: usize = 1 << 18;
+
+/// Part of `k` that is multiplied with all rows before the next.
+const PIECE: usize = 128;
 
 /// A tensor as it comes: row-major float32, or int8 with a scale per row.
 pub enum Weights {
@@ -168,66 +171,91 @@ impl Matrix {
         let width = out.len() / rows;
         // Few rows take all columns of a panel at once: more sums at a time, which wait less for each other.
         let strip = if rows > FEW_ROWS && !self.is_int8() { self.isa.strip() } else { PANEL };
+        let mut blocks = Vec::new();
         for at in (first..last).step_by(strip) {
             let columns = at..(at + strip).min(last);
-            for row in (0..rows).step_by(ROWS) {
-                let few = row..(row + ROWS).min(rows);
-                self.block(input, few, columns.clone(), strip, (width, rows), &mut out[row * width + at - first..]);
+            let out = &mut out[at - first..];
+            match (&self.packed, input) {
+                (Packed::Float(w), Input::Float(x)) => {
+                    self.floats(w, x, rows, strip, &columns, &mut blocks);
+                    for (row, out) in out.chunks_mut(width).enumerate() {
+                        out[..columns.len()].copy_from_slice(&blocks[row / ROWS][row % ROWS][..columns.len()]);
+                    }
+                }
+                (Packed::Int8(w, scales, sums), Input::Int8 { .. }) => {
+                    self.bytes(w, (sums, scales), input, rows, &columns, (width, out));
+                }
+                _ => unreachable!("the input is made for the matrix"),
             }
         }
     }
 
-    /// Compute some rows of `strip` columns, in one panel; `out` begins at their first one and has n rows of `width`.
-    fn block(
+    /// Compute all rows of `strip` columns, in one panel, a piece of `k` after the other: a piece of the weights stays
+    /// in the nearest cache while all rows pass.
+    fn floats(
         &self,
-        input: &Input,
-        rows: Range<usize>,
-        columns: Range<usize>,
+        w: &[f32],
+        x: &[f32],
+        rows: usize,
         strip: usize,
-        (width, n): (usize, usize),
-        out: &mut [f32],
+        columns: &Range<usize>,
+        out: &mut Vec<Block<f32>>,
     ) {
-        let isa = self.isa;
-        let out = out.chunks_mut(width).map(|row| &mut row[..columns.len()]);
-        match (&self.packed, input) {
-            (Packed::Float(w), Input::Float(x)) => {
-                let next = share(of_columns(w, columns.start + strip, strip, self.k), &rows, n);
-                let (ldw, w) = (isa.strip(), of_columns(w, columns.start, strip, self.k));
-                let distances = (ldw, if ldw == PANEL { LANES } else { LANES * self.k });
-                let (x, mut block) = (&x[rows.start * self.k..], [[0.0; PANEL]; ROWS]);
-                isa.float(rows.len(), strip, self.k, x, self.k, w, distances, &mut block, next);
-                for ((out, block), _) in out.zip(&block).zip(rows) {
-                    out.copy_from_slice(&block[..columns.len()]);
-                }
+        let (isa, k) = (self.isa, self.k);
+        let (ldw, w) = (isa.strip(), &w[columns.start * k..]);
+        let distances = (ldw, if ldw == PANEL { LANES } else { LANES * k });
+        let n_blocks = rows.div_ceil(ROWS);
+        out.clear();
+        out.resize(n_blocks, [[0.0; PANEL]; ROWS]);
+        // A single block reads the weights once, and waits for memory anyway.
+        let piece = if n_blocks == 1 { k } else { PIECE };
+        for at in (0..k).step_by(piece) {
+            let size = piece.min(k - at);
+            let next = if n_blocks == 1 { &[] } else { after(w, (at + size) * ldw, piece * ldw) };
+            for (block, row) in out.iter_mut().zip((0..rows).step_by(ROWS)) {
+                let few = row..(row + ROWS).min(rows);
+                let (x, ahead) = (&x[few.start * k + at..], share(next, &few, rows));
+                isa.float(few.len(), strip, size, x, k, &w[at * ldw..], distances, block, ahead);
             }
-            (Packed::Int8(w, scales, sums), Input::Int8 { values, wide, scale, zero, k }) => {
-                let next = share(of_columns(w, columns.start + strip, strip, *k), &rows, n);
-                let w = of_columns(w, columns.start, strip, *k);
-                let mut block = [[0; PANEL]; ROWS];
-                let wide = wide.get(rows.start * k..).unwrap_or(&[]);
-                isa.int8(rows.len(), *k, &values[rows.start * k..], wide, w, &mut block, next);
-                let (sums, scales) = (&sums[columns.clone()], &scales[columns.clone()]);
-                for ((out, block), row) in out.zip(&block).zip(rows) {
-                    isa.dequantize(block, zero[row], scale[row], sums, scales, out);
-                }
+        }
+    }
+
+    /// Compute all rows of a panel of bytes; `out` begins at its first column and has rows of `width`.
+    fn bytes(
+        &self,
+        w: &[i8],
+        (sums, scales): (&[i32], &[f32]),
+        input: &Input,
+        rows: usize,
+        columns: &Range<usize>,
+        (width, out): (usize, &mut [f32]),
+    ) {
+        let Input::Int8 { values, wide, scale, zero, k } = input else { return };
+        let (isa, sums, scales) = (self.isa, &sums[columns.clone()], &scales[columns.clone()]);
+        let (w, next) = (after(w, columns.start * k, PANEL * k), after(w, (columns.start + PANEL) * k, PANEL * k));
+        // What would drive these columns out of the cache is left alone.
+        let next = if rows <= ROWS || next.len() > FETCH_BYTES { &[] } else { next };
+        let mut block = [[0; PANEL]; ROWS];
+        for row in (0..rows).step_by(ROWS) {
+            let few = row..(row + ROWS).min(rows);
+            let wide = wide.get(row * k..).unwrap_or(&[]);
+            isa.int8(few.len(), *k, &values[row * k..], wide, w, &mut block, share(next, &few, rows));
+            for (row, block) in few.zip(&block) {
+                let out = &mut out[row * width..][..columns.len()];
+                isa.dequantize(block, zero[row], scale[row], sums, scales, out);
             }
-            _ => unreachable!("the input is made for the matrix"),
         }
     }
 }
 
-/// The weights of `n` columns, as many as lie side by side; none after the last.
-fn of_columns<T>(weights: &[T], first: usize, n: usize, k: usize) -> &[T] {
-    &weights[(first * k).min(weights.len())..((first + n) * k).min(weights.len())]
+/// `n` weights from a place on, as many as there are.
+fn after<T>(weights: &[T], start: usize, n: usize) -> &[T] {
+    &weights[start.min(weights.len())..(start + n).min(weights.len())]
 }
 
-/// What of the next columns some of `n` rows fetch meanwhile. A single block waits for memory anyway, and columns that
-/// would drive these out of the cache are left alone.
-fn share<'a, T>(next: &'a [T], rows: &Range<usize>, n: usize) -> &'a [T] {
-    if n <= ROWS || size_of_val(next) > FETCH_BYTES {
-        return &[];
-    }
-    &next[next.len() * rows.start / n..next.len() * rows.end / n]
+/// What of the next weights some of `n` rows fetch meanwhile.
+fn share<'a, T: Element>(next: &'a [T], rows: &Range<usize>, n: usize) -> &'a [u8] {
+    bytes_of(&next[next.len() * rows.start / n..next.len() * rows.end / n])
 }
 
 /// Rows as a matrix wants them: as they are, or as bytes with a scale and a zero point per row.

@@ -281,22 +281,27 @@ impl Model {
         let (d, group) = (heads.head_dim, heads.n_head / heads.n_kv_head);
         let stride = c + 2 * heads.n_kv_head * d;
         let Scratch { q, positions, scores, out } = scratch;
-        for (start, end) in blocks(rows, group) {
+        let all = blocks(rows, group).into_iter().flat_map(|(start, end)| {
             let n = (end - start) * group; // queries of a key head
-            for (h, few) in (0..heads.n_kv_head).flat_map(|h| (0..n).step_by(ROWS).map(move |few| (h, few))) {
-                let queries = few..(few + ROWS).min(n);
-                let place = |j: usize| (start + j / group, (h * group + j % group) * d); // row, first channel
-                q.clear();
-                positions.clear();
-                for (r, at) in queries.clone().map(place) {
-                    q.extend_from_slice(&qkv[r * stride + at..][..d]);
-                    positions.push(rows[r].position);
-                }
-                out.resize(queries.len() * d, 0.0);
-                slots[rows[start].slot].attend(self.isa, heads, (i, h), window, positions, q, scores, out);
-                for ((r, at), out) in queries.map(place).zip(out.chunks_exact(d)) {
-                    y[r * c + at..][..d].copy_from_slice(out);
-                }
+            (0..heads.n_kv_head)
+                .flat_map(move |h| (0..n).step_by(ROWS).map(move |few| (start, h, few..(few + ROWS).min(n))))
+        });
+        let mut all = all.peekable();
+        while let Some((start, h, queries)) = all.next() {
+            let place = |j: usize| (start + j / group, (h * group + j % group) * d); // row, first channel
+            q.clear();
+            positions.clear();
+            for (r, at) in queries.clone().map(place) {
+                q.extend_from_slice(&qkv[r * stride + at..][..d]);
+                positions.push(rows[r].position);
+            }
+            out.resize(queries.len() * d, 0.0);
+            let ahead = all.peek().map_or(&[][..], |&(next, h, _)| {
+                slots[rows[next].slot].first_keys(heads, (i, h), window, rows[next].position)
+            });
+            slots[rows[start].slot].attend(self.isa, heads, (i, h), window, positions, q, ahead, scores, out);
+            for ((r, at), out) in queries.map(place).zip(out.chunks_exact(d)) {
+                y[r * c + at..][..d].copy_from_slice(out);
             }
         }
     }
