@@ -107,15 +107,11 @@ def test_every_module_has_its_place_on_the_map():
 def test_a_module_imports_only_lower_layers(path):
     name = unit(path)
     for dep in package_imports(path) - {name}:
-        assert LAYER[dep] < LAYER[name], (
-            f"{name} (layer {LAYER[name]}) imports {dep} (layer {LAYER[dep]}): move code down"
-        )
+        assert LAYER[dep] < LAYER[name], f"{name} imports {dep}, which is not in a lower layer: move code down"
 
 
 def test_the_package_itself_imports_nothing_of_its_own_until_asked():
-    found = [
-        ast.unparse(n) for n in parsed(PACKAGE / "__init__.py").body if isinstance(n, (ast.Import, ast.ImportFrom))
-    ]
+    found = [ast.unparse(n) for n in parsed(PACKAGE / "__init__.py").body if isinstance(n, ast.Import | ast.ImportFrom)]
     assert found == [name for name in found if name.startswith("from typing ")] != []
 
 
@@ -128,11 +124,8 @@ def test_files_of_a_sub_package_do_not_import_in_a_circle(package):
 
 
 def test_nothing_below_imports_what_is_above_the_package():
-    above = {
-        "nanozhchat": {"tasks", "scripts", "tests"},
-        "tasks": {"scripts", "tests"},
-        "scripts": {"scripts", "tests"},
-    }
+    rest = {"scripts", "tests"}
+    above = {"nanozhchat": rest | {"tasks"}, "tasks": rest, "scripts": rest}
     assert [path for folder, names in above.items() for path in sources(folder) if top_imports(path) & names] == []
     for path in sources("tasks"):
         assert [dep for dep in package_imports(path) if LAYER[dep] > FOR_TASKS] == [], path

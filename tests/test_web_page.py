@@ -411,6 +411,12 @@ def test_too_long_a_chat_loses_its_oldest_turn_and_says_so_but_not_for_a_message
     assert sent(live)[0] == "三" * 20
 
 
+def test_what_fills_the_context_is_never_continued_without_itself(page, live):
+    engine_of(live, context=110)
+    page.ask("三" * 70).status("cut").act("继续写").see({BANNER: re.compile("^对话太长")})
+    assert sent(live)[0] == "三" * 70
+
+
 def test_waiting_in_line_shows_the_place(context):
     slow = LiveServer(FakeChat(FakeEngine(delay_s=0.02, repeat=9)), Settings(limits=Limits(running=1)), LISTED)
     body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 400}

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::cache::{Heads, Slot};
-use crate::kernels::Isa;
+use crate::kernels::{bytes_of, Isa};
 use crate::matrix::Weights;
 use crate::model::{Config, Model, Part, Work};
 
@@ -114,9 +114,7 @@ impl Slots {
             py.detach(|| {
                 let (slots, work) = &mut *self.lock();
                 let logits = self.model.forward(slots, &parts, work).map_err(PyValueError::new_err)?;
-                for (to, from) in bytes.chunks_exact_mut(4).zip(logits) {
-                    to.copy_from_slice(&from.to_ne_bytes());
-                }
+                bytes.copy_from_slice(bytes_of(logits));
                 Ok(())
             })
         })

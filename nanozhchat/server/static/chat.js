@@ -52,13 +52,18 @@ export function remove(chat, node) {
   return before;
 }
 
-/** Messages to send so that the model writes `node`: earlier ones without failed turns and those left out, in order. */
-export function messagesFor(chat, node) {
+/** Answered turns before the one that `node` answers, oldest first, each [question, answer]. */
+export function turnsBefore(chat, node) {
   const path = [];
   for (let id = node.parent; id !== null; id = chat.nodes[id].parent) path.unshift(chat.nodes[id]);
   const turns = [];
-  for (let i = 0; i + 1 < path.length; i += 2) if (path[i + 1].text) turns.push(path[i], path[i + 1]);
-  const sent = [...turns.slice(2 * chat.skip), path.at(-1)];
+  for (let i = 0; i + 1 < path.length; i += 2) if (path[i + 1].text) turns.push([path[i], path[i + 1]]);
+  return turns;
+}
+
+/** Messages to send so that the model writes `node`: earlier ones without failed turns and those left out, in order. */
+export function messagesFor(chat, node) {
+  const sent = [...turnsBefore(chat, node).slice(chat.skip).flat(), chat.nodes[node.parent]];
   const messages = sent.map(({ role, text }) => ({ role, content: text }));
   return chat.system.trim() ? [{ role: "system", content: chat.system }, ...messages] : messages;
 }

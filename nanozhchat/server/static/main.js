@@ -188,7 +188,9 @@ function continueAnswer(node) {
   if (streams.has(chat.id)) return;
   const asked = currentLanguage() === "en" ? "Continue." : "继续。";
   const question = current()?.source === "base" ? "" : asked; // a base model goes on with the text of all turns
-  answer(addAnswer(chats.addNode(chat, node, "user", question)));
+  const next = chats.addNode(chat, node, "user", question);
+  next.continues = true;
+  answer(addAnswer(next));
 }
 
 /** Stream into `node`, which may go on while another chat is shown. skipped: turns left out before it was first tried. */
@@ -268,15 +270,15 @@ function explain(error, retry) {
 
 /** Try again without the oldest turn. If none is left, the message itself is too long, and all of them come back. */
 function dropOldest(node, skipped) {
-  const answers = Object.values(chat.nodes).filter((one) => one.role === "assistant" && one.text).length;
-  if (chat.skip < answers) {
+  const continues = Boolean(chat.nodes[node.parent].continues); // without the answer to be continued it means nothing
+  if (chat.skip + continues < chats.turnsBefore(chat, node).length) {
     chat.skip += 1;
     answer(node, skipped);
     banner.show(t("dropped", { n: chat.skip }));
   } else {
     chat.skip = skipped;
     save(chat);
-    banner.show(t("errorTooLong"));
+    banner.show(t(continues ? "errorLong" : "errorTooLong"));
   }
 }
 

@@ -140,7 +140,7 @@ const TABLE = {
   errorBusy: ["排队的人太多了，请稍后再试。", "Too many requests are waiting. Try again shortly."],
   errorKey: ["这个服务需要 API 密钥。", "This server needs an API key."],
   errorTooLong: ["这条消息太长，超出了模型的上下文；请改短再发。", "This message alone exceeds the model's context; shorten it."],
-  errorLong: ["对话太长，超出了模型的上下文。", "The conversation no longer fits the model's context."],
+  errorLong: ["对话太长，超出了模型的上下文；请开始新的对话。", "The conversation no longer fits the model's context; start a new one."],
   errorCut: ["回答中断了，已保留收到的部分。", "The answer was interrupted; what arrived is kept."],
   errorServer: ["服务出错了（{status}）：{message}", "The server failed ({status}): {message}"],
   shortcuts: ["快捷键与命令", "Shortcuts and commands"],
