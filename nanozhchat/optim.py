@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from nanozhchat.compute import Compute, all_gather, all_reduce, reduce_scatter
 from nanozhchat.gpt import GPT
@@ -78,31 +79,37 @@ def orthogonalize(g: Tensor) -> Tensor:
     Each polynomial is odd: x -> p(x @ x.mT) @ x. In float32 the p of a wide matrix are multiplied with each other
     first, all of them m x m, and meet x once: the same result for half the work; bfloat16 has not the digits for it.
     """
-    x = g
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT.contiguous()
+    tall = g.size(-2) > g.size(-1)
+    x = g.mT.contiguous() if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * POLAR_SAFETY + 1e-7)
     if x.dtype is torch.float32 and x.size(-1) >= WIDE * x.size(-2):
         x = _polar_factor(x @ x.mT) @ x
     else:
-        for a, b, c in POLAR_EXPRESS:
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        for coefficients in POLAR_EXPRESS:
+            x = _even(x @ x.mT, *coefficients) @ x
     return x.mT if tall else x
+
+
+def _even(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b * gram + c * gram @ gram, (K, m, m)."""
+    p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    p.diagonal(dim1=-2, dim2=-1).add_(a)
+    return p
 
 
 def _polar_factor(gram: Tensor) -> Tensor:
     """Product of all polynomials for the matrix x with `gram` = x @ x.mT, (K, m, m)."""
-    product = factor = None
-    for a, b, c in POLAR_EXPRESS:
-        if factor is not None:
-            gram = factor @ gram @ factor
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-    assert product is not None
+    product = factor = _even(gram, *POLAR_EXPRESS[0])
+    for coefficients in POLAR_EXPRESS[1:]:
+        gram = factor @ gram @ factor
+        factor = _even(gram, *coefficients)
+        product = factor @ product
     return product
+
+
+def _pieces(grads: Any, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """On a CPU one matrix at a time, which stays in the cache for all that is done to it, else all at once."""
+    return zip(grads, *tensors, strict=True) if tensors[0].device.type == "cpu" else [(grads, *tensors)]
 
 
 class _Muon:
@@ -121,36 +128,36 @@ class _Muon:
             p.data = own
         self.momentum = torch.zeros_like(self.weights[: self.per_rank])
         self.variance = torch.zeros_like(self.momentum[..., :1])
-        self.grad: Tensor | None = None
+        self.grad: Tensor | list[Tensor] = []
 
     def reduce(self) -> Tensor:
         """Leave this rank's summed gradients in `self.grad`; return their sum of squares."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params]
-        self.grad = reduce_scatter(self._stacked(grads), self.compute)
-        return self.grad.norm().square()
+        alone = self.compute.world_size == 1 and self.weights.device.type == "cpu"  # then none need be moved
+        self.grad = grads if alone else reduce_scatter(self._stacked(grads), self.compute)
+        return get_total_norm(self.grad).square()
 
     def apply(self, scale: float, lr_multiplier: float, momentum: float, decay: float, step: int) -> None:
         """Update the weights from the gradients times `scale`."""
-        assert self.grad is not None
-        self.momentum.lerp_(self.grad.mul_(scale), 1 - momentum)
-        update = orthogonalize(torch.lerp(self.grad, self.momentum, momentum).to(self.dtype))  # Nesterov
-        m, n = update.shape[-2:]
-        square = torch.linalg.vector_norm(update, dim=-1, keepdim=True, dtype=torch.float32).square() / n
-        self.variance.lerp_(square, 1 - self.group.betas[1])
-        deviation = (self.variance / (1 - self.group.betas[1] ** step)).sqrt().clamp_min(1e-8)
-        normal = (square / deviation.square()).sum(dim=-2, keepdim=True).clamp_min(1e-16)
-        lr = self.group.lr * lr_multiplier
-        rows = lr * max(1.0, m / n) ** 0.5 * (square.sum(dim=-2, keepdim=True) / normal).sqrt() / deviation
+        update = torch.empty_like(self.momentum, dtype=self.dtype)
+        for grad, average, out in _pieces(self.grad, self.momentum, update):
+            average.lerp_(grad.mul_(scale), 1 - momentum)
+            out.copy_(torch.lerp(grad, average, momentum))  # Nesterov
+        update = orthogonalize(update)
+        (m, n), beta, lr = update.shape[-2:], self.group.betas[1], self.group.lr * lr_multiplier
         own = self.weights[self.compute.rank * self.per_rank :][: self.per_rank]
-        # On a CPU one matrix at a time, which stays in the cache for all that is done to it.
-        pieces = zip(own, update, rows, strict=True) if own.device.type == "cpu" else [(own, update, rows)]
-        for weight, piece, row in pieces:
-            delta = piece.contiguous() * row
+        for weight, piece, variance in _pieces(own, update, self.variance):
+            direction = piece.contiguous().float()
+            square = torch.linalg.vector_norm(direction, dim=-1, keepdim=True).square() / n
+            variance.lerp_(square, 1 - beta)
+            deviation = (variance / (1 - beta**step)).sqrt().clamp_min(1e-8)
+            normal = (square / deviation.square()).sum(dim=-2, keepdim=True).clamp_min(1e-16)
+            size = (square.sum(dim=-2, keepdim=True) / normal).sqrt() * max(1.0, m / n) ** 0.5
+            delta = direction * (lr * size / deviation)
             # Decay only where the update shrinks the weight too (arXiv 2510.12402). Signs cost a fifth of a comparison.
             cautious = (delta * weight).sign_().clamp_(min=0)
             weight.addcmul_(weight, cautious, value=-lr * self.group.weight_decay * decay).sub_(delta)
-        if self.compute.world_size > 1:
-            all_gather(self.weights, own, self.compute)
+        all_gather(self.weights, own, self.compute)
 
     def _stacked(self, matrices: Sequence[Tensor]) -> Tensor:
         """Stack one matrix a parameter, and zeros so that every rank has as many."""
@@ -163,7 +170,7 @@ class _Muon:
 
     def owned_grads(self) -> list[tuple[str, Tensor]]:
         """Reduced gradients of this rank's matrices."""
-        return [(name, self.grad[i]) for i, name in self._owned()] if self.grad is not None else []
+        return [(name, grad) for (_, name), grad in zip(self._owned(), self.grad, strict=False)]
 
     def state(self) -> dict[str, Tensor]:
         """Momentum and variance of the matrices that this rank owns, by parameter name."""
@@ -282,9 +289,7 @@ class Optimizer:
     @torch.no_grad()
     def reduce(self, scale: float) -> float:
         """Sum gradients over ranks and return the norm of `scale` times the sum. Collective."""
-        squares = self.adamw.reduce()
-        for group in self.muon:
-            squares = squares + group.reduce()
+        squares = self.adamw.reduce() + sum(group.reduce() for group in self.muon)
         for p in self.params:
             p.grad = None
         return float(all_reduce(squares, self.compute)) ** 0.5 * scale
@@ -313,17 +318,13 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this rank's share of the optimizer state as flat tensors, to be merged over ranks on loading."""
-        out = self.adamw.state()
-        for group in self.muon:
-            out.update(group.state())
-        return out
+        return {key: value for part in (self.adamw, *self.muon) for key, value in part.state().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], steps_done: int) -> None:
         """Restore from the merged state of all ranks, whatever their number was."""
         self.steps_done = steps_done
-        if steps_done == 0:
-            return
-        self.adamw.load(state, steps_done)
-        for group in self.muon:
-            group.load(state)
+        if steps_done:
+            self.adamw.load(state, steps_done)
+            for group in self.muon:
+                group.load(state)
