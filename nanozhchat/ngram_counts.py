@@ -31,31 +31,29 @@ def unread(store: TokenStore, n_tokens: int, seed: int, bos_id: int) -> Array:
 def count(tokens: Array, vocab_size: int) -> NGrams:
     """Count a text. tokens: (n,) ids, documents end to end, each beginning with BOS."""
     order = ngram_order(vocab_size)
-    tokens = tokens.astype(np.int64)
-    keys = tokens
+    keys = tokens = tokens.astype(np.int64)
     for n in range(2, order + 1):
         keys = keys[:-1] * vocab_size + tokens[n - 1 :]
-    counted = {order: _distinct(keys)}
-    for n in range(order - 1, 0, -1):  # shorter ones count how many tokens they follow, not how often
-        counted[n] = _distinct(counted[n + 1][0] % vocab_size**n)
-    ids, counts = counted[1]
-    unigram = np.full(vocab_size, 0.5 * len(ids) / counts.sum() / vocab_size)
-    unigram[ids] += (counts - 0.5) / counts.sum()
-    tensors = {"unigram": torch.from_numpy(unigram).float()}
-    sizes = []
-    for n in range(2, order + 1):
-        table = _order(*counted[n], vocab_size, MIN_COUNTS[n])
-        sizes.append((len(table[0]), len(table[2])))
+    grams = _distinct(keys)
+    del keys, tokens  # as large as all that follows
+    tensors, sizes = {}, []
+    for n in range(order, 1, -1):
+        table = _order(*grams, vocab_size, MIN_COUNTS[n])
+        sizes.insert(0, (len(table[0]), len(table[2])))
         for name, values in zip(("grams", "seen", "contexts", "back"), table, strict=True):
             tensors[f"{name}{n}"] = torch.from_numpy(values)
+        grams = _distinct(grams[0] % vocab_size ** (n - 1))  # shorter ones count how many tokens they follow
+    ids, counts = grams
+    unigram = np.full(vocab_size, 0.5 * len(ids) / counts.sum() / vocab_size)
+    unigram[ids] += (counts - 0.5) / counts.sum()
     found = NGrams(vocab_size, tuple(sizes))
-    found.load_state_dict(tensors)
+    found.load_state_dict(tensors | {"unigram": torch.from_numpy(unigram).float()})
     return found
 
 
 def _distinct(keys: Array) -> tuple[Array, Array]:
-    """Distinct keys, ascending, and how often each occurs."""
-    keys = np.sort(keys)
+    """Distinct keys, ascending, and how often each occurs. The array given ends up sorted."""
+    keys.sort()
     first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     return keys[first], np.diff(np.append(first, len(keys)))
 
