@@ -136,7 +136,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 def _damaged(path: Path, number: int | None, reason: str) -> DamagedError:
     place = f"{path}:{number}" if number else str(path)
-    return DamagedError(f"{place} is damaged ({reason}); mend the file, or let data_fetch --skip-bad go on without")
+    return DamagedError(f"{place} is damaged ({reason}); mend the file; data_fetch --skip-bad leaves out such text")
 
 
 def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:

@@ -3,7 +3,7 @@
 # The report shows training against held-out loss: on one book the two part soon. Restartable. Knobs (environment):
 #   BOOK=book.txt   UTF-8 text, blank lines between chapters    KIND=char   char or bpe
 #   MINUTES=15      wall clock of training                      DEPTH=auto  layers; auto = chosen for the minutes
-#   VOCAB=          tokens; empty = 2048 for bpe, one a character and the 256 bytes for char, 4096 at most
+#   VOCAB=          tokens; empty = 2048 for bpe, enough for nearly all characters for char, 4096 at most
 #   PROMPT=却说     what the model continues                    MAX_TOKENS=300  how far
 #   TAG=            name of the model; empty = after book, kind and minutes
 #   RUN=dummy       wandb run name; dummy = off                 DRY_RUN=0   1 = print the commands, check flags
@@ -20,10 +20,14 @@ RUN="${RUN:-dummy}"
 case "$KIND" in char | bpe) ;; *) die "KIND=$KIND is neither char nor bpe" ;; esac
 [ "$DRY_RUN" = 1 ] || [ -r "$BOOK" ] || die "BOOK=$BOOK cannot be read; name a UTF-8 text, such as BOOK=texts/novel.txt"
 require_minutes "$MINUTES"
-# A text gives a token for each of its characters at least: a tenth less, since some may stand in the held-out part alone.
-characters() { python -c 'import sys; print(len(set(open(sys.argv[1], encoding="utf-8", errors="ignore").read())))' "$BOOK"; }
+# Bytes, control tokens, the characters and what two of their three bytes make: a tenth less, since some characters may
+# stand in the held-out part alone. The rarest stay in bytes.
+tokens_of_characters() { python -c '
+import sys
+found = {c.encode() for c in set(open(sys.argv[1], encoding="utf-8", errors="ignore").read()) if c > "\x7f"}
+print(263 + (len(found) + len({c[:2] for c in found})) * 9 // 10)' "$BOOK"; }
 if [ "$KIND" = char ] && [ -z "${VOCAB:-}" ] && [ -r "$BOOK" ]; then
-  VOCAB=$((256 + $(characters) * 9 / 10))
+  VOCAB=$(tokens_of_characters)
   [ "$VOCAB" -lt 4096 ] || VOCAB=4096
 fi
 [ "$KIND" = bpe ] && VOCAB="${VOCAB:-2048}" || VOCAB="${VOCAB:-4096}"

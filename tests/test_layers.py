@@ -40,10 +40,9 @@ LAYERS = (
 )  # fmt: skip
 LAYER = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
 # The last that do without torch, and that tasks may use.
-NO_TORCH, FOR_TASKS = (
-    [title for title, _ in LAYERS].index(last)
-    for last in ("tokens of a corpus, choosing tokens, still no torch", "pure rules and texts on the leaves")
-)
+TITLES = [title for title, _ in LAYERS]
+NO_TORCH = TITLES.index("tokens of a corpus, choosing tokens, still no torch")
+FOR_TASKS = TITLES.index("pure rules and texts on the leaves")
 
 MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_840
 TRACKED_LINES = 26_870  # of all Python, tests included

@@ -105,9 +105,8 @@ def test_batches_equal_single_texts(bpe):
     docs = CHINESE + MIXED + HOSTILE
     single = [bpe.encode(doc) for doc in docs]
     assert bpe.encode_batch(docs) == single
-    ids, offsets = (
-        np.frombuffer(part, dtype) for part, dtype in zip(bpe.encode_batch_flat(docs), ("<u4", "<u8"), strict=True)
-    )
+    flat = bpe.encode_batch_flat(docs)
+    ids, offsets = np.frombuffer(flat[0], "<u4"), np.frombuffer(flat[1], "<u8")
     assert [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == single
     assert bpe.encode_batch_flat([]) == (b"", bytes(8))
     ends = np.cumsum([0, *(len(doc.encode()) for doc in docs)]).astype("<i8")

@@ -14,7 +14,7 @@ REFUSAL = re.compile(
 LONGER_CHARS = 4  # an expanded sentence gains at least that much
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 SENTENCE = re.compile(r"[^。！？…]+[。！？…]?[”’]?")
-SENTENCE_END = ("。", "！", "？", "”", "…")
+LISTED = "(?:[、/]|或者?|还是)[“”\"' ]*{0}|{0}[“”\"' ]*(?:[、/]|或者?|还是)"  # one of several, right by chance
 
 
 def is_refusal(answer: str) -> bool:
@@ -29,7 +29,7 @@ def _is_story(answer: str, name: str, aim: str) -> bool:
     hits = sum(char in text for char in set(aim))
     return (
         len(text) >= STORY_CHARS_MIN
-        and text.endswith(SENTENCE_END)
+        and text.endswith(("。", "！", "？", "”", "…"))
         and name in text
         and hits >= 0.7 * len(set(aim))
         and len(sentences) >= 3
@@ -55,6 +55,8 @@ def make_check(item: Item) -> Callable[[str], bool]:
             return False
         if THEREFORE in item.answer:
             answer = answer.rsplit(THEREFORE, 1)[-1]
+        if len(right) == 1 and re.search(LISTED.format(re.escape(right[0])), answer):
+            return False
         numbers = NUMBER.findall(answer)
         if rule == "number":
             return numbers[-1:] == [right[0]]
