@@ -32,7 +32,7 @@ BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
 VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary
 # N-gram counts: up to this depth, in so many times what is read, at most (2 GiB while counting)
-NGRAM_MAX_DEPTH, NGRAM_RATIO, NGRAM_TOKENS = 8, 3, 12_000_000
+NGRAM_MAX_DEPTH, NGRAM_RATIO, NGRAM_TOKENS = 8, 2, 12_000_000
 CONTEXT_BY_DEPTH = ((7, 512), (11, 1024), (10**9, 2048))
 ACTIVATION_FACTOR = 40  # kept activations per token, layer and channel, in elements (measured on a CPU at depth 4)
 
