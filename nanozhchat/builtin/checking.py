@@ -55,7 +55,7 @@ def make_check(item: Item) -> Callable[[str], bool]:
             return False
         if THEREFORE in item.answer:
             answer = answer.rsplit(THEREFORE, 1)[-1]
-        if len(right) == 1 and re.search(LISTED.format(re.escape(right[0])), answer):
+        if len(right) == 1 and re.search(LISTED.format(re.escape(right[0]) + r"(?!.*\d)" * (rule == "number")), answer):
             return False
         numbers = NUMBER.findall(answer)
         if rule == "number":

@@ -156,7 +156,7 @@ impl Isa {
         }
     }
 
-    /// `out[m][c] = sum over i < k of x[m * ldx + i] * w[c / 16 * ldg + i * ldw + c % 16]` for `m < rows`, `c < columns`.
+    /// `out[m][c] += sum over i < k of x[m * ldx + i] * w[c / 16 * ldg + i * ldw + c % 16]` for `m < rows`, `c < columns`.
     ///
     /// `columns` is a multiple of [`LANES`], at most [`PANEL`]; `rows` is 1 to [`ROWS`]. `ahead`: what comes next, to be
     /// fetched from memory meanwhile.
