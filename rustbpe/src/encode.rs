@@ -59,6 +59,9 @@ struct Block {
     made: [u32; BLOCK + FEW],
 }
 
+/// Pieces, a bit for each after which merging stops, and room for what each makes with the next.
+type Parts<'a> = (&'a mut [u32], &'a mut [u64], &'a mut [u32]);
+
 impl Encoder {
     /// An encoder for `vocab` with chunks cut by `splitter`.
     pub fn new(splitter: Splitter, vocab: Vocab) -> Self {
@@ -179,7 +182,7 @@ impl Encoder {
     /// Appends the ids of all chunks in the block, which is empty afterwards.
     fn merge_block(&self, block: &mut Block, out: &mut Vec<u32>) {
         let Block { pieces, len, ends, made } = block;
-        let left = self.merge_parts(&mut pieces[..*len], ends, made, true, &mut { NOTHING_DONE });
+        let left = self.merge_parts((&mut pieces[..*len], ends, made), true, &mut { NOTHING_DONE });
         out.extend(pieces[..left].iter().map(|piece| piece >> FLAG_BITS));
         (*len, *ends) = (0, [0; BLOCK / 64]);
     }
@@ -311,53 +314,32 @@ impl Encoder {
     /// Merges 2 to [`SHORT`] pieces in place; returns how many are left.
     fn merge_short(&self, pieces: &mut [u32], small: bool, done: &mut Done) -> usize {
         let mut ends = [1 << (pieces.len() - 1)];
-        self.merge_parts(pieces, &mut ends, &mut [0; SHORT + FEW], small, done)
+        self.merge_parts((pieces, &mut ends, &mut [0; SHORT + FEW]), small, done)
     }
 
     /// Merges pieces in place, never across the `ends`; returns how many are left. No more than [`SHORT`] pieces may be
     /// without an end; the last has one.
     #[allow(unsafe_code)]
-    fn merge_parts(
-        &self,
-        pieces: &mut [u32],
-        ends: &mut [u64],
-        made: &mut [u32],
-        small: bool,
-        done: &mut Done,
-    ) -> usize {
+    fn merge_parts(&self, parts: Parts, small: bool, done: &mut Done) -> usize {
         #[cfg(target_arch = "x86_64")]
         {
             /// The same for newer processors, which find the lowest of many keys and the next bit in one step.
             #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-            fn newer(
-                this: &Encoder,
-                pieces: &mut [u32],
-                ends: &mut [u64],
-                made: &mut [u32],
-                small: bool,
-                done: &mut Done,
-            ) -> usize {
-                this.merge_parts_anywhere(pieces, ends, made, small, done)
+            fn newer(this: &Encoder, parts: Parts, small: bool, done: &mut Done) -> usize {
+                this.merge_parts_anywhere(parts, small, done)
             }
             let has_bits = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
             if has_bits && is_x86_feature_detected!("lzcnt") && is_x86_feature_detected!("avx2") {
                 // SAFETY: the processor has these instructions.
-                return unsafe { newer(self, pieces, ends, made, small, done) };
+                return unsafe { newer(self, parts, small, done) };
             }
         }
-        self.merge_parts_anywhere(pieces, ends, made, small, done)
+        self.merge_parts_anywhere(parts, small, done)
     }
 
     /// See `merge_parts`. What takes time is branches that cannot be foreseen, so there are few.
     #[inline(always)]
-    fn merge_parts_anywhere(
-        &self,
-        pieces: &mut [u32],
-        ends: &mut [u64],
-        made: &mut [u32],
-        small: bool,
-        done: &mut Done,
-    ) -> usize {
+    fn merge_parts_anywhere(&self, (pieces, ends, made): Parts, small: bool, done: &mut Done) -> usize {
         for (at, (pair, made)) in pieces.windows(2).zip(made.iter_mut()).enumerate() {
             *made = self.pairs.get(pair[0], pair[1]);
             // Between characters that no token has side by side, the chunk can be cut.

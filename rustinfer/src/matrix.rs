@@ -182,7 +182,7 @@ impl Matrix {
                         out[..columns.len()].copy_from_slice(&blocks[row / ROWS][row % ROWS][..columns.len()]);
                     }
                 }
-                (Packed::Int8(w, scales, sums), Input::Int8 { .. }) => {
+                (Packed::Int8(w, scales, sums), _) => {
                     self.bytes(w, (sums, scales), input, rows, &columns, (width, out));
                 }
                 _ => unreachable!("the input is made for the matrix"),
@@ -230,7 +230,9 @@ impl Matrix {
         columns: &Range<usize>,
         (width, out): (usize, &mut [f32]),
     ) {
-        let Input::Int8 { values, wide, scale, zero, k } = input else { return };
+        let Input::Int8 { values, wide, scale, zero, k } = input else {
+            unreachable!("the input is made for the matrix")
+        };
         let (isa, sums, scales) = (self.isa, &sums[columns.clone()], &scales[columns.clone()]);
         let (w, next) = (after(w, columns.start * k, PANEL * k), after(w, (columns.start + PANEL) * k, PANEL * k));
         // What would drive these columns out of the cache is left alone.
