@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanozhchat import gpt2
 from nanozhchat.checkpoint import fill_model, read_tensors
 from nanozhchat.conversation import CHAT_TEMPLATE
 from nanozhchat.files import atomic_write, read_json, write_json
@@ -27,19 +28,21 @@ WRAPPER = "hf_model.py.txt"  # its face towards transformers; not a module here,
 
 
 def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """Write `out`, a new folder; returns its files. Raises ValueError if the model or the place does not allow it."""
+    """Write `out`, a new folder or one file.gguf; returns the files. Raises ValueError if model or place forbid it."""
     if model.config.gpt2:
         raise ValueError("a model that started from GPT-2 weights cannot be exported yet")
     if kind == "gguf" and not model.config.plain:
         raise ValueError("GGUF needs an architecture that llama.cpp knows; train with --arch=plain, or use --to=hf")
     if kind == "int8" and model.config.ngrams:
         raise ValueError("int8 does not know n-gram counts, which only base models have; export the chat model")
-    if out.exists() and any(out.iterdir()):
+    if out.is_file() or (out.exists() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     if kind == "gguf":
-        write_gguf(model, tokenizer, out / "model.gguf")
-        return sorted(out.iterdir())
+        path = out if out.suffix == ".gguf" else out / "model.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(model, tokenizer, path)
+        return [path]
+    out.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach() for name, p in model.state_dict().items()}
     if kind == "int8":
         arrays = quantize({name: t.float().numpy() for name, t in tensors.items()})
@@ -64,14 +67,24 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
     return sorted(out.iterdir())
 
 
-def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:
-    """Read what `export` wrote with --to=hf or --to=int8; raises ValueError if the folder is something else."""
+def config_of(folder: Path) -> GPTConfig:
+    """Read the sizes of what `export` wrote with --to=hf or --to=int8; raises ValueError if it is something else."""
     about = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "gpt" not in about:
         why = "its config.json has no entry 'gpt'" if folder.exists() else "it does not exist"
         raise ValueError(f"{folder} is not a folder written by scripts.export; {why}")
-    model, tensors = GPT(GPTConfig(**about["gpt"])), read_tensors(folder / "model.safetensors")
-    if about["model_type"] == "arcee":
+    return GPTConfig(**about["gpt"])
+
+
+def sizes_of(folder: str | None, tokenizer: str | None) -> GPTConfig | None:
+    """Read the sizes of weights to start from, GPT-2's or of `export`; None for none. Raises as both `config_of`."""
+    return gpt2.config_of(folder, tokenizer) or (config_of(Path(folder)) if folder else None)
+
+
+def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:
+    """Read model and tokenizer; raises ValueError as `config_of`."""
+    model, tensors = GPT(config_of(folder)), read_tensors(folder / "model.safetensors")
+    if read_json(folder / "config.json")["model_type"] == "arcee":
         model.init_weights(torch.Generator().manual_seed(0))
         tensors = dict(model.named_parameters()) | from_arcee(tensors, model.config)
     arrays = dequantize({name: t.detach().numpy() for name, t in tensors.items()})
@@ -86,8 +99,7 @@ def fill_from_folder(model: GPT, tokenizer: Tokenizer, folder: str) -> None:
     if odd := [f"{name} {theirs[name]} there, {value} here" for name, value in ours.items() if theirs[name] != value]:
         raise ValueError(f"--init-from={folder} has another shape: {', '.join(odd)}; use the settings it was made with")
     if tokenizer.hash != its_tokenizer.hash:
-        raise ValueError(f"--init-from={folder} has another tokenizer; copy its files to a folder under tokenizer/ in "
-                         "NANOZHCHAT_BASE_DIR and name that with --tokenizer")  # fmt: skip
+        raise ValueError(f"--init-from={folder} has another tokenizer; leave out --tokenizer")
     fill_model(model, {name: p.detach() for name, p in given.named_parameters()}, Path(folder))
 
 

@@ -161,8 +161,8 @@ def load_folder(folder: Path, tokenizer: Tokenizer, **options: Any) -> GPT2:
 
 
 def reshape(recipe: Recipe, sizes: GPTConfig | None) -> Recipe:
-    """Return the recipe with the shape, counts and learning rate of GPT-2 weights; as it is for None."""
-    if sizes is None:
+    """Return the recipe with the shape, counts and learning rate of GPT-2 weights; as it is for other sizes or None."""
+    if sizes is None or not sizes.gpt2:
         return recipe
     c = replace(sizes, vocab_size=recipe.vocab_size)
     with torch.device("meta"):

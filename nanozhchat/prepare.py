@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -86,3 +87,11 @@ def load_or_train_tokenizer(
         return Tokenizer.load(folder)
 
     return name, main_first(build, compute)
+
+
+def adopt_tokenizer(folder: Path, compute: Compute) -> str:
+    """Take over the tokenizer of an exported model; returns the name that it has from then on."""
+    tokenizer = Tokenizer.load(folder)
+    name = f"of-model-{tokenizer.hash[:8]}"
+    main_first(lambda: tokenizer.save(paths.tokenizer_dir(name)), compute)
+    return name

@@ -14,7 +14,9 @@ Arrays = dict[str, NDArray[Any]]
 
 def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """(rows, columns) float -> int8 of the same shape and float32 scales (rows,), so that int8 * scale is near it."""
-    scale = np.abs(weight).max(1).clip(np.finfo(np.float32).tiny) / np.float32(LARGEST)
+    most = np.abs(weight).max(1)
+    most[most < np.finfo(np.float32).tiny * LARGEST] = LARGEST  # rows of zeros: sums with a subnormal scale crawl
+    scale = most / np.float32(LARGEST)
     with np.errstate(invalid="ignore"):  # a weight that is not finite shows in its row's scale
         return (weight / scale[:, None]).round().clip(-LARGEST, LARGEST).astype(np.int8), scale
 

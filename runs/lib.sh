@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 set -euo pipefail
 
+CALLER="${OLDPWD:-$PWD}" # where the command was given: the checkout is entered before this file is read
 SCRIPT="$0"
 [ -r "$SCRIPT" ] || SCRIPT="runs/${0##*/}" # every script has changed to the checkout by now, where a relative $0 is no file
 
@@ -136,6 +137,19 @@ estimate() {
   run python -m scripts.recipe --hardware="$HARDWARE" "$@"
 }
 
+# from_caller SPEC: a relative path or glob that names something where the command was given, absolute; else as it is.
+from_caller() {
+  case "$1" in
+    /* | *:*) ;;
+    *[./]*)
+      if [ "$CALLER" != "$PWD" ] && compgen -G "$CALLER/${1%@*}" >/dev/null; then
+        printf '%s/' "$CALLER"
+      fi
+      ;;
+  esac
+  printf '%s\n' "$1"
+}
+
 # split_specs DATA SFT_DATA: space-separated specs into SPECS and SFT_SPECS, unless the whole is one path with spaces in
 # it; globs are the program's business.
 split_specs() {
@@ -143,8 +157,11 @@ split_specs() {
   # shellcheck disable=SC2206
   SPECS=($1) SFT_SPECS=($2)
   set +f
-  [ ! -e "$1" ] || SPECS=("$1")
-  [ ! -e "$2" ] || SFT_SPECS=("$2")
+  [ ! -e "$CALLER/$1" ] && [ ! -e "$1" ] || SPECS=("$1")
+  [ ! -e "$CALLER/$2" ] && [ ! -e "$2" ] || SFT_SPECS=("$2")
+  local i
+  for i in "${!SPECS[@]}"; do SPECS[i]="$(from_caller "${SPECS[i]}")"; done
+  for i in "${!SFT_SPECS[@]}"; do SFT_SPECS[i]="$(from_caller "${SFT_SPECS[i]}")"; done
 }
 
 # text_and_tokenizer: fetch SPECS into the corpus $TAG-text (TEXT), and train its tokenizer $TAG.

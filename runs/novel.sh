@@ -11,7 +11,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." && source runs/lib.sh
 source runs/setup.sh
 
-BOOK="${BOOK:-book.txt}"
+BOOK="$(from_caller "${BOOK:-book.txt}")"
 KIND="${KIND:-char}"
 MINUTES="${MINUTES:-15}"
 DEPTH="${DEPTH:-auto}"

@@ -27,6 +27,7 @@ require_minutes "$MINUTES"
 source runs/setup.sh
 
 SFT_DATA="${SFT_DATA:-builtin}"
+split_specs "$DATA" "$SFT_DATA"
 RUN="${RUN:-dummy}"
 CORES="$(count_cores)"
 NPROC="${NPROC:-}"
@@ -37,7 +38,7 @@ default_tag() {
   [ "$DEPTH" = auto ] || tag="$tag-d$DEPTH"
   [ "$VOCAB" = "$USUAL_VOCAB" ] || tag="$tag-v$VOCAB"
   [ "$MINUTES" = 10 ] || tag="$tag-${MINUTES}m"
-  [ "$DATA $SFT_DATA" = "builtin builtin" ] || tag="$tag-$(printf '%s|%s' "$DATA" "$SFT_DATA" | cksum | cut -d' ' -f1)"
+  [ "$DATA $SFT_DATA" = "builtin builtin" ] || tag="$tag-$(printf '%s|%s' "${SPECS[*]}" "${SFT_SPECS[*]}" | cksum | cut -d' ' -f1)"
   echo "$tag"
 }
 
@@ -52,7 +53,6 @@ if [ "$FRESH" = 1 ]; then
   FORCE=(--force)
   RESUME="--no-resume"
 fi
-split_specs "$DATA" "$SFT_DATA"
 BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 
 require_free_gb 2

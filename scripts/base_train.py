@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nanozhchat import cli, hardware
@@ -61,7 +62,7 @@ from nanozhchat.engine import Engine
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import next_token
 from nanozhchat.optim import Optimizer, param_groups
-from nanozhchat.prepare import load_or_train_tokenizer, prepare
+from nanozhchat.prepare import adopt_tokenizer, load_or_train_tokenizer, prepare
 from nanozhchat.recipe import Recipe, advise_vocab_size, depth_for_budget, explain
 from nanozhchat.run import Run, open_run, refuse_busy
 from nanozhchat.token_store import TokenStore
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
+    export.sizes_of(args.init_from, args.tokenizer)
     refuse_busy("base", args.model_tag)
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, comp, started)
@@ -88,14 +90,17 @@ def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
     """Decide the depth, prepare data, open the run, train."""
     speed = budget.measure_flops(comp) if args.seconds else 0.0
     depth = int(args.depth) if args.depth != "auto" else depth_for_budget(args.seconds or 0.0, speed, args.vocab_size)
-    overrides, theirs = args.overrides(), gpt2.config_of(args.init_from, args.tokenizer)
-    if theirs:
-        depth, overrides = theirs.n_layer, replace(overrides, max_seq_len=args.max_seq_len or theirs.sequence_len)
+    overrides, tokenizer_name = args.overrides(), args.tokenizer
+    if theirs := export.sizes_of(args.init_from, tokenizer_name):
+        depth, context = theirs.n_layer, args.max_seq_len or theirs.sequence_len
+        overrides = replace(overrides, max_seq_len=context, arch="plain" if theirs.plain else args.arch)
+        log.info("depth %d, context %d: those of --init-from=%s", depth, context, args.init_from)
+        tokenizer_name = tokenizer_name or adopt_tokenizer(Path(str(args.init_from)), comp)
     if args.seconds:
         log.info("measured %.0f GFLOP/s in training: depth %d for --depth=%s", speed / 1e9, depth, args.depth)
     specs = sources.resolve_specs(args.data)
     vocab = args.vocab_size or advise_vocab_size(depth)
-    name, tokenizer = load_or_train_tokenizer(args.tokenizer, vocab, specs, comp, text_field=args.text_field)
+    name, tokenizer = load_or_train_tokenizer(tokenizer_name, vocab, specs, comp, text_field=args.text_field)
     store = prepare(specs, tokenizer, comp, text_field=args.text_field)
     held_out = prepare(args.val_data, tokenizer, comp, text_field=args.text_field) if args.val_data else store
     identity = {"tokenizer": name, "tokenizer_hash": tokenizer.hash, "data_hash": store.hash}

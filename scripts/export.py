@@ -14,7 +14,7 @@ class ExportArgs:
     """Flags of this script."""
 
     to: str = cli.opt("hf", "hf = transformers, gguf = llama.cpp (plain models), int8 = our engine", choices=KINDS)
-    out: str | None = cli.opt(None, "folder to write; none = <tag>-<format> here")
+    out: str | None = cli.opt(None, "folder to write, or file.gguf; none = <tag>-<format> here")
     model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
     source: str | None = cli.opt(None, "stage; none = the furthest that exists", choices=paths.STAGES)
     step: int | None = cli.opt(None, "checkpoint; none = the newest")

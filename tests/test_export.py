@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from nanozhchat import builtin
+from nanozhchat import builtin, recipe, run
 from nanozhchat.chat import load
 from nanozhchat.engine import Engine
 from nanozhchat.export import arcee_tensors, export, fill_from_folder, load_folder
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
-from tests.conftest import make_config, make_model, refused
+from scripts import base_train
+from tests.conftest import make_config, make_model, refused, write_jsonl
 
 PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L", "n_embd": 64}
 
@@ -104,7 +105,7 @@ def test_our_own_exports_come_back(tokenizer, tmp_path, kind, changes):
 def test_a_gguf_file_holds_every_tensor_and_the_vocabulary_and_only_of_plain_models(tokenizer, tmp_path):
     gguf = pytest.importorskip("gguf")
     model = some_model(tokenizer, **PLAIN)
-    (path,) = export("gguf", model, tokenizer, tmp_path / "out")
+    (path,) = export("gguf", model, tokenizer, tmp_path / "out" / "m.gguf")
     reader = gguf.GGUFReader(path)
     held = {t.name: np.asarray(t.data) for t in reader.tensors}
     want, c = arcee_tensors(model), model.config
@@ -125,6 +126,19 @@ def test_a_folder_that_holds_something_is_left_alone(tokenizer, tmp_path):
     (tmp_path / "mine").write_text("")
     refused("is not empty", lambda: export("hf", some_model(tokenizer), tokenizer, tmp_path))
     refused("not a folder written by scripts.export", load_folder, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["hf", "int8"])
+def test_training_takes_depth_context_kind_and_tokenizer_from_a_folder(tokenizer, tmp_path, kind):
+    plan = recipe.resolve(3, vocab_size=tokenizer.vocab_size, overrides=recipe.Overrides(arch="plain", max_seq_len=64))
+    export(kind, make_model(run.gpt_config(plan)), tokenizer, tmp_path / "out")
+    text = write_jsonl(tmp_path / "a.jsonl", ["床前明月光，疑是地上霜。" * 3 + str(i) for i in range(50)])
+    base_train.main([f"--init-from={tmp_path / 'out'}", f"--data={text}", "--num-steps=2", "--model-tag=m",
+                     "--total-batch-size=64", "--device-type=cpu"])  # fmt: skip
+    made = load("m", source="base", engine="torch")
+    assert made.tokenizer.hash == tokenizer.hash
+    assert made.engine.model.config == run.gpt_config(plan)
+    refused("is not a folder written by scripts.export", base_train.main, [f"--init-from={tmp_path}"])
 
 
 def test_training_starts_from_a_folder_of_the_same_shape_and_tokenizer_only(tokenizer, tmp_path):

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, refused
 CHAINS = sorted(p.name for p in (ROOT / "runs").glob("*.sh") if p.name not in ("lib.sh", "setup.sh", "test.sh"))
 
 
-def dry_run(chain, folder, **knobs):
+def dry_run(chain, folder, cwd=ROOT, **knobs):
     """Run a chain with DRY_RUN=1 and a `python` that only writes its arguments down; returns these, and stderr."""
     stub = folder / "bin" / "python"
     stub.parent.mkdir(exist_ok=True)
@@ -26,7 +26,8 @@ def dry_run(chain, folder, **knobs):
     )
     stub.chmod(0o755)
     env = {**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}", "SETUP": "0", "DRY_RUN": "1", **knobs}
-    done = subprocess.run(["bash", f"runs/{chain}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    call = ["bash", f"{ROOT}/runs/{chain}"]
+    done = subprocess.run(call, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [line.split("\037")[:-1] for line in (folder / "said").read_text().splitlines()], done.stderr
 
@@ -53,6 +54,14 @@ def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(chain, tmp
             importlib.import_module(module).main(flags)
     if "scripts.recipe" in modules:
         assert re.search(r"estimate\): [\d.]+ h, about \d+ USD; memory per device about", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("chain", "knob"), [("runcpu.sh", "DATA"), ("novel.sh", "BOOK")])
+def test_relative_data_is_looked_for_where_the_command_is_given(chain, knob, tmp_path, base_dir):
+    (tmp_path / "my book.txt").write_text("天")
+    commands, _ = dry_run(chain, tmp_path, cwd=tmp_path, **{knob: "my book.txt"})
+    [trained] = [command for command in commands if "scripts.base_train" in command]
+    assert trained[trained.index("--data") + 1] == f"{tmp_path}/my book.txt"
 
 
 def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, base_dir):
