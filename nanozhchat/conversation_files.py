@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from nanozhchat import builtin, sources
 from nanozhchat.conversation import Conversation, make_conversation
 from nanozhchat.records import ReadStats
-from nanozhchat.sources import SPLITS, Document, Source
+from nanozhchat.sources import SPLITS, Source
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def conversations(
         else:
             found = _external(source, split, stats, skip_bad, read_one)
             streams.append((source, cycle(found) if again else found))
-    mixed = sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk))
+    mixed = sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk), {})
     yield from islice(mixed, limit)
 
 
@@ -91,18 +91,9 @@ def _external(
     source: Source, split: str, stats: ReadStats, skip_bad: bool, reader: Callable[[Mapping[str, Any]], T | None]
 ) -> Iterator[T]:
     """Read files or a hub data set and keep one split. reader: record -> what is yielded, None = of no known layout."""
-    kept: dict[int, T] = {}
-
-    def tagged() -> Iterator[Document]:
-        for number, item in enumerate(_read(source, stats, skip_bad, reader)):
-            key = sources.content_key(_content(item).encode())
-            kept[number] = item
-            yield Document("val" if key < VAL_FRAC * 2**64 else "train", str(number), b"", key)
-
-    for doc in sources.balance(tagged()):
-        item = kept.pop(int(doc.text))
-        if doc.split == split:
-            yield item
+    items = ((item, _content(item).encode()) for item in _read(source, stats, skip_bad, reader))
+    tagged = sources.balance(sources.with_split(items, VAL_FRAC), {})
+    return (doc.item for doc in tagged if doc.split == split)
 
 
 def _content(item: Any) -> str:

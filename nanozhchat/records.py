@@ -11,10 +11,10 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nanozhchat.errors import DamagedError
 
@@ -64,11 +64,9 @@ class Record:
 
 def kind_of(path: Path) -> str:
     """Return ".txt", ".jsonl", ".json" or ".parquet"; "" when the name is of no supported kind."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-        return suffixes[-1] if suffixes and suffixes[-1] in KINDS[:3] else ""
-    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""
+    packed = path.suffix.lower() in COMPRESSIONS
+    kind = (path.with_suffix("") if packed else path).suffix.lower()
+    return kind if kind in (KINDS[:3] if packed else KINDS) else ""
 
 
 def expand(pattern: str) -> list[Path]:
@@ -94,16 +92,16 @@ def expand(pattern: str) -> list[Path]:
 
 
 def read_file(
-    path: Path, *, stats: ReadStats, skip_bad: bool = False, columns: list[str] | None = None
+    path: Path, *, stats: ReadStats, skip_bad: bool = False, choose: Callable[[Record], str] | None = None
 ) -> Iterator[Record]:
-    """Read one file record by record. columns: the only ones needed of a parquet file (all when None).
+    """Read one file record by record. choose: names the only column needed of a parquet file (all when None).
 
     Raises DamagedError for a torn or broken file or line; with `skip_bad` these are counted in `stats` instead.
     """
     readers = {".txt": _read_text, ".jsonl": _read_lines, ".json": _read_json}
     try:
         if kind_of(path) == ".parquet":
-            yield from _read_parquet(path, columns)
+            yield from _read_parquet(path, choose)
             return
         try:
             before, kept = stats.skipped["not UTF-8"], 0
@@ -124,7 +122,7 @@ def read_file(
         stats.skip("damaged file")
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> io.BufferedReader:
     """Open a plain, .gz or .zst file for reading its uncompressed bytes; reading a torn one raises OSError."""
     codec = COMPRESSIONS.get(path.suffix.lower())
     if codec is None:
@@ -139,7 +137,7 @@ def _damaged(path: Path, number: int | None, reason: str) -> DamagedError:
     return DamagedError(f"{place} is damaged ({reason}); mend the file; data_fetch --skip-bad leaves out such text")
 
 
-def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
+def _lines(handle: io.BufferedReader, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, line without its ending); lines over the limit are skipped and counted."""
     number = 0
     while line := handle.readline(MAX_LINE_BYTES):
@@ -154,34 +152,30 @@ def _lines(handle: BinaryIO, stats: ReadStats) -> Iterator[tuple[int, bytes]]:
         yield number, line.rstrip(b"\r\n")
 
 
-def _read_text(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+def _read_text(handle: io.BufferedReader, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
     """Blocks between blank lines, joined up to BLOCK_CHARS: a novel's chapters, or pages of short paragraphs."""
     parts: list[str] = []
     size = first = 0
-    blank = False
     for number, raw in _lines(handle, stats):
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode()
         except UnicodeDecodeError:
             stats.skip("not UTF-8")
             continue
         if size >= (BLOCK_MAX_CHARS if line.strip() else BLOCK_CHARS):
-            yield Record("\n".join(parts), str(path), first)
+            yield Record("\n".join(parts).removesuffix("\n"), str(path), first)
             parts, size = [], 0
-        if not line.strip():
-            blank = True
-            continue
-        if blank and parts:
+        if line.strip():
+            first = first if parts else number
+            parts.append(line)
+            size += len(line)
+        elif parts and parts[-1]:
             parts.append("")
-        blank = False
-        first = first if parts else number
-        parts.append(line)
-        size += len(line)
     if parts:
-        yield Record("\n".join(parts), str(path), first)
+        yield Record("\n".join(parts).removesuffix("\n"), str(path), first)
 
 
-def _read_lines(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+def _read_lines(handle: io.BufferedReader, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
     for number, line in _lines(handle, stats):
         if not line.strip():
             continue
@@ -199,10 +193,9 @@ def _read_lines(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) 
             yield Record(value, str(path), number)
 
 
-def _read_json(handle: BinaryIO, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
+def _read_json(handle: io.BufferedReader, path: Path, stats: ReadStats, skip_bad: bool) -> Iterator[Record]:
     """Read lines, or one array of objects, told apart by the first character."""
-    start = handle.peek(READ_BYTES)[:READ_BYTES] if hasattr(handle, "peek") else b""
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+    if handle.peek(READ_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
         yield from _read_lines(handle, path, stats, skip_bad)
         return
     text = io.TextIOWrapper(handle, encoding="utf-8-sig")
@@ -241,13 +234,15 @@ def _array_items(text: io.TextIOBase) -> Iterator[Any]:
         at = end
 
 
-def _read_parquet(path: Path, columns: list[str] | None) -> Iterator[Record]:
+def _read_parquet(path: Path, choose: Callable[[Record], str] | None) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet as pq
 
     number = 0
     try:
         with pq.ParquetFile(path) as table:
+            names = Record(dict.fromkeys(table.schema_arrow.names), str(path), 0)
+            columns = [choose(names)] if choose else None
             for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for value in batch.to_pylist():
                     number += 1
@@ -259,25 +254,13 @@ def _read_parquet(path: Path, columns: list[str] | None) -> Iterator[Record]:
         raise _damaged(path, number + 1, "text that is not UTF-8") from error
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """Return the top-level column names of a parquet file."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, None, f"parquet: {str(error).splitlines()[0]}") from error
-
-
 class NoFieldError(ValueError):
     """Records without the text's field."""
 
 
-def choose_field(record: Record, text_field: str | None) -> str:
+def choose_field(text_field: str | None, record: Record) -> str:
     """Return the field that holds the text: the one asked for, else `text`, else `content`."""
-    wanted = (text_field,) if text_field else TEXT_FIELDS
-    for name in wanted:
+    for name in (text_field,) if text_field else TEXT_FIELDS:
         if name in record.value:
             return name
     found = ", ".join(sorted(record.value)) or "none"

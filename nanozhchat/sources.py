@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from nanozhchat import hub, records
 from nanozhchat.cleaning import Cleaner
-from nanozhchat.errors import DamagedError
 from nanozhchat.presets import presets
 from nanozhchat.records import NoFieldError, ReadStats, Record, choose_field
 
@@ -53,10 +52,10 @@ class Source:
 
 
 class Document(NamedTuple):
-    """A document and where it belongs. data: the text as UTF-8; key: 64-bit hash of the content."""
+    """A text or a conversation, and where it belongs. data: its content as UTF-8; key: 64-bit hash of that."""
 
     split: str
-    text: str
+    item: Any
     data: bytes
     key: int
 
@@ -100,14 +99,11 @@ def content_key(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def mix(
-    streams: Sequence[tuple[Source, Iterator[T]]], size: Callable[[T], int], state: dict[str, Any] | None = None
-) -> Iterator[T]:
+def mix(streams: Sequence[tuple[Source, Iterator[T]]], size: Callable[[T], int], state: dict[str, Any]) -> Iterator[T]:
     """Merge streams so that sizes follow the weights, deterministically; see the module's docstring for the end.
 
     state: kept up to date with what was given out; with that of an earlier reading it goes on from there.
     """
-    state = {} if state is None else state
     weighted = any(source.weight is not None for source, _ in streams)
     ends = any(not source.endless for source, _ in streams)
     state.setdefault("finite_left", sum(not source.endless for source, _ in streams))
@@ -127,13 +123,12 @@ def mix(
         yield item
 
 
-def balance(documents: Iterator[Document], state: dict[str, Any] | None = None) -> Iterator[Document]:
+def balance(documents: Iterator[Document], state: dict[str, Any]) -> Iterator[Document]:
     """Pass documents on, but give an otherwise empty split one: the smallest hash to val, or the largest to train.
 
     Holds back one document (and its copies) until the other split has been seen; from then on `state["balanced"]`
     is true. A single document stays alone.
     """
-    state = {} if state is None else state
     held: list[Document] = []
     passed = 0
     for doc in documents:
@@ -162,34 +157,33 @@ def data_set(source: Source) -> hub.DataSet:
     return hub.DataSet(source.name, source.config, source.split, source.files, source.revision, source.spec)
 
 
-def _files(source: Source, part: tuple[int, int] | None = None) -> tuple[list[Any], Callable[[Any], Path]] | None:
-    """Return a source's files, and how to get at one; None for a data set whose rows must be streamed."""
+def _readers(
+    source: Source, part: tuple[int, int] | None = None, **options: Any
+) -> list[Callable[[], Iterator[Record]]]:
+    """Return what reads each file of a source, or all rows of a data set that must be streamed."""
+    names: list[Any]
+    get: Callable[[Any], Path]
     if source.kind == "files":
         names, get = records.expand(source.name), Path
     elif (remote := data_set(source)).readable():
         names, get = remote.listing()["files"], remote.fetch
+    elif part is None:
+        return [lambda: (Record(row, source.spec, number) for number, row in enumerate(remote.rows(), 1))]
     else:
-        return None
+        raise ValueError(f"--shard-of shares out files, and {source.spec} is streamed; fetch it without --shard-of")
     k, n = part or (1, 1)
     if not 1 <= k <= n:
         raise ValueError(f"--shard-of={k}/{n}: expected K/N with K from 1 to N")
     if n > len(names):
         raise ValueError(f"--shard-of={k}/{n}: {source.spec} has only {len(names)} files to share; use fewer shares")
-    return names[len(names) * (k - 1) // n : len(names) * k // n], get  # one after the other, the shares are the whole
-
-
-def _streamed(source: Source) -> Iterator[Record]:
-    return (Record(row, source.spec, number) for number, row in enumerate(data_set(source).rows(), 1))
+    share = names[len(names) * (k - 1) // n : len(names) * k // n]  # one after the other, the shares are the whole
+    return [lambda name=name: records.read_file(get(name), **options) for name in share]
 
 
 def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) -> Iterator[Record]:
     """Read the records of a "files" or "hub" source."""
-    if (found := _files(source)) is None:
-        yield from _streamed(source)
-        return
-    names, get = found
-    for name in names:
-        yield from records.read_file(get(name), stats=stats, skip_bad=skip_bad)
+    for read in _readers(source, stats=stats, skip_bad=skip_bad):
+        yield from read()
 
 
 def _go_on(rows: Iterator[T], place: dict[str, Any], stats: ReadStats) -> Iterator[T]:
@@ -212,51 +206,32 @@ def _texts(
         if source.columns and len(source.columns) > 1:
             raise ValueError(f"{source.spec} holds conversations, not plain text; use it with scripts.chat_sft --data")
         text_field = text_field or (source.columns[0] if source.columns else None)
-    if (found := _files(source, part)) is None:
-        if part is not None:
-            raise ValueError(f"--shard-of shares out files, and {source.spec} is streamed; fetch it without --shard-of")
-        yield from _field_values(_go_on(_streamed(source), place, stats), text_field, place)
-        return
-    names, get = found
-    for number in range(place.get("file", 0), len(names)):
-        path, columns, before = get(names[number]), None, stats.skipped.copy()
+    choose = partial(choose_field, text_field)
+    readers = _readers(source, part, stats=stats, skip_bad=skip_bad, choose=choose)
+    for number in range(place.get("file", 0), len(readers)):
+        before = stats.skipped.copy()
         if place.get("file", 0) != number:
             place.clear()
         place["file"] = number
         try:
-            if records.kind_of(path) == ".parquet":
-                shown = Record(dict.fromkeys(records.parquet_columns(path)), str(path), 0)
-                columns = [choose_field(shown, text_field)]
-            rows = records.read_file(path, stats=stats, skip_bad=skip_bad, columns=columns)
-            yield from _field_values(_go_on(rows, place, stats), text_field, place)
+            for row in _go_on(readers[number](), place, stats):
+                if isinstance(row.value, dict) and "field" not in place:
+                    place["field"] = choose(row)
+                yield row.value.get(place["field"]) if isinstance(row.value, dict) else row.value
         except NoFieldError:
-            if not skip_bad or len(names) == 1:
+            if not skip_bad or len(readers) == 1:
                 raise
             stats.skip("file without the field")
-        except DamagedError:  # a parquet file without a footer; all else is counted where it is read
-            if not skip_bad:
-                raise
-            stats.skip("damaged file")
         else:
             if not place["row"] and stats.skipped == before:
                 stats.skip("empty file")
 
 
-def _field_values(rows: Iterator[Record], text_field: str | None, place: dict[str, Any]) -> Iterator[Any]:
-    for row in rows:
-        if isinstance(row.value, str):
-            yield row.value
-            continue
-        if "field" not in place:
-            place["field"] = choose_field(row, text_field)
-        yield row.value.get(place["field"])
-
-
-def _splits(documents: Iterable[Pair]) -> Iterator[Document]:
-    """Give documents their split."""
-    for text, data in documents:
+def with_split(items: Iterable[tuple[T, bytes]], val_frac: float = VAL_FRAC) -> Iterator[Document]:
+    """Give items their split by their content, the bytes."""
+    for item, data in items:
         key = content_key(data)
-        yield Document("val" if key < VAL_FRAC * 2**64 else "train", text, data, key)
+        yield Document("val" if key < val_frac * 2**64 else "train", item, data, key)
 
 
 def _cleaned(
@@ -325,8 +300,8 @@ def tagged(
             streams.append((source, _go_on(_builtin(source, seed, builtin_split), place, stats)))
         else:
             texts = _cleaned(partial(read, source), clean, stats, place) if clean else read(source, stats, place)
-            streams.append((source, _splits(texts)))
-    merged = mix(streams, lambda d: weigh(d.text) if weigh else len(d.data), state)
+            streams.append((source, with_split(texts)))
+    merged = mix(streams, lambda d: weigh(d.item) if weigh else len(d.data), state)
     merged = _limited(merged, max_bytes, state)
     if builtin_split is not None or part is not None:  # one split of built-in text alone, or a share of the files
         state["balanced"] = True
@@ -335,11 +310,8 @@ def tagged(
         yield from balance(merged, state)
 
 
-def _limited(
-    docs: Iterator[Document], max_bytes: int | None, state: dict[str, Any] | None = None
-) -> Iterator[Document]:
+def _limited(docs: Iterator[Document], max_bytes: int | None, state: dict[str, Any]) -> Iterator[Document]:
     """Stop before the document that would exceed the limit, but never before the first."""
-    state = {} if state is None else state
     for doc in docs:
         total = state["bytes"] = state.get("bytes", 0) + len(doc.data)
         if max_bytes is not None and total > max_bytes and total > len(doc.data):
@@ -356,8 +328,8 @@ def documents(
     resolved = resolve_specs(specs)
     only = split if all(parse(spec).endless for spec in resolved) else None
     docs = tagged(resolved, text_field=text_field, builtin_split=only)
-    for doc in _limited((doc for doc in docs if doc.split == split), max_bytes):
-        yield doc.text
+    for doc in _limited((doc for doc in docs if doc.split == split), max_bytes, {}):
+        yield doc.item
 
 
 def inputs(specs: Sequence[str]) -> list[dict[str, Any]]:

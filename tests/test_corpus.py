@@ -159,7 +159,7 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
         pack(tmp_path / "two" / "b.jsonl", rows * 90)
         specs = [f"{specs[0]}@1", f"{tmp_path / 'two'}@2", "builtin@0.5"]
         options["clean"] = ("unicode", "exact", "near")
-    whole, said, real, read = build(*specs, name="whole", **options), [], sources._splits, itertools.count(1)
+    whole, said, real, read = build(*specs, name="whole", **options), [], sources.with_split, itertools.count(1)
 
     def killed(*args):
         for doc in real(*args):
@@ -167,7 +167,7 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
                 raise KeyboardInterrupt
             yield doc
 
-    monkeypatch.setattr(sources, "_splits", killed)
+    monkeypatch.setattr(sources, "with_split", killed)
     for _ in range(50):
         with contextlib.suppress(KeyboardInterrupt):
             built = build(*specs, said=said, **options)
