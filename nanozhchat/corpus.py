@@ -12,7 +12,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -141,7 +140,7 @@ def build(
         writers = {split: _Writer(directory, split, state) for split in sources.SPLITS}
         total = 0
         for doc in itertools.chain([first] if first else [], stream):
-            full = writers[doc.split].add(doc)
+            full = writers[doc.split].add(doc.data)
             before, total = total, total + len(doc.data)
             if before // REPORT_BYTES != total // REPORT_BYTES:
                 progress(f"  {total / 1e6:,.0f} MB of text")
@@ -157,16 +156,19 @@ def _unfinished(directory: Path, key: str) -> dict[str, Any]:
     """Return the state of a build with this key that was cut off, if all its shards are there; else a fresh one."""
     lists = {what: {split: [] for split in sources.SPLITS} for what in ("shards", "pending")}
     fresh: dict[str, Any] = {"key": key, **lists, "reading": {}, "skipped": {}, "cleaning": None}
-    if not (directory / STATE).exists():
-        return fresh
-    state = files.read_json(directory / STATE)
+    state = files.read_json(directory / STATE) if (directory / STATE).exists() else {}
     found = [shard for shards in state["shards"].values() for shard in shards] if state.get("key") == key else []
-    return state if found and not any(map(partial(_lacks, directory), found)) else fresh
+    return state if found and not any(_problem(directory, shard) for shard in found) else fresh
 
 
-def _lacks(directory: Path, shard: dict[str, Any]) -> bool:
+def _problem(directory: Path, shard: dict[str, Any], *, whole: bool = False) -> str:
+    """Return what is wrong with a shard, "" = nothing. whole: read it, instead of looking at its size only."""
     path = directory / shard["name"]
-    return not path.exists() or path.stat().st_size != shard["size"]
+    if not path.exists():
+        return "missing"
+    if (size := path.stat().st_size) != shard["size"]:
+        return f"{size} bytes instead of {shard['size']}"
+    return "its sha256 differs from the manifest's" if whole and files.sha256(path) != shard["sha256"] else ""
 
 
 def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
@@ -180,7 +182,7 @@ def _why_build(directory: Path, key: str, settings: dict[str, Any]) -> str:
         changed = [k for k, value in settings.items() if manifest.get(k) != value]
         return f"{' and '.join(changed) or 'settings'} changed, building again"
     for shard in manifest["shards"]:
-        if _lacks(directory, shard):
+        if _problem(directory, shard):
             return f"{shard['name']} is missing or cut short, building again"
     return ""
 
@@ -208,12 +210,12 @@ class _Writer:
         self.groups: list[Any] = []
         self.group_bytes = self.shard_bytes = 0
         for text in state["pending"][split]:
-            self.add(sources.Document(split, text, text.encode(), 0))
+            self.add(text.encode())
 
-    def add(self, doc: sources.Document) -> bool:
+    def add(self, row: bytes) -> bool:
         """Take a document; returns whether a shard was written."""
-        self.rows.append(doc.data)
-        self.group_bytes += len(doc.data)
+        self.rows.append(row)
+        self.group_bytes += len(row)
         if self.group_bytes >= ROW_GROUP_BYTES:
             self._close_group()
         if full := self.shard_bytes >= SHARD_BYTES:
@@ -335,16 +337,8 @@ def load(name: str) -> Corpus:
 def verify(name: str) -> dict[str, Any]:
     """Check every shard against the manifest: {"name", "ok", "hash", "shards", "problems"}."""
     corpus = load(name)
-    problems = []
-    for shard in corpus.manifest["shards"]:
-        path = corpus.directory / shard["name"]
-        if not path.exists():
-            problems.append({"file": str(path), "problem": "missing"})
-        elif path.stat().st_size != shard["size"]:
-            problems.append({"file": str(path), "problem": f"{path.stat().st_size} bytes instead of {shard['size']}"})
-        elif files.sha256(path) != shard["sha256"]:
-            problems.append({"file": str(path), "problem": "its sha256 differs from the manifest's"})
-    return {
-        "name": name, "ok": not problems, "hash": corpus.hash, "shards": len(corpus.manifest["shards"]),
-        "totals": corpus.manifest["totals"], "problems": problems,
-    }  # fmt: skip
+    shards = corpus.manifest["shards"]
+    found = ((corpus.directory / s["name"], _problem(corpus.directory, s, whole=True)) for s in shards)
+    problems = [{"file": str(path), "problem": problem} for path, problem in found if problem]
+    return {"name": name, "ok": not problems, "hash": corpus.hash, "shards": len(shards),
+            "totals": corpus.manifest["totals"], "problems": problems}  # fmt: skip

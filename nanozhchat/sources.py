@@ -161,12 +161,11 @@ def _readers(
     source: Source, part: tuple[int, int] | None = None, **options: Any
 ) -> list[Callable[[], Iterator[Record]]]:
     """Return what reads each file of a source, or all rows of a data set that must be streamed."""
-    names: list[Any]
-    get: Callable[[Any], Path]
+    paths: list[Callable[[], Path]]
     if source.kind == "files":
-        names, get = records.expand(source.name), Path
+        paths = [partial(Path, path) for path in records.expand(source.name)]
     elif (remote := data_set(source)).readable():
-        names, get = remote.listing()["files"], remote.fetch
+        paths = [partial(remote.fetch, name) for name in remote.listing()["files"]]
     elif part is None:
         return [lambda: (Record(row, source.spec, number) for number, row in enumerate(remote.rows(), 1))]
     else:
@@ -174,10 +173,10 @@ def _readers(
     k, n = part or (1, 1)
     if not 1 <= k <= n:
         raise ValueError(f"--shard-of={k}/{n}: expected K/N with K from 1 to N")
-    if n > len(names):
-        raise ValueError(f"--shard-of={k}/{n}: {source.spec} has only {len(names)} files to share; use fewer shares")
-    share = names[len(names) * (k - 1) // n : len(names) * k // n]  # one after the other, the shares are the whole
-    return [lambda name=name: records.read_file(get(name), **options) for name in share]
+    if n > len(paths):
+        raise ValueError(f"--shard-of={k}/{n}: {source.spec} has only {len(paths)} files to share; use fewer shares")
+    share = paths[len(paths) * (k - 1) // n : len(paths) * k // n]  # one after the other, the shares are the whole
+    return [lambda path=path: records.read_file(path(), **options) for path in share]
 
 
 def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) -> Iterator[Record]:

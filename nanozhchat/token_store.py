@@ -42,15 +42,10 @@ class TokenStore:
         if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
             raise DamagedError(f"{path} is no manifest of version {FORMAT_VERSION}; {_remedy(directory)}")
         self.directory, self.manifest = directory, manifest
-        self._tokens: dict[str, list[Array]] = {}
-        self._offsets: dict[str, list[Array]] = {}
-        self._first_doc: dict[str, Array] = {}
-        for split in SPLITS:
-            shards = [shard for shard in manifest["shards"] if shard["split"] == split]
-            pairs = [_map_shard(directory, shard, np.dtype(manifest["dtype"])) for shard in shards]
-            self._tokens[split] = [tokens for tokens, _ in pairs]
-            self._offsets[split] = [offsets for _, offsets in pairs]
-            self._first_doc[split] = np.cumsum([0] + [shard["docs"] for shard in shards])
+        self._shards: dict[str, list[tuple[Array, Array]]] = {split: [] for split in SPLITS}  # (tokens, offsets)
+        for shard in manifest["shards"]:
+            self._shards[shard["split"]].append(_map_shard(directory, shard, np.dtype(manifest["dtype"])))
+        self._first_doc = {s: np.cumsum([0, *(len(ends) - 1 for _, ends in self._shards[s])]) for s in SPLITS}
 
     @property
     def hash(self) -> str:
@@ -71,17 +66,17 @@ class TokenStore:
 
     def lengths(self, split: str) -> Array:
         """(n_docs,) int64: tokens of each document."""
-        parts = [np.diff(offsets).astype(np.int64) for offsets in self._offsets[split]]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        parts = (np.diff(offsets).astype(np.int64) for _, offsets in self._shards[split])
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def doc(self, split: str, index: int) -> Array:
         """Token ids of document `index`: a read-only view into the mapped file."""
         if not 0 <= index < self.n_docs(split):
             raise IndexError(f"document {index} of {self.n_docs(split)} in {split}")
         shard = int(np.searchsorted(self._first_doc[split], index, side="right")) - 1
-        offsets = self._offsets[split][shard]
+        tokens, offsets = self._shards[split][shard]
         i = index - int(self._first_doc[split][shard])
-        return self._tokens[split][shard][int(offsets[i]) : int(offsets[i + 1])]
+        return tokens[int(offsets[i]) : int(offsets[i + 1])]
 
 
 def _remedy(directory: Path) -> str:
@@ -120,13 +115,14 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, progress: Callable[[str], 
         dtype = np.dtype("<u2" if tokenizer.vocab_size < 2**16 else "<u4")
         shards = _unfinished(directory, key, dtype)
         for split in SPLITS:
-            for shard in _new_shards(directory, split, corpus, tokenizer, dtype, progress, shards):
-                shards.append(shard)
+            done = [shard["docs"] for shard in shards if shard["split"] == split]
+            batches = _encoded(corpus, split, tokenizer, progress, sum(done))
+            for number, first in enumerate(batches, len(done)):  # each turn takes a shard's worth of batches
+                path = directory / f"{split}-{number:05d}.bin"
+                shards.append({"split": split, **_write_shard(path, itertools.chain([first], batches), dtype)})
                 files.write_json(directory / STATE, {"key": key, "shards": shards})
         totals = {split: {field: sum(s[field] for s in shards if s["split"] == split) for field in ("docs", "tokens")}
-                  for split in SPLITS}  # fmt: skip
-        for split in SPLITS:
-            totals[split]["bytes"] = corpus.n_bytes(split)
+                  | {"bytes": corpus.n_bytes(split)} for split in SPLITS}  # fmt: skip
         manifest = {**key, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "totals": totals, "shards": shards}
         files.write_json(directory / MANIFEST, manifest)
         (directory / STATE).unlink(missing_ok=True)
@@ -155,18 +151,6 @@ def _reusable(directory: Path, key: dict[str, Any]) -> TokenStore | None:
     except (ValueError, DamagedError):
         return None
     return store if all(store.manifest.get(name) == value for name, value in key.items()) else None
-
-
-def _new_shards(
-    directory: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype[Any],
-    progress: Callable[[str], None], done: list[dict[str, Any]],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Write the shards of one split that are not done yet; yields their manifest entries."""
-    own = [shard["docs"] for shard in done if shard["split"] == split]
-    batches = _encoded(corpus, split, tokenizer, progress, sum(own))
-    for number, first in enumerate(batches, len(own)):  # each turn takes a shard's worth from the same iterator
-        path = directory / f"{split}-{number:05d}.bin"
-        yield {"split": split, **_write_shard(path, itertools.chain([first], batches), dtype)}
 
 
 def _write_shard(path: Path, batches: Iterator[tuple[Array, Array]], dtype: np.dtype[Any]) -> dict[str, Any]:
