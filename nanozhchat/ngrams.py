@@ -31,8 +31,8 @@ class NGrams(nn.Module):
             self.register_buffer(f"contexts{n}", torch.zeros(n_contexts, dtype=torch.long))  # keys, ascending
             self.register_buffer(f"back{n}", torch.ones(n_contexts))
 
-    def _table(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return tuple(cast(Tensor, getattr(self, f"{name}{n}")) for name in ("grams", "seen", "contexts", "back"))  # type: ignore[return-value]
+    def _table(self, name: str, n: int) -> Tensor:
+        return cast(Tensor, getattr(self, f"{name}{n}"))
 
     def contexts(self, idx: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, order - 1): the tokens up to each position, its own last."""
@@ -43,12 +43,10 @@ class NGrams(nn.Module):
         """(N,) probability of each target after its context (N, order - 1), and the order of the longest one known."""
         p, matched = self.unigram[targets], torch.ones_like(targets)
         for n in range(2, self.order + 1):
-            grams, seen, contexts, back = self._table(n)
-            key, known = self._key(context, n)
-            place, hit = _find(contexts, key, known)
-            gram, found = _find(grams, key * self.vocab_size + targets, hit)
-            p = torch.where(hit, torch.where(found, seen[gram], 0.0) + back[place] * p, p)
-            matched = torch.where(hit, n, matched)
+            key, known, back = self._context(context, n)
+            gram, found = _find(self._table("grams", n), key * self.vocab_size + targets, known)
+            p = torch.where(found, self._table("seen", n)[gram], 0.0) + back * p
+            matched = torch.where(known, n, matched)
         return p, matched
 
     def rows(self, context: Tensor) -> Tensor:
@@ -61,15 +59,13 @@ class NGrams(nn.Module):
 
     def _lengthen(self, p: Tensor, context: Tensor, n: int) -> None:
         """Turn rows of order n - 1 into rows of order n, in place."""
-        grams, seen, contexts, back = self._table(n)
-        key, known = self._key(context, n)
-        place, hit = _find(contexts, key, known)
-        p *= torch.where(hit, back[place], 1.0)[:, None]
+        grams, (key, known, back) = self._table("grams", n), self._context(context, n)
+        p *= back[:, None]
         first = torch.searchsorted(grams, key * self.vocab_size)
-        counts = torch.where(hit, torch.searchsorted(grams, (key + 1) * self.vocab_size) - first, 0)
+        counts = torch.where(known, torch.searchsorted(grams, (key + 1) * self.vocab_size) - first, 0)
         row = torch.repeat_interleave(counts)
         at = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts - first)[row]
-        p.index_put_((row, grams[at] % self.vocab_size), seen[at], accumulate=True)
+        p.index_put_((row, grams[at] % self.vocab_size), self._table("seen", n)[at], accumulate=True)
 
     def prepare_rows(self) -> None:
         """Lay out all bigrams, if the vocabulary is small, so that `rows` is fast enough for training."""
@@ -81,11 +77,12 @@ class NGrams(nn.Module):
                 self._lengthen(part, ids, 2)
             self._bigrams = rows
 
-    def _key(self, context: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Key of the last n - 1 tokens of each context, and whether they are all there."""
+    def _context(self, context: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Key of the last n - 1 tokens of each context, whether they are known, and their `back`."""
         last = context[:, self.order - n :]
-        digits = self.vocab_size ** torch.arange(n - 2, -1, -1, device=context.device)
-        return (last * digits).sum(1), (last >= 0).all(1)
+        key = (last * self.vocab_size ** torch.arange(n - 2, -1, -1, device=context.device)).sum(1)
+        place, known = _find(self._table("contexts", n), key, (last >= 0).all(1))
+        return key, known, torch.where(known, self._table("back", n)[place], 1.0)
 
 
 def _find(keys: Tensor, wanted: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
