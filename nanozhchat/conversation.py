@@ -67,14 +67,12 @@ def call_text(calls: Iterable[Mapping[str, Any]]) -> str:
 
 def _message(i: int, turn: Mapping[str, Any] | Message) -> Message:
     if isinstance(turn, Message):
-        role, content, call = turn.role, turn.content, turn.tool_call
-    elif isinstance(turn, Mapping):
-        calls = turn.get("tool_calls")
-        role, content, call = turn.get("role"), turn.get("content"), turn.get("tool_call", "")
-        if calls:
-            content, call = content or "", call_text(calls)
-    else:
+        turn = {"role": turn.role, "content": turn.content, "tool_call": turn.tool_call}
+    if not isinstance(turn, Mapping):
         raise ValueError(f"message {i} is {type(turn).__name__}, expected an object with role and content")
+    role, content, call = turn.get("role"), turn.get("content"), turn.get("tool_call", "")
+    if calls := turn.get("tool_calls"):
+        content, call = content or "", call_text(calls)
     if role not in ROLE_TOKEN:
         raise ValueError(f"message {i} has role {role!r}; roles are {', '.join(ROLE_TOKEN)}")
     if not isinstance(content, str) or not isinstance(call, str):

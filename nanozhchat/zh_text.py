@@ -58,12 +58,8 @@ def numbers(text: str) -> list[Fraction]:
         text = re.sub(HAN_NUMERAL, lambda m: str(float(n)) if (n := han_number(m[0])).denominator > 1 else str(n), text)
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     text = re.sub(rf"({NUMERAL})\s*分之\s*({NUMERAL})", r"\2/\1", text)
-    found = []
-    for n, below, percent in NUMBER.findall(text):
-        divisor = Fraction(below or 1) * (100 if percent else 1)
-        if divisor:
-            found.append(Fraction(n.replace(",", "")) / divisor)
-    return found
+    found = ((n, Fraction(below or 1) * (100 if percent else 1)) for n, below, percent in NUMBER.findall(text))
+    return [Fraction(n.replace(",", "")) / divisor for n, divisor in found if divisor]
 
 
 def final_number(text: str) -> Fraction | None:
@@ -71,8 +67,7 @@ def final_number(text: str) -> Fraction | None:
     after = MARK.split(text)[-1]
     if after is not text and (said := numbers(re.split(r"[。\n;；]", after.strip(" :：\n"))[0])):
         return said[-1]
-    found = numbers(text)
-    return found[-1] if found else None
+    return next(reversed(numbers(text)), None)
 
 
 def chosen(answer: str, choices: Sequence[str]) -> int | None:
