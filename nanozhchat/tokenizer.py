@@ -8,6 +8,7 @@ import base64
 import codecs
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -91,7 +92,10 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json (Hugging Face), ranks.tiktoken, vocab.txt; last meta.json, which vouches for them."""
         folder = Path(folder)
-        atomic_write(folder / "vocab.txt", "".join(self._vocab_lines()).encode())
+        tokens = [*map(readable, self._ranks), *self._special]
+        counts = itertools.chain(["-"] * 256, self._bpe.counts, itertools.repeat("-"))  # when the token was made
+        vocab = (f"{i}\t{count}\t{token}\n" for i, (token, count) in enumerate(zip(tokens, counts, strict=False)))
+        atomic_write(folder / "vocab.txt", "".join(vocab).encode())
         atomic_write(folder / "tokenizer.json", self.json_file)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
         atomic_write(folder / "ranks.tiktoken", "".join(lines).encode())
@@ -130,12 +134,6 @@ class Tokenizer:
             raise DamagedError(f"the tokenizer at {folder} is damaged ({error}); {train_it} --force") from error
         return tokenizer
 
-    def _vocab_lines(self) -> Iterator[str]:
-        """Yield id, occurrences when the token was made, and text; bytes that are no text in angle brackets."""
-        counts = [*["-"] * 256, *self._bpe.counts]
-        for i, token in enumerate([*map(readable, self._ranks), *self._special]):
-            yield f"{i}\t{counts[i] if i < len(counts) else '-'}\t{token}\n"
-
     # --- what it is
 
     @property
@@ -156,8 +154,7 @@ class Tokenizer:
 
     def token_bytes(self) -> np.ndarray:
         """Return how many UTF-8 bytes each id stands for: int32 (vocab_size,), 0 for special tokens."""
-        lengths = [len(token) for token in self._ranks] + [0] * len(self._special)
-        return np.array(lengths, dtype=np.int32)
+        return np.array([*map(len, self._ranks), *[0] * len(self._special)], dtype=np.int32)
 
     # --- text
 

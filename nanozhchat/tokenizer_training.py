@@ -6,7 +6,6 @@ cut off, and removed. The merges are those of training on all text at once.
 """
 
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def train(
 ) -> Tokenizer:  # fmt: skip
     """Learn a tokenizer as `Tokenizer.train` does on the training documents of specs, tables within `memory_bytes`.
 
-    folder: where counts are kept until `finish`. Raises what reading and training raise.
+    folder: where counts are kept, for the caller to remove. Raises what reading and training raise.
     """
     todo = groups(specs, chunk_files)
     key = {"groups": [list(group) for group in todo], "inputs": [sources.inputs(group) for group in todo],
@@ -72,11 +71,6 @@ def train(
         counted, vocab_size, kind, totals, memory_bytes, threads=threads, merges=known[: vocab_size], progress=progress,
         saved=lambda merges: files.write_json(merges_file, merges),
     )  # fmt: skip
-
-
-def finish(folder: Path) -> None:
-    """Remove the counts once the tokenizer is saved."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _resume(folder: Path, key: dict[str, Any], resume: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {"from": args.given} if args.given else settings
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
-            tokenizer_training.finish(folder / "counts")
+            shutil.rmtree(folder / "counts", ignore_errors=True)
             print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
             return
         started = time.perf_counter()
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.write_json(folder / "stats.json", facts)
         cli.write_config(folder / "tok_train.yaml", args)
         files.write_json(folder / SETTINGS_FILE, settings)
-        tokenizer_training.finish(folder / "counts")
+        shutil.rmtree(folder / "counts", ignore_errors=True)
     trained_on = tokenizer.trained_on
     source = f"{trained_on['documents']} documents, {trained_on['bytes'] / 1e6:.1f} MB" if trained_on else args.given
     print(f"tokenizer {name}: {tokenizer.vocab_size} tokens from {source}, in {elapsed_s:.1f} s")
