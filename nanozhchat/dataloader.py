@@ -7,7 +7,7 @@ permutation and the pieces waiting in the buffer, never tokens; it travels with 
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -102,11 +102,8 @@ class Loader:
         epoch, size, device = self.packer.epoch, self.shape.batch_rows, torch.device(self.shape.device)
         rows = [self.packer.next_row() for _ in range(self.shape.world_size * size)]
         rows = rows[self.shape.rank * size : (self.shape.rank + 1) * size]
-        x, y = map(torch.from_numpy, self.fill(rows))
-        if device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()
-        if device.type != "cpu":
-            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        tensors = map(torch.from_numpy, self.fill(rows))
+        x, y = ((t.pin_memory() if device.type == "cuda" else t).to(device, non_blocking=True) for t in tensors)
         documents = tuple(sorted({doc for row in rows for _, doc, _ in row}))
         return Batch(x, y, epoch, self.packer.state_dict(), documents)
 
@@ -221,23 +218,16 @@ def eval_batches(
     return Loader(Packer(lengths, cut.sequence_len + 1, cut=True, **SINGLE_PASS), cut, fill)
 
 
-def prepare_conversations(conversations: Iterable[Any], tokenizer: Tokenizer, sequence_len: int) -> Rendered:
+def prepare_conversations(conversations: Sequence[Any], tokenizer: Tokenizer, sequence_len: int) -> Rendered:
     """Render conversations to (ids, mask), at most sequence_len + 1 tokens each; those without a target are dropped.
 
     The number of dropped ones is logged. Raises ValueError if nothing is left.
     """
-    rendered = []
-    dropped = 0
-    for conversation in conversations:
-        ids, mask = tokenizer.render(conversation, max_tokens=sequence_len + 1)
-        if any(mask[1:]):
-            rendered.append((np.array(ids, np.int32), np.array(mask, np.uint8)))
-        else:
-            dropped += 1
-    total = len(rendered) + dropped
-    if dropped:
-        text = "%d of %d conversations have no assistant text within %d tokens and are left out"
-        log.warning(text, dropped, total, sequence_len)
+    total, made = len(conversations), (tokenizer.render(c, max_tokens=sequence_len + 1) for c in conversations)
+    rendered = [(np.array(ids, np.int32), np.array(mask, np.uint8)) for ids, mask in made if any(mask[1:])]
+    if total > len(rendered):
+        log.warning("%d of %d conversations have no assistant text within %d tokens and are left out",
+                    total - len(rendered), total, sequence_len)  # fmt: skip
     if not rendered:
         raise ValueError(f"none of {total} conversations has assistant text within {sequence_len} tokens; "
                          "give other --data, or a base model trained with a longer --max-seq-len")  # fmt: skip
