@@ -37,15 +37,14 @@ T = TypeVar("T")
 
 
 def conversations(
-    specs: Sequence[str], split: str, *, limit: int | None = None, seed: int = 0, stats: ReadStats | None = None,
-    skip_bad: bool = False,
-) -> Iterator[Conversation]:  # fmt: skip
+    specs: Sequence[str], split: str, *, limit: int | None = None, seed: int = 0, stats: ReadStats | None = None
+) -> Iterator[Conversation]:
     """Yield the conversations of one split, "train" or "val"; built-in ones never end, so give a `limit`.
 
     Files and hub: about VAL_FRAC of the conversations, by content, are val, at least one if there are two or more.
     Where built-in ones take part by weight, those to train on come again and again, to keep their share.
     What is no proper conversation is skipped and counted in `stats`. Raises ValueError for an unknown layout,
-    DamagedError for a broken file unless `skip_bad`.
+    DamagedError for a broken file.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; splits are {' and '.join(SPLITS)}")
@@ -58,7 +57,7 @@ def conversations(
             skills = sources.builtin_parts(source.name)
             streams.append((source, builtin.conversations(seed, split=split, skills=skills)))
         else:
-            found = _external(source, split, stats, skip_bad, read_one)
+            found = _external(source, split, stats, read_one)
             streams.append((source, cycle(found) if again else found))
     mixed = sources.mix(streams, lambda talk: sum(len(f"{m.content}{m.tool_call}".encode()) for m in talk), {})
     yield from islice(mixed, limit)
@@ -84,14 +83,14 @@ def preferences(specs: Sequence[str], split: str, *, stats: ReadStats | None = N
     for source in map(sources.parse, sources.resolve_specs(specs)):
         if source.kind == "builtin":
             raise ValueError(f"--data={source.spec} has no preferences; give files with {PREFERENCES}")
-        yield from _external(source, split, stats if stats is not None else ReadStats(), False, _preference)
+        yield from _external(source, split, stats if stats is not None else ReadStats(), _preference)
 
 
 def _external(
-    source: Source, split: str, stats: ReadStats, skip_bad: bool, reader: Callable[[Mapping[str, Any]], T | None]
+    source: Source, split: str, stats: ReadStats, reader: Callable[[Mapping[str, Any]], T | None]
 ) -> Iterator[T]:
     """Read files or a hub data set and keep one split. reader: record -> what is yielded, None = of no known layout."""
-    items = ((item, _content(item).encode()) for item in _read(source, stats, skip_bad, reader))
+    items = ((item, _content(item).encode()) for item in _read(source, stats, reader))
     tagged = sources.balance(sources.with_split(items, VAL_FRAC), {})
     return (doc.item for doc in tagged if doc.split == split)
 
@@ -103,12 +102,10 @@ def _content(item: Any) -> str:
     return json.dumps([(m.role, m.content, *([m.tool_call] if m.tool_call else [])) for m in item], ensure_ascii=False)
 
 
-def _read(
-    source: Source, stats: ReadStats, skip_bad: bool, reader: Callable[[Mapping[str, Any]], T | None]
-) -> Iterator[T]:
+def _read(source: Source, stats: ReadStats, reader: Callable[[Mapping[str, Any]], T | None]) -> Iterator[T]:
     """Yield what `reader` makes of the records; the first record of a file must have a known layout."""
     path = None
-    for record in sources.file_records(source, stats=stats, skip_bad=skip_bad):
+    for record in sources.file_records(source, stats):
         if isinstance(record.value, str):
             raise ValueError(f"{record.where} is plain text; fine-tuning needs conversations as .jsonl with {LAYOUTS}")
         try:

@@ -88,8 +88,7 @@ def parse(spec: str) -> Source:
         if not hub_id or any(rest):
             raise ValueError(f"--data={spec}: expected hf:<dataset>[:<config>[:<split>]]")
         return Source(spec, "hub", hub_id, weight, config or None, split or "train")
-    if preset := presets().get(name):
-        p = preset
+    if p := presets().get(name):
         return Source(spec, "hub", p.hub_id, weight, p.config, p.split, p.files, p.columns, p.revision)
     return Source(spec, "files", name, weight)
 
@@ -179,9 +178,9 @@ def _readers(
     return [lambda path=path: records.read_file(path(), **options) for path in share]
 
 
-def file_records(source: Source, *, stats: ReadStats, skip_bad: bool = False) -> Iterator[Record]:
+def file_records(source: Source, stats: ReadStats) -> Iterator[Record]:
     """Read the records of a "files" or "hub" source."""
-    for read in _readers(source, stats=stats, skip_bad=skip_bad):
+    for read in _readers(source, stats=stats):
         yield from read()
 
 
