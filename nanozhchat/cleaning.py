@@ -198,6 +198,7 @@ def pii(text: str) -> str:
     return EMAIL.sub("【邮箱】", text) if "@" in text else text
 
 
+@cache
 def _simplifier() -> Step:
     try:
         from opencc import OpenCC
@@ -207,8 +208,8 @@ def _simplifier() -> Step:
 
 
 PER_DOCUMENT: dict[str, Step] = {
-    "unicode": unicode_display, "lines": boilerplate_lines, "simplify": lambda text: text, "chinese": chinese,
-    "length": length, "repetition": repetition, "quality": quality, "pii": pii,
+    "unicode": unicode_display, "lines": boilerplate_lines, "simplify": lambda text: _simplifier()(text),
+    "chinese": chinese, "length": length, "repetition": repetition, "quality": quality, "pii": pii,
 }  # fmt: skip
 STEPS = (*PER_DOCUMENT, "exact", "near")  # in this order, whatever the order on the command line
 DEFAULT = tuple(step for step in STEPS if step != "simplify")
@@ -228,18 +229,13 @@ MEMORIES: dict[str, type[ExactDuplicates | NearDuplicates]] = {"exact": ExactDup
 Prepared = tuple["str | None", int, list[tuple[str, str, str]], dict[str, bytes]]
 
 
-@cache
-def _steps(names: tuple[str, ...]) -> list[tuple[str, Step]]:
-    steps = {**PER_DOCUMENT, "simplify": _simplifier()} if "simplify" in names else PER_DOCUMENT
-    return [(name, steps[name]) for name in names if name in steps]
-
-
 def prepare(names: tuple[str, ...], texts: Sequence[str]) -> list[Prepared]:
     """Do what can be done for each text alone, in any process."""
+    steps = [(name, PER_DOCUMENT[name]) for name in names if name in PER_DOCUMENT]
     found: list[Prepared] = []
     for original in texts:
         text, events = original, []
-        for name, step in _steps(names):
+        for name, step in steps:
             result = step(text)
             if isinstance(result, Dropped) or not result:
                 reason = result.reason if isinstance(result, Dropped) else "nothing left"
@@ -293,7 +289,8 @@ class Cleaner:
         if state:
             self.counts.update({name: state["report"][name] for name in self.counts})
             self.steps.update(state["report"]["steps"])
-        _steps(self.names)  # a missing library is better missed here
+        if "simplify" in self.names:
+            _simplifier()  # a missing library is better missed here
         self.workers = min(WORKERS, os.cpu_count() or 1)
         self._pool: ProcessPoolExecutor | None = None
 
