@@ -87,9 +87,8 @@ def _map_shard(directory: Path, shard: dict[str, Any], dtype: np.dtype[Any]) -> 
     """Map one shard and its index after checking that both have the length the manifest says."""
     path, index_path = directory / shard["name"], directory / shard["index"]
     try:
-        size = path.stat().st_size
-        if size != shard["tokens"] * dtype.itemsize:
-            wanted = shard["tokens"] * dtype.itemsize
+        size, wanted = path.stat().st_size, shard["tokens"] * dtype.itemsize
+        if size != wanted:
             raise DamagedError(f"{path} has {size:,} bytes instead of {wanted:,}; {_remedy(directory)}")
         # plain arrays over the mapping: slicing np.memmap itself is several times slower
         tokens = np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)

@@ -43,13 +43,10 @@ class Args:
             raise ValueError("--data is needed: files to share out, such as --data 'c4/*.json.gz'")
 
 
-def fetch(
-    place: tuple[str, str], name: str, data: Sequence[str], clean: Sequence[str], skip_bad: bool, *flags: str
-) -> None:
+def fetch(place: tuple[str, str], name: str, data: Sequence[str], clean: Sequence[str], *flags: str) -> None:
     """Run scripts.data_fetch; raises CalledProcessError when it fails. place: working and base directory."""
     steps = [f"--clean={','.join(clean)}"] if clean else []
-    bad = ["--skip-bad"] if skip_bad else []
-    command = [sys.executable, "-m", "scripts.data_fetch", "--data", *data, f"--name={name}", *steps, *bad, *flags]
+    command = [sys.executable, "-m", "scripts.data_fetch", "--data", *data, f"--name={name}", *steps, *flags]
     env = {**os.environ, "NANOZHCHAT_BASE_DIR": place[1]}  # a worker may have begun elsewhere, with another one
     subprocess.run(command, check=True, cwd=place[0], env=env)
 
@@ -57,13 +54,14 @@ def fetch(
 def share(args: Args, place: tuple[str, str], _: object, rank: int, world_size: int) -> None:
     """Do one task, as datatrove calls it."""
     steps = [step for step in parse_steps(args.clean) if step not in WHOLE]
-    fetch(place, f"{args.name}-{rank + 1}", args.data, steps, args.skip_bad, f"--shard-of={rank + 1}/{world_size}")
+    flags = [f"--shard-of={rank + 1}/{world_size}", *["--skip-bad"] * args.skip_bad]
+    fetch(place, f"{args.name}-{rank + 1}", args.data, steps, *flags)
 
 
 def join(args: Args, place: tuple[str, str], *_: object) -> None:
     """Put the shares together and drop what they have twice."""
     shares = [f"{place[1]}/corpus/{args.name}-{k + 1}" for k in range(args.tasks)]
-    fetch(place, args.name, shares, [step for step in parse_steps(args.clean) if step in WHOLE], False)
+    fetch(place, args.name, shares, [step for step in parse_steps(args.clean) if step in WHOLE])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
