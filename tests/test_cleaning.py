@@ -27,31 +27,24 @@ def article(seed, sentences=12):
     return "。".join(parts) + "。"
 
 
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [("\u3000\u3000你\u200b好\ufeff，\u202e世\u00ad界\r\n第二行\x00 \n", "你好，世界\n第二行"),
-     ("ＡＢＣ１２３，⼈⼯智能\u2028e\u0301", "ABC123，人工智能\né"), ("  if x:\n\treturn　y", "  if x:\n\treturn y"),
-     *[("全角标点：（保留）“引号”…… 👨\u200d👩\u200d👧",) * 2]],
-)  # fmt: skip
-def test_only_what_concerns_display_is_normalised(text, want):
-    assert cleaning.unicode_display(text) == want
+BODY = "来源于民间的故事，" + "说的是很久以前的事情。" * 8
+NAVIGATION = f"首页 > 新闻\n{article(1)}\n责任编辑：张三\n{BODY}\n版权所有 © 2020\n京ICP备12345号\n分享到：微信 微博"
 
 
 @pytest.mark.parametrize(
-    ("text", "want"),
-    [("电话13812345678，信箱zhang.san@mail.example.cn。", "电话【电话】，信箱【邮箱】。"),
-     ("+86 138-1234-5678或010-12345678", "【电话】或【电话】"),
-     ("身份证11010519491231002X，编号110105194912310021", "身份证【身份证号】，编号110105194912310021"),
-     *[("订单20231381234567890，版本1.2.3，@某人，13800138",) * 2]],
+    ("step", "text", "want"),
+    [("unicode", "\u3000\u3000你\u200b好\ufeff，\u202e世\u00ad界\r\n第二行\x00 \n", "你好，世界\n第二行"),
+     ("unicode", "ＡＢＣ１２３，⼈⼯智能\u2028e\u0301", "ABC123，人工智能\né"),
+     ("unicode", "  if x:\n\treturn　y", "  if x:\n\treturn y"),
+     ("unicode", *("全角标点：（保留）“引号”…… 👨\u200d👩\u200d👧",) * 2),
+     ("lines", NAVIGATION, f"{article(1)}\n{BODY}"),
+     ("pii", "电话13812345678，信箱zhang.san@mail.example.cn。", "电话【电话】，信箱【邮箱】。"),
+     ("pii", "+86 138-1234-5678或010-12345678", "【电话】或【电话】"),
+     ("pii", "身份证11010519491231002X，编号110105194912310021", "身份证【身份证号】，编号110105194912310021"),
+     ("pii", *("订单20231381234567890，版本1.2.3，@某人，13800138",) * 2)],
 )  # fmt: skip
-def test_personal_numbers_are_masked_and_other_numbers_are_not(text, want):
-    assert cleaning.pii(text) == want
-
-
-def test_lines_of_navigation_go_and_sentences_that_begin_like_them_stay():
-    body = "来源于民间的故事，" + "说的是很久以前的事情。" * 8
-    text = f"首页 > 新闻\n{article(1)}\n责任编辑：张三\n{body}\n版权所有 © 2020\n京ICP备12345号\n分享到：微信 微博"
-    assert cleaning.boilerplate_lines(text) == f"{article(1)}\n{body}"
+def test_a_step_changes_what_it_names_and_leaves_what_looks_like_it(step, text, want):
+    assert cleaning.PER_DOCUMENT[step](text) == want
 
 
 LINES = [article(i, 1) for i in range(12)]

@@ -129,18 +129,12 @@ def test_the_splits_share_nothing_lose_nothing_and_do_not_depend_on_order_or_lay
         assert [len(list(conversations([str(path)], split))) for split in ("train", "val")] == [1, 1]
 
 
-def test_a_few_conversations_come_again_so_that_builtin_ones_fill_up_to_the_limit(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(10))
-    found = load_conversations([f"{path}@1", "builtin@4"], "train", max_conversations=500)
-    ours = [c for c in found if c[0].content.startswith("问题")]
-    assert (len(found), len(set(ours)), 50 < len(ours) < 450) == (500, 9, True)
-
-
-def test_the_limit_is_kept_builtin_splits_share_nothing_and_files_are_mixed_with_them_by_weight(tmp_path):
+def test_the_limit_is_kept_builtin_splits_share_nothing_and_a_few_others_come_again_to_keep_their_weight(tmp_path):
     train, val = (load_conversations(["builtin"], s, max_conversations=200) for s in ("train", "val"))
     assert (len(train), len(val), set(train) & set(val)) == (200, 200, set())
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(400))
-    found = load_conversations([f"{path}@1", "builtin@1"], "train", max_conversations=10_000)
+    path = write_jsonl(tmp_path / "a.jsonl", numbered(10))
+    found = load_conversations([f"{path}@1", "builtin@4"], "train", max_conversations=1000)
     ours = [c for c in found if c[0].content.startswith("问题")]
-    size = sum(len(m.content) for c in ours for m in c) / sum(len(m.content) for c in found for m in c)
-    assert 0.35 < size < 0.65
+    assert (len(found), len(set(ours))) == (1000, 9)
+    size = [sum(len(f"{m.content}{m.tool_call}".encode()) for c in some for m in c) for some in (ours, found)]
+    assert size[0] / size[1] == pytest.approx(1 / 5, rel=0.02)

@@ -140,8 +140,6 @@ def test_limits_and_cut_connections_are_survived_by_going_on_and_offline_needs_n
 def test_a_download_killed_midway_goes_on_where_it_was(fetch, base_dir):
     hub = StandIn(FILES, ["hang"])
     process = fetch(hub.url, wait=False)
-    while not hub.asked and process.poll() is None:
-        time.sleep(0.05)
     while not any(p.stat().st_size for p in base_dir.glob("hub/**/.*.part")) and process.poll() is None:
         time.sleep(0.05)
     process.kill()

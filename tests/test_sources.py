@@ -1,6 +1,5 @@
 """Data sources: every kind of file, the spec grammar, mixing, the split, and what happens to bad input."""
 
-import itertools
 import json
 import re
 
@@ -25,10 +24,6 @@ def write_parquet(path, columns):
 
 def read(*specs, **options):
     return [doc.item for doc in sources.tagged([str(spec) for spec in specs], **options)]
-
-
-def is_val(text):
-    return sources.content_key(text.encode()) < 0.01 * 2**64
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -96,12 +91,6 @@ def test_bad_documents_and_lines_are_skipped_and_counted_by_reason(tmp_path, mon
     assert stats.skipped == {"null": 2, "empty": 2, "not a string": 1, "not UTF-8": 2, "too long": 2}
 
 
-def test_a_broken_line_is_damage_with_its_number(tmp_path):
-    path = pack(tmp_path / "a.jsonl", '{"text": "一"}\n\n{"text": "tor\n{"text": "二"}\n')
-    refused(r"a\.jsonl:3 ", read, path, error=DamagedError)
-    assert sorted(read(path, skip_bad=True)) == ["一", "二"]
-
-
 def test_specs_name_path_or_data_set_configuration_and_split_and_a_weight_after_a_number(tmp_path):
     (folder := tmp_path / "v@2").mkdir()
     for spec, want in (
@@ -133,7 +122,8 @@ def test_each_document_is_in_one_split_by_nothing_but_its_content(tmp_path):
     train, val = (list(sources.documents([path], split)) for split in sources.SPLITS)
     assert sorted(train + val) == sorted(texts)
     elsewhere = write_jsonl(tmp_path / "other.json.gz", texts[::-1])
-    assert set(sources.documents([str(elsewhere)], "val")) == set(val) == {text for text in texts if is_val(text)}
+    smallest = {text for text in texts if sources.content_key(text.encode()) < 0.01 * 2**64}
+    assert set(sources.documents([str(elsewhere)], "val")) == set(val) == smallest
     assert 10 <= len(val) <= 60  # 1 % of 3,000, give or take four deviations
 
 
@@ -160,12 +150,6 @@ def test_without_specs_the_environment_decides_and_then_the_builtin(monkeypatch)
     monkeypatch.setenv("DATA_PATH", "a/*.txt builtin@2")
     assert sources.resolve_specs(()) == ("a/*.txt", "builtin@2")
     assert sources.resolve_specs(("given",)) == ("given",)
-
-
-def test_builtin_text_differs_between_the_splits():
-    train, val = (set(itertools.islice(sources.documents(["builtin"], s), 300)) for s in sources.SPLITS)
-    assert (len(train) > 100, train & val) == (True, set())
-    refused("unknown part 'nonsense' of the built-in data; there are: ", next, sources.tagged(["builtin:nonsense"]))
 
 
 def test_a_data_set_of_other_files_is_streamed_by_its_presets_column_and_says_how_far_it_came(monkeypatch):
@@ -196,7 +180,7 @@ BAD = {  # kind -> (file, content, what is counted with --skip-bad, the error wi
     "truncated gz": ("b.jsonl.gz", NUMBERS, {"broken line": 1, "damaged file": 1}, DamagedError),
     "truncated zst": ("b.jsonl.zst", NUMBERS, {"broken line": 1, "damaged file": 1}, DamagedError),
     "truncated array": ("b.json", json.dumps([{"text": t} for t in TEXTS])[:-20], {"damaged file": 1}, DamagedError),
-    "broken JSON line": ("b.jsonl", b'{"text": "x"}\n{"text": "to\n', {"broken line": 1}, DamagedError),
+    "broken JSON line": ("b.jsonl", b'{"text": "x"}\n\n{"text": "to\n', {"broken line": 1}, DamagedError),
     "wrong encoding": ("b.jsonl", '{"text": "中文"}\n'.encode("gbk"), {"not UTF-8": 1}, None),
     "wrong encoding of plain text": ("b.txt", "中文\n".encode("gb18030"), {"not UTF-8": 1}, None),
     "null text": ("b.jsonl", b'{"text": null}\n', {"null": 1}, None),
@@ -219,7 +203,8 @@ def test_every_kind_of_bad_shard_has_its_treatment_and_is_counted(tmp_path, kind
     else:
         write_parquet(path, content) if isinstance(content, dict) else pack(path, content)
     if error:
-        with pytest.raises(error, match=rf"b\..*({'--text-field' if error is ValueError else '--skip-bad'})"):
+        line = ":3 " if kind == "broken JSON line" else ""
+        with pytest.raises(error, match=rf"b\..*{line}.*({'--text-field' if error is ValueError else '--skip-bad'})"):
             read(good.parent)
     stats = ReadStats()
     found = read(good.parent, stats=stats, skip_bad=error is not None)

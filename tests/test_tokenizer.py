@@ -42,18 +42,6 @@ def tokenizer(text):
     return Tokenizer.train([*text, *varied_lines(500, seed=1)], 2000)
 
 
-@pytest.fixture(scope="module")
-def char_tokenizer(text):
-    return Tokenizer.train(text, 800, "char")
-
-
-@pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer") / "t"
-    tokenizer.save(path)
-    return path
-
-
 def varied_lines(n, seed):
     """Lines of Chinese, other scripts, emoji, controls, combining marks and line ends, in any order."""
     rng = random.Random(seed)
@@ -66,8 +54,8 @@ def varied_lines(n, seed):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_ids_equal_those_of_tiktoken_and_hugging_face(kind, tokenizer, char_tokenizer, text, tmp_path):
-    ours = tokenizer if kind == "bpe" else char_tokenizer
+def test_ids_equal_those_of_tiktoken_and_hugging_face(kind, tokenizer, text, tmp_path):
+    ours = tokenizer if kind == "bpe" else Tokenizer.train(text, 800, "char")
     ours.save(tmp_path)
     lines = [line.replace("<|end|>", "<|End|>") for line in varied_lines(5000, seed=2)] + text[:50]
     ids = ours.encode_batch(lines)
@@ -83,19 +71,18 @@ def test_ids_equal_those_of_tiktoken_and_hugging_face(kind, tokenizer, char_toke
         assert all(sum(b & 0xC0 != 0x80 for b in token) <= 1 for token in encoding.token_byte_values())
 
 
-def test_the_saved_tokenizer_loads_in_transformers(tokenizer, folder):
-    transformers = pytest.importorskip("transformers")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+def test_loading_gives_back_what_was_saved_here_and_in_other_libraries(tokenizer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.save(tmp_path)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     for line in (line.replace("<|end|>", "") for line in varied_lines(300, seed=3)):
         assert fast.encode(line, add_special_tokens=False) == tokenizer.encode(line)
-
-
-def test_loading_gives_back_what_was_saved(tokenizer, folder):
-    again, lines = Tokenizer.load(folder), varied_lines(200, seed=4)
+    again, lines = Tokenizer.load(tmp_path), varied_lines(200, seed=4)
     for name in ("hash", "kind", "pattern", "trained_on", "vocab_size"):
         assert getattr(again, name) == getattr(tokenizer, name)
     assert again.encode_batch(lines) == tokenizer.encode_batch(lines)
-    ranks = load_tiktoken_bpe(str(folder / "ranks.tiktoken"))
+    ranks = load_tiktoken_bpe(str(tmp_path / "ranks.tiktoken"))
     assert ranks == tokenizer.to_tiktoken()._mergeable_ranks
 
 
