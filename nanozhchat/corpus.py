@@ -294,18 +294,14 @@ def _too_few(specs: list[str], totals: dict[str, dict[str, int]], stats: ReadSta
     n = sum(total["rows"] for total in totals.values())
     distinct = "" if n < 2 else ", all the same"
     skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
-    return (
-        f"the data has {n} document{'s' * (n != 1)}{distinct}{skipped}; at least 2 are needed, one to train on and one "
-        f"to validate with: give more text than --data {' '.join(specs)}"
-    )
+    return (f"the data has {n} document{'s' * (n != 1)}{distinct}{skipped}; at least 2 are needed, one to train on and "
+            f"one to validate with: give more text than --data {' '.join(specs)}")  # fmt: skip
 
 
 def _totals_text(totals: dict[str, dict[str, int]]) -> str:
     train, val = totals["train"], totals["val"]
-    return (
-        f"{train['rows']:,} documents, {train['bytes'] / 1e6:,.1f} MB to train on; "
-        f"{val['rows']:,} documents, {val['bytes'] / 1e6:,.2f} MB to validate with"
-    )
+    return (f"{train['rows']:,} documents, {train['bytes'] / 1e6:,.1f} MB to train on; "
+            f"{val['rows']:,} documents, {val['bytes'] / 1e6:,.2f} MB to validate with")  # fmt: skip
 
 
 def name_of(specs: Sequence[str]) -> str:

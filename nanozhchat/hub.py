@@ -87,9 +87,8 @@ class DataSet:
             url = hf_hub_url(self.name, path, repo_type="dataset", revision=revision, endpoint=constants.ENDPOINT)
             for _ in range(DOWNLOADS):
                 with open(incoming, "ab") as handle:  # what an earlier process left is gone on from
-                    http_get(
-                        url, handle, resume_size=handle.tell(), headers=build_hf_headers(), expected_size=info.size
-                    )
+                    http_get(url, handle, resume_size=handle.tell(), headers=build_hf_headers(),
+                             expected_size=info.size)  # fmt: skip
                 if not (problem := _mismatch(incoming, info)):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(incoming, target)
@@ -107,10 +106,8 @@ class DataSet:
 
         number = 0
         try:
-            revision = self.listing()["revision"]
-            loaded: Any = datasets.load_dataset(
-                self.name, self.config, split=self.split, streaming=True, revision=revision, data_files=self.pattern
-            )
+            loaded: Any = datasets.load_dataset(self.name, self.config, split=self.split, data_files=self.pattern,
+                                                revision=self.listing()["revision"], streaming=True)  # fmt: skip
             for row in loaded:
                 number += 1
                 yield dict(row)

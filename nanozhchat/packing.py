@@ -57,9 +57,8 @@ class Packer:
         """Start at the first row. lengths: (n_docs,) tokens of each document; ValueError if one can never fit."""
         if not cut and len(lengths) and (longest := int(lengths.max())) > capacity:
             raise ValueError(f"one document has {longest:,} tokens, a row only {capacity:,}: shorten it before")
-        self.lengths = lengths
-        self.capacity, self.cut, self.endless, self.shuffle = capacity, cut, endless, shuffle
-        self.seed, self.buffer_docs = seed, buffer_docs
+        self.lengths, self.capacity, self.cut = lengths, capacity, cut
+        self.seed, self.buffer_docs, self.endless, self.shuffle = seed, buffer_docs, endless, shuffle
         self.epoch = self.position = self.rows = 0
         self.buffer: list[Piece] = []
         self._ahead: tuple[tuple[int, int], list[int]] = ((-1, -1), [])  # (epoch, block) and its documents in order

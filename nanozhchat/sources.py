@@ -64,9 +64,7 @@ def resolve_specs(specs: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the specs given, else those of $DATA_PATH (split at blanks unless it is one path), else ("builtin",)."""
     if specs:
         return tuple(specs)
-    value = os.environ.get("DATA_PATH", "").strip()
-    if not value:
-        return ("builtin",)
+    value = os.environ.get("DATA_PATH", "").strip() or "builtin"
     return (value,) if Path(value).expanduser().exists() else tuple(value.split())
 
 

@@ -17,11 +17,8 @@ from nanozhchat.presets import presets
 class Args:
     """Flags of this script."""
 
-    data: tuple[str, ...] = opt(
-        (),
-        "sources, mixed by bytes with SPEC@WEIGHT: builtin, builtin:PART, a path or quoted glob, hf:DATASET, a preset; "
-        "without it $DATA_PATH, else builtin",
-    )
+    data: tuple[str, ...] = opt((), "sources, mixed by bytes with SPEC@WEIGHT: builtin, builtin:PART, a path or quoted "
+                                    "glob, hf:DATASET, a preset; without it $DATA_PATH, else builtin")  # fmt: skip
     name: str = opt("default", "name of the corpus")
     max_bytes: int | None = opt(None, "stop after this many bytes of text (builtin alone has a limit of its own)")
     text_field: str | None = opt(None, "column that holds the text; by default text, else content")
