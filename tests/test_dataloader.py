@@ -172,10 +172,7 @@ def test_evaluation_scores_each_token_once_over_all_ranks_after_its_context(leng
     docs, rendered = Docs(lengths), numbered(masks)
     shape = {"batch_rows": rows, "world_size": world}
     texts = [list(eval_batches(docs, "val", sequence_len=T, bos_id=BOS, rank=r, **shape)) for r in range(world)]
-    talks = [
-        list(dataloader.conversation_loader(rendered, sequence_len=16, pad_id=0, rank=r, endless=False, **shape))
-        for r in range(world)
-    ]
+    talks = [list(chat_loader(rendered, rows=rows, rank=r, world_size=world, endless=False)) for r in range(world)]
     assert sorted(scored(sum(texts, []))) == list(range(1, int(docs.sizes.sum()) + 1))
     assert sorted(scored(sum(talks, []))) == learnt(rendered)
     assert len(set(map(len, texts))) == len(set(map(len, talks))) == 1
@@ -217,9 +214,7 @@ def test_each_target_is_learnt_once_an_epoch_after_its_own_context_and_no_row_is
     assert sorted(found[: len(wanted)]) == wanted
 
 
-def test_conversations_that_cannot_teach_are_left_out_and_counted_and_nothing_to_learn_is_an_error(
-    bytes_tokenizer, caplog
-):
+def test_conversations_that_cannot_teach_are_left_out_and_counted_and_none_left_is_an_error(bytes_tokenizer, caplog):
     rendered = prepare_conversations(PATHOLOGICAL, bytes_tokenizer, 30)
     assert (len(rendered), "1 of 5 conversations" in caplog.text) == (4, True)
     assert max(len(ids) for ids, _ in rendered) <= 31

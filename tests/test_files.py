@@ -45,9 +45,7 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new_content_and_no_tem
         assert [s for s in (str(target), "GiB free", "NANOZHCHAT_BASE_DIR") if s not in str(caught.value)] == []
 
 
-def test_a_write_syncs_the_file_before_the_rename_and_the_directory_after_and_half_a_file_is_none(
-    tmp_path, monkeypatch
-):
+def test_a_write_syncs_the_file_renames_it_and_syncs_the_directory_and_half_a_file_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "backend", backend := Faulty(-1, None))
     files.atomic_write(tmp_path / "deep" / "er" / "f", b"x")
     assert (tuple(backend.done), (tmp_path / "deep" / "er" / "f").read_bytes()) == (OPERATIONS, b"x")
@@ -67,8 +65,7 @@ def test_json_round_trips_as_readable_utf8_and_what_other_programs_cannot_read_i
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"no"])
 def test_a_torn_json_file_is_reported_as_damaged_by_name(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    refused("a.json", lambda: files.read_json(tmp_path / "a.json"), error=DamagedError)
+    refused("a.json", files.read_json, pack(tmp_path / "a.json", content), error=DamagedError)
 
 
 def test_json_lines_round_trip_with_any_text_and_a_torn_last_one_is_dropped_and_costs_no_later_row(tmp_path):

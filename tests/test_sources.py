@@ -93,14 +93,13 @@ def test_bad_documents_and_lines_are_skipped_and_counted_by_reason(tmp_path, mon
 
 def test_specs_name_path_or_data_set_configuration_and_split_and_a_weight_after_a_number(tmp_path):
     (folder := tmp_path / "v@2").mkdir()
-    for spec, want in (
-        ("a/b@2.5", ("a/b", None, 2.5)), ("me@home", ("me@home", None, None)), (str(folder), (str(folder), None, None)),
-        ("hf:a/b:zh:test@3", ("a/b", "zh", 3.0)), ("hf:a/b", ("a/b", None, None)),
+    for spec, *want in (
+        ("a/b@2.5", "files", "a/b", None, "train", 2.5), ("me@home", "files", "me@home", None, "train", None),
+        (str(folder), "files", str(folder), None, "train", None), ("hf:a/b", "hub", "a/b", None, "train", None),
+        ("hf:a/b:zh:test@3", "hub", "a/b", "zh", "test", 3.0),
     ):  # fmt: skip
         source = sources.parse(spec)
-        assert (source.name, source.config, source.weight) == want
-        assert (source.kind, source.split) == (("hub", "test" if ":zh" in spec else "train") if "hf:" in spec else
-                                               (source.kind, source.split))  # fmt: skip
+        assert [source.kind, source.name, source.config, source.split, source.weight] == want
     for spec in ("a@0", "a@-1", "a@1e999", "hf:a:b:c:d"):
         refused("hf:<dataset>" if "hf:" in spec else "above 0", sources.parse, spec)
 
@@ -164,9 +163,7 @@ def test_a_data_set_of_other_files_is_streamed_by_its_presets_column_and_says_ho
     refused("after 1 rows", next, docs, error=DiskError)
 
 
-def test_a_file_in_another_encoding_is_named_with_the_command_that_converts_it_and_a_stray_line_is_not(
-    tmp_path, caplog
-):
+def test_a_file_in_another_encoding_is_named_with_the_command_for_it_and_a_stray_line_is_not(tmp_path, caplog):
     pack(tmp_path / "stray.txt", "好\n\n好\n".encode() + "坏\n".encode("gbk"))
     assert read(tmp_path) == ["好\n\n好"]
     assert caplog.text == ""

@@ -45,8 +45,7 @@ def tokenize(built, tokenizer=None):
 
 
 def texts_of(store, split):
-    for i in range(store.n_docs(split)):
-        yield bytes(store.doc(split, i).astype(np.uint8)).decode()
+    return [bytes(store.doc(split, i).astype(np.uint8)).decode() for i in range(store.n_docs(split))]
 
 
 @pytest.mark.parametrize("shard_tokens", [500, token_store.SHARD_TOKENS])
@@ -56,7 +55,7 @@ def test_the_tokens_of_every_document_come_back_and_are_counted(built, bytes_tok
     store = tokenize(built)
     assert (len(store.manifest["shards"]) > 5) == (shard_tokens == 500)
     for split in SPLITS:
-        assert list(texts_of(store, split)) == list(built.documents(split))
+        assert texts_of(store, split) == list(built.documents(split))
         assert store.lengths(split).tolist() == [len(t.encode()) for t in built.documents(split)]
         assert store.n_tokens(split) == store.n_bytes(split) == store.lengths(split).sum()
     real = tokenize(built, bytes_tokenizer)
@@ -93,7 +92,7 @@ def test_only_the_same_corpus_and_tokenizer_are_reused(built, tmp_path):
     assert again.calls == 0
     assert tokenize(built).directory != tokenize(built, ByteTokenizer(hash="b" * 64)).directory
     changed = build(tmp_path, [*TEXTS, "新的一篇"])
-    assert list(texts_of(tokenize(changed), "train")) == list(changed.documents("train"))
+    assert texts_of(tokenize(changed), "train") == list(changed.documents("train"))
 
 
 def objects(path):
