@@ -8,6 +8,7 @@ back as it was.
 import base64
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class HubBPE:
             raise ValueError("this tokenizer needs the `tokenizers` library; run: uv sync --extra export") from error
         self.content = {**content, "added_tokens": []}
         self._ranks = vocabulary(content)
+        self._ids = {token: i for i, token in enumerate(self._ranks)}
         self._inner = Tokenizer.from_str(json.dumps(self.content))
         self.vocab_size = len(self._ranks)
 
@@ -65,6 +67,14 @@ class HubBPE:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; half a surrogate pair is read as U+FFFD."""
         return self.encode_batch([text])[0]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of any bytes; those that are no UTF-8 one by one."""
+        runs = re.findall("[\udc80-\udcff]+|[^\udc80-\udcff]+", data.decode("utf-8", "surrogateescape"))
+        parts = [(run, run.encode("utf-8", "surrogateescape")) for run in runs]
+        found = [[self._ids[bytes([b])] for b in raw] if run[0] >= "\udc80" and run[0] <= "\udcff" else self.encode(run)
+                 for run, raw in parts]  # fmt: skip
+        return [i for ids in found for i in ids]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
         """Return the ids of each text."""
@@ -127,7 +137,8 @@ def _without_specials(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pattern(pre: Mapping[str, Any]) -> str | None:
     """Return the one pattern that a pre-tokenizer cuts text by, None if it does more than that."""
-    *cuts, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    parts = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    *cuts, last = parts
     if last["type"] != "ByteLevel" or last.get("add_prefix_space"):
         return None
     if not cuts:

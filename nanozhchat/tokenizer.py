@@ -162,6 +162,10 @@ class Tokenizer:
         """Return the ids of a text. Half a surrogate pair, which UTF-8 cannot express, is read as U+FFFD."""
         return self._bpe.encode(text)
 
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of any bytes, valid UTF-8 or not."""
+        return self._bpe.encode_bytes(data)
+
     def encode_batch(self, texts: Sequence[str], threads: int = 0) -> list[list[int]]:
         """Return the ids of each text, encoded in parallel. threads: 0 = one per core."""
         return self._bpe.encode_batch(texts, threads)

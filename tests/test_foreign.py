@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 
 import numpy as np
 import pytest
@@ -66,6 +67,8 @@ def test_a_tokenizer_json_gives_the_tokens_that_its_library_gives_and_comes_back
             assert [i + shift for i in ids] == hub.encode(text).ids
             assert exported.encode(text, add_special_tokens=False).ids == ids
     assert again.decode(again.encode(HALF)) == "\ufffd半"
+    data = bytes(random.Random(0).randbytes(200))
+    assert again.decode_bytes(again.encode_bytes(data)) == data
     ids, offsets = again.encode_batch_flat(SAMPLES)
     assert ids.tolist() == [i for text in SAMPLES for i in again.encode(text)]
     assert np.array_equal(offsets, np.cumsum([0, *(len(again.encode(text)) for text in SAMPLES)]))
