@@ -34,17 +34,13 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         code = getattr(error, "errno", None)
         if code == errno.EADDRINUSE:
-            raise ValueError(f"port {port} is in use; stop what uses it or pass --port={_free_port(host)}") from error
+            with bind(host, 0) as other:
+                free = other.getsockname()[1]
+            raise ValueError(f"port {port} is in use; stop what uses it or pass --port={free}") from error
         if code in (errno.EACCES, errno.EPERM):
             raise ValueError(f"port {port} needs privileges; pass a --port above 1023, such as 8000") from error
         raise ValueError(f"cannot listen on {host}:{port} ({error}); pass another --host or --port") from error
     return listener
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 class DeadlineProtocol(H11Protocol):
@@ -88,8 +84,6 @@ class DeadlineProtocol(H11Protocol):
 class Server(uvicorn.Server):
     """Stops on SIGINT or SIGTERM: no new work, streams finish within GRACE_S, the rest ends with an error event."""
 
-    app: FastAPI
-
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Handle the stop signals without raising them again afterwards: a graceful stop exits with 0."""
@@ -102,7 +96,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
-        library = self.app.state.library
+        library = self.config.app.state.library
         library.drain()
         timer = asyncio.get_running_loop().call_later(GRACE_S, library.abort)
         await super().shutdown(sockets)
@@ -116,6 +110,4 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S + 2,
     )  # fmt: skip
-    server = Server(config)
-    server.app = app
-    server.run(sockets=[listener])
+    Server(config).run(sockets=[listener])
