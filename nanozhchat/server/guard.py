@@ -91,9 +91,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 started = True
                 self.statuses[message["status"]] += 1
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
         try:

@@ -6,6 +6,7 @@ and nh3 lets only what is listed here through. Images become links: nothing is f
 
 import contextlib
 import html
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -27,16 +28,12 @@ MAX_MATH_CHARS = 1_000
 INLINE_MATH = re.compile(r"\$(?![\s$])([^$\n]{1,1000}?)(?<![\s\\])\$(?!\d)|\\\((.{1,1000}?)\\\)")
 BLOCK_MATH = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])\s*", re.DOTALL)
 HAN = re.compile(r"[\u3400-\u9fff\uff00-\uffef]")
-MATHML = set(
-    re.findall(r"\w+",
-    "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd "
-    "mstyle menclose mpadded mphantom mmultiscripts")
-)  # fmt: skip
-TAGS = MATHML | set(
-    re.findall(r"\w+",
-    "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong s a table thead tbody tr th td div span "
-    "figure figcaption")
-)  # fmt: skip
+MATHML = set(re.findall(
+    r"\w+", "math mrow mi mn mo ms mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr "
+    "mtd mstyle menclose mpadded mphantom mmultiscripts"))  # fmt: skip
+TAGS = MATHML | set(re.findall(
+    r"\w+", "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong s a table thead tbody tr th td div span "
+    "figure figcaption"))  # fmt: skip
 MATH_ATTRIBUTES = {"display", "mathvariant", "stretchy", "fence", "form", "separator", "linethickness", "columnalign"}
 ATTRIBUTES = {tag: MATH_ATTRIBUTES for tag in MATHML} | {
     "a": {"href", "title", "class"},
@@ -54,9 +51,8 @@ def render_blocks(text: str) -> list[dict[str, Any]]:
     """
     tokens = _markdown.parse(text)
     starts = [i for i, t in enumerate(tokens) if t.level == 0 and t.nesting >= 0]
-    lines = [0]
-    for line in text.split("\n"):
-        lines.append(lines[-1] + len(line.encode("utf-16-le")) // 2 + 1)
+    sizes = (len(line.encode("utf-16-le")) // 2 + 1 for line in text.split("\n"))
+    lines = list(itertools.accumulate(sizes, initial=0))
     total = lines[-1] - 1
     blocks = []
     for here, after in zip(starts, [*starts[1:], len(tokens)]):
@@ -67,8 +63,7 @@ def render_blocks(text: str) -> list[dict[str, Any]]:
 
 
 def _clean(page: str) -> str:
-    page = ALIGNED.sub(r'class="\1"', page)
-    return nh3.clean(page, tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES,
+    return nh3.clean(ALIGNED.sub(r'class="\1"', page), tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES,
                      link_rel="noopener noreferrer nofollow", set_tag_attribute_values={"a": {"target": "_blank"}},
                      generic_attribute_prefixes=set(), attribute_filter=_checked)  # fmt: skip
 
@@ -141,13 +136,9 @@ def _block_math(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     return False
 
 
-def _build() -> MarkdownIt:
-    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
-    markdown.inline.ruler.before("escape", "math_inline", _inline_math)
-    markdown.block.ruler.before("fence", "math_block", _block_math, {"alt": ["paragraph", "blockquote", "list"]})
-    rules = {"fence": _code, "code_block": _code, "image": _image, "math_inline": _math, "math_block": _math}
-    markdown.renderer.rules.update(rules)  # type: ignore[attr-defined]
-    return markdown
-
-
-_markdown = _build()
+_markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+_markdown.inline.ruler.before("escape", "math_inline", _inline_math)
+_markdown.block.ruler.before("fence", "math_block", _block_math, {"alt": ["paragraph", "blockquote", "list"]})
+_markdown.renderer.rules.update(  # type: ignore[attr-defined]
+    {"fence": _code, "code_block": _code, "image": _image, "math_inline": _math, "math_block": _math}
+)
