@@ -6,12 +6,12 @@ import time
 import httpx
 import uvicorn
 
-from nanozhchat.batching import Delta
+from nanozhchat.batching import Delta, first_stop
 from nanozhchat.chat import Chat
 from nanozhchat.conversation import Message, make_conversation
 from nanozhchat.engine import Engine
 from nanozhchat.sampling import Choice, SamplingParams
-from nanozhchat.server.app import create_app
+from nanozhchat.server.app import Settings, create_app
 from nanozhchat.server.library import Library
 from nanozhchat.server.serve import DeadlineProtocol, bind
 from nanozhchat.tokenizer import Tokenizer
@@ -88,28 +88,21 @@ class FakeEngine:
         if len(prompt_ids) + 1 > self.context:
             raise ValueError("prompt too long")
         self.active += 1
+        text, n, cancel = self.answer[: first_stop(self.answer, params.stop)], 0, cancel or threading.Event()
         try:
-            yield from self._generate(params, cancel or threading.Event())
+            for n, char in enumerate(text[: params.max_tokens], start=1):
+                while self.gate is not None and n > self.free and not self.gate.wait(0.01) and not cancel.is_set():
+                    pass
+                time.sleep(self.delay_s)
+                if cancel.is_set():
+                    yield Delta("", n - 1, "cancelled")
+                    return
+                self.first = time.time() if n == 1 else self.first
+                sure = -0.02 if n % 3 else -1.6
+                yield Delta(char, n, None, (Choice(ord(char), sure, ((ord(char), sure), (ord("么"), -2.5))),))
+            yield Delta("", n, "length" if len(text) > params.max_tokens else "stop")
         finally:
             self.active -= 1
-
-    def _generate(self, params, cancel):
-        text = self.answer
-        ends = [place for s in params.stop if (place := text.find(s)) >= 0]
-        text = text[: min(ends)] if ends else text
-        n = 0
-        for char in text[: params.max_tokens]:
-            while self.gate is not None and n >= self.free and not self.gate.wait(0.01) and not cancel.is_set():
-                pass
-            time.sleep(self.delay_s)
-            if cancel.is_set():
-                yield Delta("", n, "cancelled")
-                return
-            n += 1
-            self.first = time.time() if n == 1 else self.first
-            sure = -0.02 if n % 3 else -1.6
-            yield Delta(char, n, None, (Choice(ord(char), sure, ((ord(char), sure), (ord("么"), -2.5))),))
-        yield Delta("", n, "length" if len(text) > params.max_tokens else "stop")
 
 
 class FakeChat:
@@ -132,32 +125,23 @@ class FakeChat:
             if delta.text:
                 yield delta.text
 
-    def __call__(self, prompt, **sampling):
-        return "".join(self.stream(prompt, **sampling))
-
 
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0, wrap=lambda app: app):
+    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0):
         self.chat, self.library = chat, Library(chat, listed and (lambda: listed), load, batch=batch)
         self.socket = bind("127.0.0.1", port)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=10)
-        options = {"log_level": "error", "ws": "none", "timeout_graceful_shutdown": 2}
-        self.server = uvicorn.Server(
-            uvicorn.Config(wrap(create_app(self.library, settings)), http=DeadlineProtocol, **options)
-        )
-        self.thread = threading.Thread(target=self.run, daemon=True)
+        options = {"log_level": "error", "ws": "none", "http": DeadlineProtocol, "timeout_graceful_shutdown": 2}
+        self.server = uvicorn.Server(uvicorn.Config(create_app(self.library, settings or Settings()), **options))
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
 
     @property
     def scheduler(self):
         return self.library.loaded[self.library.default].scheduler
-
-    def run(self):
-        """Serve in this thread."""
-        self.server.run(sockets=[self.socket])
 
     def __enter__(self):
         self.thread.start()
@@ -176,21 +160,6 @@ def until(condition, timeout_s):
     while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.01)
     return bool(true)
-
-
-def one_byte_pieces(app):
-    """Wrap an app so that its streams leave one byte at a time."""
-
-    async def wrapped(scope, receive, send):
-        async def drip(message):
-            for i in range(len(message["body"]) if message.get("more_body") else 0):
-                await send({**message, "body": message["body"][i : i + 1]})
-            if not message.get("more_body"):
-                await send(message)
-
-        await app(scope, receive, drip)
-
-    return wrapped
 
 
 def real_chat(tokenizer=None, kind="native", **changes):

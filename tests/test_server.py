@@ -180,6 +180,7 @@ def test_metrics_count_requests_and_tokens(live):
 
 
 A = b'{"messages":[{"role":"user","content":"a"}],'
+IMAGE = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
 USER, SYSTEM, ASSISTANT = ({"role": role, "content": "a"} for role in ("user", "system", "assistant"))
 BAD_BODIES = [
     b"", b"{", b'{"messages": "\xff\xfe"}', b"[]", b'"hi"', b'{"model":"d4"}',
@@ -191,8 +192,8 @@ BAD_MESSAGES = [
     None, [], USER, ["hi"], [{"content": "a"}], [{"role": "user"}], [USER] * 2, [USER, ASSISTANT], [SYSTEM],
     [USER, SYSTEM], [USER, ASSISTANT] * 128 + [USER], [{**USER, "tool_calls": [{}]}],
     *([{"role": role, "content": "a"}] for role in ("wizard", ["user"], "tool")),
-    *([{"role": "user", "content": content}] for content in (5, {"text": "a"}, "字" * 65_537, [{"type": "text"}],
-      [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}])),
+    *([{"role": "user", "content": content}]
+      for content in (5, {"text": "a"}, "字" * 65_537, [{"type": "text"}], IMAGE)),
 ]  # fmt: skip
 BAD_FIELDS = {
     "temperature": [2.1, "1", True], "top_p": [0, 1.5], "top_k": [-1, 1.5], "repetition_penalty": [0],
@@ -224,13 +225,6 @@ def test_sixty_malformed_bodies_give_400_and_an_error_object_that_never_repeats_
         assert status == (200 if prompt == [] else 400), prompt  # nothing: a text from the start
 
 
-def test_an_unsupported_part_and_a_wrong_order_have_their_own_codes(live):
-    image = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
-    answers = [live.http.post(CHAT, json=body) for body in (turn(image), {"messages": [USER] * 2})]
-    assert [error_of(a)[1] for a in answers] == ["unsupported_content", "invalid_turn_order"]
-    assert answers[0].json()["error"]["param"] == "messages.0.content.0.type"
-
-
 def test_schemathesis_finds_no_server_error(live):
     bounded = settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
     for operation in schemathesis.openapi.from_url(live.url + "/openapi.json").get_all_operations():
@@ -244,7 +238,7 @@ def test_schemathesis_finds_no_server_error(live):
         check()
 
 
-def test_what_cannot_be_served_has_its_own_status(live):
+def test_what_cannot_be_served_has_its_own_status_and_code(live):
     cases = [
         (post(live, model="../d5"), 404), (live.http.get(CHAT), 405),
         *((live.http.get(path), 404) for path in ("/v1/models/other", "/v1/nothing", "/static/../app.py",
@@ -255,7 +249,11 @@ def test_what_cannot_be_served_has_its_own_status(live):
           for content in (b" " * (2**20 + 1), iter([b" " * 65_536] * 20))),
     ]  # fmt: skip
     assert [(r.status_code, set(r.json())) for r, _ in cases] == [(status, {"error"}) for _, status in cases]
-    assert error_of(live.http.post(CHAT, json=turn("字" * 1024))) == (400, "context_length_exceeded")
+    codes = {"context_length_exceeded": turn("字" * 1024), "unsupported_content": turn(IMAGE),
+             "invalid_turn_order": {"messages": [USER] * 2}}  # fmt: skip
+    answers = [live.http.post(CHAT, json=body) for body in codes.values()]
+    assert [error_of(answer) for answer in answers] == [(400, code) for code in codes]
+    assert answers[1].json()["error"]["param"] == "messages.0.content.0.type"
     assert live.chat.engine.active == 0
 
 

@@ -18,7 +18,7 @@ from nanozhchat.server.library import Listed
 from nanozhchat.server.pages import STATIC
 from nanozhchat.server.scheduler import Limits
 from tests.conftest import ROOT, pack, write_jsonl
-from tests.fakes import STORY, FakeChat, FakeEngine, LiveServer, one_byte_pieces, until
+from tests.fakes import STORY, FakeChat, FakeEngine, LiveServer, until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -396,17 +396,12 @@ def test_failed_question_is_not_part_of_what_is_sent_later(page, live):
     assert sent(live) == ["送到了"]
 
 
-def test_one_message_longer_than_the_context_can_only_be_shortened(page, live):
-    engine_of(live, context=110)
-    page.ask("长" * 200).see({BANNER: re.compile("这条消息太长"), "#banner-action:visible": 0})
-
-
-def test_too_long_a_chat_loses_its_oldest_turn_and_says_so_but_not_for_a_message_that_never_fits(page, live):
+def test_too_long_a_chat_loses_its_oldest_turn_and_says_so_but_a_message_that_never_fits_is_to_be_shortened(page, live):
     engine_of(live, context=110)
     page.visit().answered("一").answered("二").see({"#context.full": 1})
     page.ask("三" * 20).status("cut|done").see({BANNER: "最早的 1 轮不再发给模型。"})
     assert sent(live) == ["二", STORY, "三" * 20]
-    page.ask("长" * 200).see({BANNER: re.compile("这条消息太长")})
+    page.ask("长" * 200).see({BANNER: re.compile("这条消息太长"), "#banner-action:visible": 0})
     page.ask("四").status("cut|done")
     assert sent(live)[0] == "三" * 20
 
@@ -473,11 +468,6 @@ PARSE = """async (cuts) => {
 
 def test_events_are_parsed_however_the_bytes_are_cut(page):
     assert [page.evaluate(PARSE, cuts) for cuts in (1, 2, 3, 7, 1000)] == [["小😺", "a\nb", "c"]] * 5
-
-
-def test_a_stream_in_one_byte_pieces_gives_the_same_text(context):
-    with LiveServer(FakeChat(), wrap=one_byte_pieces) as dripping:
-        Tab(context, dripping).ask().see({ANSWER: STORY})
 
 
 HOSTILE = (ROOT / "tests" / "hostile.txt").read_text().rstrip("\n").split("\n%%\n")

@@ -39,9 +39,8 @@ class Settings:
     limits: Limits = Limits()
 
 
-def create_app(library: Library, settings: Settings | None = None) -> FastAPI:
+def create_app(library: Library, settings: Settings = Settings()) -> FastAPI:
     """Build the application around a library; its workers start and stop with the app."""
-    settings = settings or Settings()
     born, statuses = time.time(), collections.Counter[int]()
 
     @contextlib.asynccontextmanager
