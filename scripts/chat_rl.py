@@ -39,15 +39,14 @@ cli.check(__name__, ChatRLArgs, __doc__)
 
 import torch
 
-from nanozhchat import chat, checkpoint, compute
+from nanozhchat import chat, compute
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import policy_gradient
 from nanozhchat.optim import Optimizer, param_groups
 from nanozhchat.recipe import Recipe, fine_tuning
 from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook
-from nanozhchat.run import Run, for_world, open_run
-from nanozhchat.tokenizer import Tokenizer
+from nanozhchat.run import for_world, open_run
 from nanozhchat.trainer import fit
 from tasks import registry
 
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
-    """Load the model and the problems, train, say what it brought."""
+    """Load the model and the problems, build optimizer, rollouts and hooks, and fit."""
     tag, _, start = chat.find(args.model_tag, args.source)
     tokenizer = chat.load_tokenizer(start)
     base = Recipe.from_dict(start.state()["recipe"])
@@ -80,7 +79,24 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
         if run.state.finished:
             return
         recipe = run.recipe(lambda: rl_recipe(base, args, comp, max(len(item[2]) for item in problems["train"].items)))
-        train_run(args, run, recipe, start, tokenizer, problems, started)
+        model = start.load_model(comp.device, comp.dtype, ngrams=False)
+        reference = start.load_model(comp.device, comp.dtype, ngrams=False) if args.kl else None
+        optimizer = Optimizer(param_groups(model, recipe), comp)
+        if run.saved is not None:
+            run.saved.restore(model, optimizer)
+        settings = Settings(prompts=args.prompts, group=args.group, max_tokens=args.max_tokens,
+                            temperature=args.temperature, seed=args.seed)  # fmt: skip
+        kind = "native" if comp.device.type == "cpu" and comp.dtype == torch.float32 else "torch"
+        source = RolloutSource(model, tokenizer, problems["train"], settings, comp, kind=kind, stop=run.stop,
+                               batch_rows=recipe.device_batch_size, reference=reference)  # fmt: skip
+        if run.state.loader:
+            source.seek(run.state.loader, recipe.device_batch_size)
+        fifth = max(1, recipe.num_steps // 5)
+        every, save_every = (fifth if x is None else x for x in (args.eval_every, args.save_every))
+        plan = run.plan(model, optimizer, recipe, tokenizer.token_bytes(), started=started, save_every=save_every)
+        watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
+        objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
+        fit(model, optimizer, source, objective, plan, [watched, reward_hook(source)], run.state, comp, run.metrics)
 
 
 def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:
@@ -90,34 +106,6 @@ def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Re
     recipe = fine_tuning(base, total_batch_size=total, num_steps=steps, budget_s=args.seconds, lr_frac=args.lr_frac)
     rows = max(1, 4 * base.device_batch_size * base.sequence_len // row)  # most are a quarter of the longest possible
     return for_world(replace(recipe, sequence_len=row), comp.world_size, device_batch_size=rows)
-
-
-def train_run(
-    args: ChatRLArgs, run: Run, recipe: Recipe, start: checkpoint.Saved, tokenizer: Tokenizer,
-    problems: dict[str, Problems], started: float,
-) -> None:  # fmt: skip
-    """Build model, optimizer, rollouts and hooks, and fit."""
-    comp = run.compute
-    model = start.load_model(comp.device, comp.dtype, ngrams=False)
-    reference = start.load_model(comp.device, comp.dtype, ngrams=False) if args.kl else None
-    optimizer = Optimizer(param_groups(model, recipe), comp)
-    if run.saved is not None:
-        run.saved.restore(model, optimizer)
-    settings = Settings(prompts=args.prompts, group=args.group, max_tokens=args.max_tokens,
-                        temperature=args.temperature, seed=args.seed)  # fmt: skip
-    kind = "native" if comp.device.type == "cpu" and comp.dtype == torch.float32 else "torch"
-    source = RolloutSource(model, tokenizer, problems["train"], settings, comp, kind=kind, stop=run.stop,
-                           batch_rows=recipe.device_batch_size, reference=reference)  # fmt: skip
-    if run.state.loader:
-        source.seek(run.state.loader, recipe.device_batch_size)
-    fifth = max(1, recipe.num_steps // 5)
-    every, save_every = (fifth if x is None else x for x in (args.eval_every, args.save_every))
-    plan = run.plan(model, optimizer, recipe, tokenizer.token_bytes(), started=started,
-                    save_every=save_every)  # fmt: skip
-    watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
-    actions = [watched, reward_hook(source)]
-    objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
-    fit(model, optimizer, source, objective, plan, actions, run.state, comp, run.metrics)
 
 
 if __name__ == "__main__":
