@@ -63,8 +63,9 @@ class ModelFlags:
     engine: str = opt("auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch"))
 
     def where(self) -> dict[str, Any]:
-        """Return the options of `chat.load` but stage and step."""
-        return {"device": self.device_type, "dtype": self.dtype, "engine": self.engine}
+        """Return the options of `chat.load`."""
+        return {"tag": self.model_tag, "source": self.source, "step": self.step, "device": self.device_type,
+                "dtype": self.dtype, "engine": self.engine}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.prepare_terminal()
     sampling = {n: getattr(args, n) for n in SamplingParams.__dataclass_fields__ if hasattr(args, n)}
     SamplingParams(**sampling)  # a bad value shows before the model is loaded
-    chat = models.load(args.model_tag, source=args.source, step=args.step, **args.where())
+    chat = models.load(**args.where())
     if args.prompt is None:
         talk(chat, args, sampling)
         return

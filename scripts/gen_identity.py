@@ -75,9 +75,8 @@ def questions() -> list[tuple[str, str]]:
 
 def conversations(name: str, maker: str, count: int, seed: int) -> list[list[dict[str, str]]]:
     """Return `count` conversations: every phrasing before any comes again, some in several turns with small talk."""
-    rng, made = random.Random(seed), []
-    pool: list[tuple[str, str]] = []
-    while len(made) < count:
+    rng, made, pool = random.Random(seed), [], list[tuple[str, str]]()
+    for _ in range(count):
         turns: list[dict[str, str]] = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             if not pool:

@@ -28,7 +28,7 @@ from nanozhchat.compute import Compute
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, measure, print."""
     args = cli.parse(InferBenchArgs, argv, __doc__ or "", "python -m scripts.infer_bench")
-    engine = chat.load(args.model_tag, source=args.source, step=args.step, **args.where()).engine
+    engine = chat.load(**args.where()).engine
     if not 0 < args.context < engine.context - args.steps - engine_speed.WARM_STEPS:
         raise ValueError(f"--context={args.context} and --steps={args.steps} do not fit {engine.context} tokens")
     process = Compute(torch.device("cpu"))
