@@ -109,11 +109,6 @@ class Request:
             return []
         return (tokens[place:] * size)[:size]  # a loop shorter than the draft goes round
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether whoever asked has lost interest."""
-        return self.cancel is not None and self.cancel.is_set()
-
     def take(self, logits: Floats, end_ids: frozenset[int]) -> int | None:
         """Choose the next token from (V,) logits; returns it, or None if the answer has ended."""
         choice = self._sampler.choose(logits)
@@ -200,7 +195,7 @@ class Batch:
 
     def step(self) -> list[tuple[Request, Delta]]:
         """Move every running request on by a token or a piece of its prompt; return what became ready."""
-        stopped = [r for r in (*self.running, *self._waiting) if r.cancelled]
+        stopped = [r for r in (*self.running, *self._waiting) if r.cancel is not None and r.cancel.is_set()]
         for request in stopped:
             request.fail("cancelled")
             self.remove(request)

@@ -8,7 +8,7 @@ generates. Questions that do not fit the context lose examples, then their begin
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -146,9 +146,8 @@ def judged(credit: float) -> tuple[bool, float]:
 
 def shared(mine: dict[int, Answer], compute: Compute) -> list[Answer]:
     """Return the answers of all ranks, in order."""
-    merged: dict[int, Answer] = {}
-    for part in compute.gather(mine):
-        merged.update(part)  # type: ignore[call-overload]
+    parts: Any = compute.gather(mine)
+    merged = {i: answer for part in parts for i, answer in part.items()}
     return [merged[i] for i in sorted(merged)]
 
 
