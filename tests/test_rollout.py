@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from nanozhchat import files
-from nanozhchat.batching import Delta
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import RolloutBatch
 from nanozhchat.errors import StoppedError
@@ -20,6 +19,7 @@ from nanozhchat.trainer import fit
 from tasks import registry
 from tests.conftest import CPU, make_model, make_recipe, opened, pack, refused
 from tests.fakes import ToyTask
+from tests.test_engine import scripted
 
 
 def make_source(tokenizer, model, compute=CPU, rows=4, **changes):
@@ -129,44 +129,24 @@ def test_a_stopped_and_resumed_run_has_the_same_losses_and_learns(bytes_tokenize
     assert {"val/greedy", "train/reward", "train/unfinished_frac"} <= last.keys()
 
 
-class Scripted:
-    """An engine whose requests say what is written, one answer a request."""
-
-    context = 400
-
-    def __init__(self, tokenizer, answers):
-        self.tokenizer, self.answers, self.prompts = tokenizer, iter(answers), []
-
-    def new_batch(self, rows, *, drafts):
-        return self
-
-    def add(self, prompt, params, index):
-        self.prompts.append(list(prompt))
-        self.request = type("Request", (), {"prompt": list(prompt), "error": None})()
-        said = next(self.answers)
-        self.request.ids, self.request.tokens = said, [*prompt, *said, self.tokenizer.end_id]
-        return self.request
-
-    def step(self):
-        return [(self.request, Delta("", 1, "stop"))]
-
-
 @pytest.mark.parametrize(("call", "result"), [("37+48", "85"), ("1/0", "错误："), ("<|end|>", "错误：")])
 def test_a_call_is_answered_as_plain_text_that_is_not_learnt(bytes_tokenizer, call, result):
-    called = [*bytes_tokenizer.encode("算"), bytes_tokenizer.special("<|tool_call|>"), *bytes_tokenizer.encode(call)]
-    engine = Scripted(bytes_tokenizer, [called, bytes_tokenizer.encode("是85")])
+    call_id, end, encode = bytes_tokenizer.special("<|tool_call|>"), bytes_tokenizer.end_id, bytes_tokenizer.encode
+    engine = scripted(bytes_tokenizer, [*encode("算"), call_id, *encode(call), end, *encode("是85"), end])
+    batch = engine.new_batch(1, drafts=False)
+    engine.new_batch = lambda *_rows, **_drafts: batch
     (rollout,) = roll_out(engine, [([1, 2, 3], 0, 0)], SamplingParams(max_tokens=200))
     assert (rollout.text, rollout.finished, rollout.calls) == ("是85", True, 1)
     opens, *said, ends, turn = (i for i, own in zip(rollout.ids[3:], rollout.chosen[3:], strict=True) if not own)
     controls = [bytes_tokenizer.special(name) for name in ("<|tool_result|>", "<|end|>", "<|assistant|>", "<|user|>")]
     assert [opens, ends, turn] == controls[:3]
     assert (bytes_tokenizer.decode(said).startswith(result), {*said} & {*controls}) == (True, set())
-    assert rollout.ids[: len(engine.prompts[1])] == engine.prompts[1]
+    assert batch.decoder.held == [rollout.ids[:-1]]  # what the model read is what it learns from
 
 
 def test_calls_without_end_are_cut_off(bytes_tokenizer):
-    called = [bytes_tokenizer.special("<|tool_call|>"), *bytes_tokenizer.encode("1")]
-    (rollout,) = roll_out(Scripted(bytes_tokenizer, [called] * 20), [([1], 0, 0)], SamplingParams(max_tokens=300))
+    called = [bytes_tokenizer.special("<|tool_call|>"), *bytes_tokenizer.encode("1"), bytes_tokenizer.end_id]
+    (rollout,) = roll_out(scripted(bytes_tokenizer, called * 20), [([1], 0, 0)], SamplingParams(max_tokens=200))
     assert (rollout.calls, rollout.finished) == (8, False)
 
 
