@@ -35,6 +35,10 @@ class Delta:
     finish_reason: str | None = None
     choices: tuple[Choice, ...] = ()
 
+    def __add__(self, later: "Delta") -> "Delta":
+        choices = (*self.choices, *later.choices)
+        return Delta(self.text + later.text, later.n_tokens, later.finish_reason, choices)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from nanozhchat.batching import Delta
 from nanozhchat.server.scheduler import Job
 from nanozhchat.server.schemas import ApiError, to_json
 
@@ -28,12 +29,12 @@ class Answer:
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()),
                       "model": model, "system_fingerprint": None}  # fmt: skip
 
-    def whole(self, texts: Sequence[str], reasons: Sequence[str], logprobs: Sequence[list[Any]]) -> dict[str, Any]:
+    def whole(self, made: Sequence[Delta]) -> dict[str, Any]:
         """Return all answers as one object."""
         choices = [
-            {"index": i, "logprobs": self._logprobs(logprobs[i]), "finish_reason": reasons[i],
-             **({"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text})}
-            for i, text in enumerate(texts)
+            {"index": i, "logprobs": self._logprobs(d.choices), "finish_reason": d.finish_reason,
+             **({"text": d.text} if not self.chat else
+                {"message": {"role": "assistant", "content": d.text, "refusal": None}})} for i, d in enumerate(made)
         ]  # fmt: skip
         return {**self.envelope(choices, ""), **self.totals()}
 
@@ -77,20 +78,12 @@ class Answer:
 
 async def collect(answer: Answer) -> dict[str, Any]:
     """Read a job to its end and return the completion object."""
-    job, n = answer.job, answer.job.n
-    pieces: list[list[str]] = [[] for _ in range(n)]
-    logprobs: list[list[Any]] = [[] for _ in range(n)]
-    reasons: dict[int, str] = {}
-    while len(reasons) < n:
-        item = await job.next_delta()
-        if item is None:
-            continue
-        index, delta = item
-        pieces[index].append(delta.text)
-        logprobs[index] += delta.choices
-        if delta.finish_reason is not None:
-            reasons[index] = _checked(delta.finish_reason)
-    return answer.whole(["".join(p) for p in pieces], [reasons[i] for i in range(n)], logprobs)
+    made = [Delta("", 0)] * answer.job.n
+    while not all(delta.finish_reason for delta in made):
+        if (item := await answer.job.next_delta()) is not None:
+            _check(item[1].finish_reason)
+            made[item[0]] += item[1]
+    return answer.whole(made)
 
 
 class EventStream(Response):
@@ -146,8 +139,8 @@ class EventStream(Response):
                     yield _event(answer.chunk(index, {"content": delta.text}, None, delta.choices, **extra))
                 if delta.finish_reason is not None:
                     left -= 1
-                    reason = _checked(delta.finish_reason)
-                    yield _event(answer.chunk(index, {}, reason, timings=job.timings(), **extra))
+                    _check(delta.finish_reason)
+                    yield _event(answer.chunk(index, {}, delta.finish_reason, timings=job.timings(), **extra))
         except ApiError as error:
             yield _event(error.body())
             return
@@ -174,10 +167,9 @@ async def until_disconnect(receive: Receive, job: Job, work: Coroutine[Any, Any,
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-def _checked(reason: str) -> str:
-    if reason not in ("stop", "length"):  # "cancelled", though nobody left: the server is stopping
+def _check(reason: str | None) -> None:
+    if reason not in (None, "stop", "length"):  # "cancelled", though nobody left: the server is stopping
         raise ApiError(503, "the answer was cut off", code="cut_off")
-    return reason
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from nanozhchat.server import metrics, openapi, rich_text, runs, schemas
+from nanozhchat.server import metrics, rich_text, runs, schemas
 from nanozhchat.server.answers import Answer, EventStream, collect, until_disconnect
 from nanozhchat.server.guard import Guard, error_response
 from nanozhchat.server.library import Library, Loaded
@@ -24,6 +24,9 @@ from nanozhchat.server.schemas import ApiError, to_json
 PUBLIC_PATHS = ("/", "/runs", "/health", "/static/", "/favicon.ico")
 HTTP_ERRORS = {404: ("not_found", "there is nothing at this address"),
                405: ("method_not_allowed", "this address does not take that method")}  # fmt: skip
+BODIES = {"/v1/chat/completions": schemas.ChatBody, "/v1/completions": schemas.TextBody,
+          "/tokenize": schemas.TokenizeBody, "/detokenize": schemas.DetokenizeBody}  # fmt: skip
+STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def create_app(library: Library, settings: Settings = Settings()) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await _answer(request, library, settings, chat=False)
 
-    app.openapi = functools.partial(openapi.describe, app)  # type: ignore[method-assign]
+    app.openapi = functools.partial(_describe, app)  # type: ignore[method-assign]
     return app
 
 
@@ -206,3 +209,18 @@ async def _on_api_error(_request: Request, error: Any) -> Response:
 async def _on_http_error(_request: Request, error: Any) -> Response:
     code, message = HTTP_ERRORS.get(error.status_code, ("invalid_request", "the request is not valid"))
     return error_response(ApiError(error.status_code, message, code=code), dict(error.headers or {}))
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Describe all public routes: FastAPI's OpenAPI, with the bodies that `schemas` checks by itself."""
+    page = FastAPI.openapi(app)
+    shared = page.setdefault("components", {}).setdefault("schemas", {})
+    for path, kind in BODIES.items():
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        shared.update(schema.pop("$defs", {}))
+        body = {"required": True, "content": {"application/json": {"schema": schema}}}
+        page["paths"][path]["post"]["requestBody"] = body
+    for operation in (o for operations in page["paths"].values() for o in operations.values()):
+        operation["responses"].pop("422", None)
+        operation["responses"] |= {str(status): {"description": "an error object"} for status in STATUSES}
+    return page

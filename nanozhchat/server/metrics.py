@@ -18,11 +18,10 @@ def render(library: Library, statuses: Mapping[int, int]) -> str:
         lines += _family(f"{key}_total", "counter", ((f'model="{n}"', s.totals[key]) for n, s in models.items()))
     lines += _family("running", "gauge", ((f'model="{n}"', s.running) for n, s in models.items()))
     lines += _family("queued", "gauge", ((f'model="{n}"', s.queued) for n, s in models.items()))
-    for name, scheduler in models.items():
-        times = sorted(scheduler.first_token_s)
-        quantiles = [(q, times[min(len(times) - 1, int(q * len(times)))]) for q in (0.5, 0.9, 0.99)] if times else []
-        rows = ((f'model="{name}",quantile="{q}"', round(value, 6)) for q, value in quantiles)
-        lines += _family("first_token_seconds", "summary", rows)
+    times = {name: sorted(s.first_token_s) for name, s in models.items()}
+    quantiles = ((f'model="{name}",quantile="{q}"', round(some[int(q * len(some))], 6))
+                 for name, some in times.items() if some for q in (0.5, 0.9, 0.99))  # fmt: skip
+    lines += _family("first_token_seconds", "summary", quantiles)
     lines += ["# TYPE process_resident_memory_bytes gauge", f"process_resident_memory_bytes {resident_bytes()}"]
     return "\n".join(lines) + "\n"
 

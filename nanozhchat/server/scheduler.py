@@ -92,10 +92,9 @@ class Job:
         """Hand over an item; called in the event loop. Deltas that the reader has not taken yet become one."""
         last = self._items[-1] if self._items else None
         if isinstance(last, tuple) and isinstance(item, tuple) and last[0] == item[0] and not last[1].finish_reason:
-            old, new = self._items.pop()[1], item[1]  # type: ignore[index]
-            merged = Delta(old.text + new.text, new.n_tokens, new.finish_reason, (*old.choices, *new.choices))
-            item = item[0], merged
-        self._items.append(item)
+            self._items[-1] = item[0], last[1] + item[1]
+        else:
+            self._items.append(item)
         self._ready.set()
 
     def note(self, index: int, delta: Delta) -> int:

@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
-        library = self.config.app.state.library
+        library = self.config.app.state.library  # type: ignore[union-attr]
         library.drain()
         timer = asyncio.get_running_loop().call_later(GRACE_S, library.abort)
         await super().shutdown(sockets)
