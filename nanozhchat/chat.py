@@ -92,12 +92,7 @@ def load(
         ready = Engine(pack_file(config, saved.folder / "model.safetensors", int8=dtype == "int8"), tokenizer)
         log.info("engine: %s", ready.kind)
         return Chat(ready, tokenizer, **about)
-    import torch
-
-    from nanozhchat.compute import detect_device
-
-    where = torch.device(detect_device(device))
-    weights, kind = choose_engine(where, dtype, engine)
+    where, weights, kind = choose_engine(device, dtype, engine)
     why = " (n-gram counts or GPT-2's network, which native does not know)" if plain_only else ""
     log.info("engine: %s, %s%s", kind, str(weights).removeprefix("torch."), why)
     return Chat(Engine(saved.load_model(where, weights), tokenizer, kind=kind), tokenizer, **about)
@@ -111,35 +106,32 @@ def surely_native(device: str | None, dtype: str | None, engine: str) -> bool:
 
 
 def _load_exported(folder: Path, device: str | None, dtype: str | None, engine: str) -> Chat:
-    import torch
-
     from nanozhchat import export
-    from nanozhchat.compute import detect_device
 
-    where = torch.device(detect_device(device))
+    where, weights, kind = choose_engine(device, dtype, engine)
     model, tokenizer = export.load_folder(folder)
-    weights, kind = choose_engine(where, dtype, engine)
     model.dtype = weights
     return Chat(Engine(model.to(where), tokenizer, kind=kind), tokenizer, name=folder.name, source="sft", step=0)
 
 
-def choose_engine(device: torch.device, dtype: str | None, engine: str) -> tuple[torch.dtype, str]:
-    """Return the dtype of the loaded weights and the kind of `Engine`.
+def choose_engine(device: str | None, dtype: str | None, engine: str) -> tuple[torch.device, torch.dtype, str]:
+    """Return the device, the dtype of the loaded weights and the kind of `Engine`.
 
     Raises ValueError when what was asked for does not go together: nothing is replaced silently.
     """
     import torch
 
-    from nanozhchat.compute import detect_dtype
+    from nanozhchat.compute import detect_device, detect_dtype
 
+    where = torch.device(detect_device(device))
     if dtype == "int8":
-        if device.type != "cpu" or engine == "torch":
+        if where.type != "cpu" or engine == "torch":
             raise ValueError("--dtype=int8 runs in the native engine on a CPU; add --device-type=cpu --engine=auto")
-        return torch.float32, "native-int8"
-    weights, _ = detect_dtype(device, dtype, measure=False)
+        return where, torch.float32, "native-int8"
+    weights, _ = detect_dtype(where, dtype, measure=False)
     if engine == "auto":
-        engine = "native" if device.type == "cpu" and weights == torch.float32 else "torch"
-    return weights, engine
+        engine = "native" if where.type == "cpu" and weights == torch.float32 else "torch"
+    return where, weights, engine
 
 
 def load_tokenizer(saved: checkpoint.Saved) -> Tokenizer:
