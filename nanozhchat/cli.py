@@ -62,10 +62,10 @@ class ModelFlags:
     dtype: str = opt("auto", "float32, bfloat16, float16, or int8 for decoding", group="machine")
     engine: str = opt("auto", "native = for CPUs", group="machine", choices=("auto", "native", "torch"))
 
-    def where(self) -> dict[str, Any]:
-        """Return the options of `chat.load`."""
+    def where(self, **changes: Any) -> dict[str, Any]:
+        """Return the options of `chat.load`, some of them changed."""
         return {"tag": self.model_tag, "source": self.source, "step": self.step, "device": self.device_type,
-                "dtype": self.dtype, "engine": self.engine}  # fmt: skip
+                "dtype": self.dtype, "engine": self.engine, **changes}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = registry.benchmarks(names, args.max_items or None, **options) if "core" in kinds else []
     registry.guard(asked, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
-        model = chat.load(**{**args.where(), "device": comp.device.type})
+        model = chat.load(**args.where(device=comp.device.type))
         figures: dict[str, Any] = {"model": model.name, "source": model.source, "step": model.step}
         if "bpb" in kinds:
             store = prepare(sources.resolve_specs(args.data), model.tokenizer, comp, text_field=args.text_field)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = registry.resolve(",".join(args.tasks), args.num_questions or None, folder=args.task_data)
     registry.guard(tasks, args.unsafe_sandbox)
     with compute.start(args.device_type, "float32" if args.dtype == "int8" else args.dtype) as comp:
-        model = chat.load(**{**args.where(), "device": comp.device.type})
+        model = chat.load(**args.where(device=comp.device.type))
         if comp.is_main and args.model_tag is None:
             print(f"the latest model: {model.name}, {model.source}, step {model.step}", flush=True)
         figures = evaluate(model, tasks, comp, args)

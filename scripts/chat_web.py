@@ -55,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from nanozhchat.server.guard import is_loopback
         from nanozhchat.server.library import Library, list_checkpoints
 
-        where = args.where()
-        chat = load(**where)
+        chat = load(**args.where())
         library = Library(chat, lambda: list_checkpoints(chat),
-                          lambda i: load(**{**where, "tag": i.tag, "source": i.source, "step": i.step}))  # fmt: skip
+                          lambda i: load(**args.where(tag=i.tag, source=i.source, step=i.step)))  # fmt: skip
         say = sys.stdout.write
         say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(library.listed) - 1} more to choose from\n")
         if key is not None:
