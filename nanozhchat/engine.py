@@ -80,12 +80,10 @@ class Engine:
             with self._lock:
                 batch.remove(request)
 
-    def tokens(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, cancel: threading.Event | None = None
-    ) -> Iterator[int]:
+    def tokens(self, prompt_ids: Sequence[int], params: SamplingParams) -> Iterator[int]:
         """Yield the ids of one answer, the ending control token excluded."""
         said = 0
-        for request in self._steps(prompt_ids, params, cancel):
+        for request in self._steps(prompt_ids, params, None):
             yield from request.ids[said:]
             said = len(request.ids)
 

@@ -47,20 +47,20 @@ class Result:
     stderr: str
 
 
-def run_python(code: str, *, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> Result:
+def run_python(code: str, *, timeout_s: float) -> Result:
     """Run code as `__main__` with the standard library alone, no input, at the highest level this machine has."""
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
-        return _run(code, folder, timeout_s, memory_bytes, _jail())
+        return _run(code, folder, timeout_s, _jail())
 
 
 def _readable() -> list[str]:
     return [str(Path(sandbox_child.__file__)), sys.base_prefix, sys.prefix, *SYSTEM]
 
 
-def _run(code: str, folder: str, timeout_s: float, memory_bytes: int, jail: tuple[str, ...]) -> Result:
+def _run(code: str, folder: str, timeout_s: float, jail: tuple[str, ...]) -> Result:
     ended, out_of_memory = random.SystemRandom().sample(range(64, 120), 2)  # nothing the code exits with by chance
     python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", sandbox_child.__file__]
-    numbers = [memory_bytes, max(1, round(timeout_s + 1)), ended, out_of_memory]
+    numbers = [MEMORY_BYTES, max(1, round(timeout_s + 1)), ended, out_of_memory]
     inside = ("--bind", folder, folder, "--chdir", folder) if jail else ()
     with tempfile.TemporaryFile() as source:
         source.write(code.encode("utf-8", "surrogatepass"))
@@ -125,7 +125,7 @@ def _jail() -> tuple[str, ...]:
     jail = (program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *binds,
             "--dev", "/dev", "--size", str(JAIL_BYTES), "--tmpfs", "/tmp")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
-        works = _run("", folder, 10.0, MEMORY_BYTES, jail).status == "ok"
+        works = _run("", folder, 10.0, jail).status == "ok"
     return jail if works else ()
 
 
