@@ -123,14 +123,12 @@ class Request:
         if choice.logprob is not None:
             self._choices.append(choice)
         self._held += self._decoder.push(choice.token)
-        found = first_stop(self._held, self.params.stop)
-        if found is not None:
-            self._held, self.finish_reason = self._held[:found], "stop"
-        elif len(self.ids) >= self.room:
+        if len(self.ids) >= self.room or first_stop(self._held, self.params.stop) is not None:
             self._end("length")
         return choice.token if self.finish_reason is None else None
 
     def _end(self, reason: str) -> None:
+        """End for this reason, or by a stop string if there is one."""
         self._held += self._decoder.flush()
         found = first_stop(self._held, self.params.stop)
         self.finish_reason = reason if found is None else "stop"
@@ -299,7 +297,5 @@ def first_stop(text: str, stops: tuple[str, ...]) -> int | None:
 def held_back(text: str, stops: tuple[str, ...]) -> int:
     """Length of the longest end of `text` that could still grow into a stop string."""
     longest = max((len(s) for s in stops), default=0)
-    for size in range(min(longest - 1, len(text)), 0, -1):
-        if any(s.startswith(text[-size:]) for s in stops):
-            return size
-    return 0
+    sizes = range(min(longest - 1, len(text)), 0, -1)
+    return next((size for size in sizes if any(s.startswith(text[-size:]) for s in stops)), 0)

@@ -156,17 +156,14 @@ def answers(m: Model) -> list[str]:
 
 def held_out_answers(m: Model) -> list[str]:
     """Held-out questions of real conversations, answered before and after fine-tuning, the closest answers first."""
-    rows = [r for s in m.stages for r in files.read_jsonl(s.folder / "samples.jsonl") if "expected" in r]
-    asked: dict[tuple[str, str], dict[str, str]] = {(r["prompt"], r["expected"]): {} for r in rows}
-    for r in rows:  # in order of steps
-        asked[r["prompt"], r["expected"]].setdefault("before", r["text"])
-        asked[r["prompt"], r["expected"]]["after"] = r["text"]
+    asked: dict[tuple[str, str], dict[str, str]] = {}
+    for r in (r for s in m.stages for r in files.read_jsonl(s.folder / "samples.jsonl") if "expected" in r):
+        asked.setdefault((r["prompt"], r["expected"]), {"before": r["text"]})["after"] = r["text"]  # in order of steps
     cards = []
     for (prompt, expected), given in asked.items():
         shared = sum((Counter(expected) & Counter(given["after"])).values())
         score = 2 * shared / max(1, len(expected) + len(given["after"]))
-        lines = [("expected", expected), *given.items()]
-        cards.append((score, table((f"{score:.0%}", prompt), lines)))
+        cards.append((score, table((f"{score:.0%}", prompt), [("expected", expected), *given.items()])))
     note = "*All of them, good and bad; the figure is how many characters an answer shares with the expected one (F1).*"
     return ["## Held-out conversations", note, *(c for _, c in sorted(cards, reverse=True))] if cards else []
 

@@ -29,7 +29,7 @@ from nanozhchat.builtin import is_refusal
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.sampling import SamplingParams
-from nanozhchat.task_eval import Answer, run_task, summarize
+from nanozhchat.task_eval import run_task, summarize
 from nanozhchat.text_quality import quality
 from tasks import registry
 
@@ -75,7 +75,9 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
             s = scores[task.name]
             print(f"{task.name:<24} {s['score']:6.1%}  [{s['low']:.1%}, {s['high']:.1%}]  chance {s['chance']:.1%}  "
                   f"n={s['n']}", flush=True)  # fmt: skip
-            show(answers[: args.show])
+            for a in answers[: args.show]:
+                mark = "ok" if a.correct else "NO"
+                print(f"  [{mark}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}")
         if task.name == STORIES:
             as_people_get_them = SamplingParams(max_tokens=args.max_tokens, seed=0)
             stories = quality([a.given for a in run_task(model, task, comp, as_people_get_them)])
@@ -92,13 +94,6 @@ def evaluate(model: chat.Chat, tasks: Sequence[Any], comp: Compute, args: ChatEv
         print("sampled stories: " + ", ".join(f"{name} {value:.1%}" for name, value in stories.items()))
     return {"overall": overall, "tasks": scores, "refusal": {"unknowable": rate[False], "knowable": rate[True]},
             "stories": stories, "step": model.step, "examples": examples}  # fmt: skip
-
-
-def show(answers: list[Answer]) -> None:
-    """Print questions with expected and given answers."""
-    for a in answers:
-        mark = "ok" if a.correct else "NO"
-        print(f"  [{mark}] {a.question}\n       expected: {a.expected}\n       given:    {a.given}")
 
 
 if __name__ == "__main__":

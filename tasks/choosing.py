@@ -76,9 +76,8 @@ def ocnli(row: Any) -> Iterator[Item]:
 def eprstmt(row: Any) -> Iterator[Item]:
     """Reviews of goods."""
     ask = f"评论：{row['sentence']}\n这位顾客满意还是失望？"
-    yield Item(
-        ask, ("满意", "失望"), ["Positive", "Negative"].index(row["label"]), fill=(f"{row['sentence']} 我很", "。")
-    )
+    gold = ["Positive", "Negative"].index(row["label"])
+    yield Item(ask, ("满意", "失望"), gold, fill=(f"{row['sentence']} 我很", "。"))
 
 
 def tnews(row: Any) -> Iterator[Item]:

@@ -43,9 +43,8 @@ def expand(names: str) -> list[str]:
 def benchmarks(names: str, n: int | None = None, **options: Any) -> list[Benchmark]:
     """Load benchmarks. n: questions each, None = all. options: of `Benchmark`; folder may be a string."""
     if (folder := options.get("folder")) and not Path(folder).is_dir():
-        raise ValueError(
-            f"--task-data={folder} is not a folder; `python -m scripts.chat_eval --list` says what it holds"
-        )
+        remedy = "`python -m scripts.chat_eval --list` says what it holds"
+        raise ValueError(f"--task-data={folder} is not a folder; {remedy}")
     if own := [name for name in expand(names) if name in OWN]:
         raise ValueError(f"{own[0]} is for chat models: ask it with `python -m scripts.chat_eval`")
     options["folder"] = Path(folder) if folder else None

@@ -48,7 +48,7 @@ class Answer:
 
     def totals(self) -> dict[str, Any]:
         """Count the tokens, and tell the times."""
-        prompt, made = len(self.job.prompt_ids), self.job.completion_tokens
+        prompt, made = len(self.job.prompt_ids), sum(self.job.n_tokens)
         usage = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
         return {"usage": usage, "timings": self.job.timings()}
 

@@ -57,15 +57,12 @@ def render_blocks(text: str) -> list[dict[str, Any]]:
     blocks = []
     for here, after in zip(starts, [*starts[1:], len(tokens)]):
         area = tokens[after].map if after < len(tokens) else None
-        page = _markdown.renderer.render(tokens[here:after], _markdown.options, {})
-        blocks.append({"html": _clean(page), "end": min(lines[area[0]], total) if area else total})
+        page = ALIGNED.sub(r'class="\1"', _markdown.renderer.render(tokens[here:after], _markdown.options, {}))
+        safe = nh3.clean(page, tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES,
+                         link_rel="noopener noreferrer nofollow", set_tag_attribute_values={"a": {"target": "_blank"}},
+                         generic_attribute_prefixes=set(), attribute_filter=_checked)  # fmt: skip
+        blocks.append({"html": safe, "end": min(lines[area[0]], total) if area else total})
     return blocks
-
-
-def _clean(page: str) -> str:
-    return nh3.clean(ALIGNED.sub(r'class="\1"', page), tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES,
-                     link_rel="noopener noreferrer nofollow", set_tag_attribute_values={"a": {"target": "_blank"}},
-                     generic_attribute_prefixes=set(), attribute_filter=_checked)  # fmt: skip
 
 
 def _checked(_tag: str, name: str, value: str) -> str | None:

@@ -51,18 +51,13 @@ class Job:
         self._items: collections.deque[tuple[int, Delta] | ApiError] = collections.deque()
         self._ready = asyncio.Event()
 
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of all answers so far."""
-        return sum(self.n_tokens)
-
     def timings(self) -> dict[str, float | None]:
         """Return queue_ms, ttft_ms (arrival to first token) and tokens_per_s (after the first token)."""
         if self.first is None or self.started is None:
             return {"queue_ms": None, "ttft_ms": None, "tokens_per_s": None}
-        elapsed_s, n = self.last - self.first, self.completion_tokens - self._n_first
+        elapsed_s, n = self.last - self.first, sum(self.n_tokens) - self._n_first
         if n < 1 or elapsed_s <= 0:
-            elapsed_s, n = self.last - self.started, self.completion_tokens
+            elapsed_s, n = self.last - self.started, sum(self.n_tokens)
         return {"queue_ms": round((self.started - self.submitted) * 1000, 1),
                 "ttft_ms": round((self.first - self.submitted) * 1000, 1),
                 "tokens_per_s": round(n / elapsed_s, 2) if elapsed_s > 0 else None}  # fmt: skip
