@@ -66,11 +66,9 @@ class GenIdentityArgs:
 def questions() -> list[tuple[str, str]]:
     """Every phrasing: (aspect, question with places for names)."""
     cores = [(aspect, core) for aspect, some in ASKED.items() for core in some.split("|")]
-    return [
-        (aspect, f"{hello}{core}{end}")
-        for (aspect, core), hello, end in product(cores, HELLO.split("|"), ENDS)
-        if len(end) < 2 or not core.endswith(PARTICLES)
-    ]
+    every = product(cores, HELLO.split("|"), ENDS)
+    return [(aspect, f"{hello}{core}{end}") for (aspect, core), hello, end in every
+            if len(end) < 2 or not core.endswith(PARTICLES)]  # fmt: skip
 
 
 def conversations(name: str, maker: str, count: int, seed: int) -> list[list[dict[str, str]]]:

@@ -12,9 +12,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from nanozhchat.server.app import Settings
+from nanozhchat.server.app import STATIC, Settings
 from nanozhchat.server.library import Listed
-from nanozhchat.server.pages import STATIC
 from nanozhchat.server.scheduler import Limits
 from tests.conftest import ROOT, pack, write_jsonl
 from tests.fakes import STORY, FakeChat, FakeEngine, LiveServer, until
@@ -36,13 +35,10 @@ ANSWER, META, BANNER, CHATS = f"{LAST} >> .answer", f"{LAST} >> .meta", "#banner
 BEGUN = re.compile("^从前有一只")
 
 
-def base_chat(_item):
-    return FakeChat(FakeEngine("接着写的话。"), name="d4:base:900", source="base")
-
-
 @pytest.fixture(scope="module")
 def live():
-    with LiveServer(FakeChat(), listed=LISTED, load=base_chat) as server:
+    base = FakeChat(FakeEngine("接着写的话。"), name="d4:base:900", source="base")
+    with LiveServer(FakeChat(), listed=LISTED, load=lambda _item: base) as server:
         yield server
 
 

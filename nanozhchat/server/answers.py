@@ -21,11 +21,9 @@ PLACE_S = 0.5  # between looks at the place in line
 class Answer:
     """What every object of one answer shares, and the form of chat completions or of the older text completions."""
 
-    def __init__(
-        self, job: Job, model: str, *, chat: bool, top_logprobs: int | None, piece: Callable[[list[int]], bytes]
-    ):
-        """piece: bytes of token ids. top_logprobs: None = send no logprobs."""
-        self.job, self.chat, self.top, self._piece = job, chat, top_logprobs, piece
+    def __init__(self, job: Job, model: str, *, chat: bool, piece: Callable[[list[int]], bytes]) -> None:
+        """piece: bytes of token ids."""
+        self.job, self.chat, self.top, self._piece = job, chat, job.params.logprobs, piece
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()),
                       "model": model, "system_fingerprint": None}  # fmt: skip
 

@@ -5,8 +5,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,11 +19,13 @@ from nanozhchat.server import metrics, rich_text, runs, schemas
 from nanozhchat.server.answers import Answer, EventStream, collect, until_disconnect
 from nanozhchat.server.guard import Guard, error_response
 from nanozhchat.server.library import Library, Loaded
-from nanozhchat.server.pages import add_pages
 from nanozhchat.server.scheduler import Limits
 from nanozhchat.server.schemas import ApiError, to_json
 
 PUBLIC_PATHS = ("/", "/runs", "/health", "/static/", "/favicon.ico")
+STATIC = Path(__file__).parent / "static"
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGES = {"/": "index.html", "/runs": "runs.html", "/favicon.ico": "icon.svg"}
 HTTP_ERRORS = {404: ("not_found", "there is nothing at this address"),
                405: ("method_not_allowed", "this address does not take that method")}  # fmt: skip
 BODIES = {"/v1/chat/completions": schemas.ChatBody, "/v1/completions": schemas.TextBody,
@@ -58,7 +62,7 @@ def create_app(library: Library, settings: Settings = Settings()) -> FastAPI:
     app.add_middleware(Guard, public=PUBLIC_PATHS, statuses=statuses, **guard)  # type: ignore[arg-type]
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    add_pages(app)
+    _add_pages(app)
     _add_state(app, library, statuses, born)
     _add_text(app, library, settings)
 
@@ -80,6 +84,25 @@ def create_app(library: Library, settings: Settings = Settings()) -> FastAPI:
 
     app.openapi = functools.partial(_describe, app)  # type: ignore[method-assign]
     return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    """The files of `static/`: read once at start, found by name in a table, never by joining a path."""
+    files = {p.name: (p.read_bytes(), MEDIA_TYPES[p.suffix]) for p in STATIC.iterdir() if p.suffix in MEDIA_TYPES}
+    etags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, (content, _) in files.items()}
+
+    async def page(request: Request) -> Response:
+        name = PAGES.get(request.url.path) or request.path_params["name"]
+        if name not in files:
+            raise HTTPException(404)
+        headers = {"Cache-Control": "no-cache", "ETag": etags[name]}
+        if request.headers.get("if-none-match") == etags[name]:
+            return Response(status_code=304, headers=headers)
+        content, kind = files[name]
+        return Response(content, headers=headers, media_type=kind)
+
+    for path in (*PAGES, "/static/{name}"):
+        app.add_api_route(path, page, include_in_schema=False)
 
 
 def _add_state(app: FastAPI, library: Library, statuses: collections.Counter[int], born: float) -> None:
@@ -136,24 +159,23 @@ def _add_text(app: FastAPI, library: Library, settings: Settings) -> None:
 
 async def _answer(request: Request, library: Library, settings: Settings, *, chat: bool) -> Response:
     """Check a request, put it in line, and return the response that reads it."""
-    body = await _read_json(request, settings)
-    wanted = schemas.parse_request(body, chat=chat)
-    async with library.use(wanted.model) as model:
-        prompt_ids = await _prompt_ids(wanted.prompt, model)
-        _check_ids([*wanted.sampling.logit_bias], model, "logit_bias")
+    asked, prompt, sampling = schemas.parse_request(await _read_json(request, settings), chat=chat)
+    async with library.use(asked.model) as model:
+        prompt_ids = await _prompt_ids(prompt, model)
+        _check_ids([*sampling.logit_bias], model, "logit_bias")
         room = model.chat.engine.context - len(prompt_ids)
         if room < 1:
             size = f"{len(prompt_ids)} tokens; this model reads {model.chat.engine.context} at most, answer included"
             where = "messages" if chat else "prompt"
             raise ApiError(400, f"the conversation has {size}", code="context_length_exceeded", param=where)
-        sampling = dataclasses.replace(wanted.sampling, max_tokens=min(wanted.sampling.max_tokens, room))
-        job = model.scheduler.submit(prompt_ids, sampling, wanted.n)
+        sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        job = model.scheduler.submit(prompt_ids, sampling, asked.n)
     piece = functools.partial(model.chat.tokenizer.decode_bytes, show_special=True)
-    name = library.find(wanted.model).name
-    answer = Answer(job, name, chat=chat, top_logprobs=wanted.top_logprobs, piece=piece)
-    if wanted.stream:
+    answer = Answer(job, library.find(asked.model).name, chat=chat, piece=piece)
+    if asked.stream:
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
         bounds = {"ping_s": settings.ping_s, "stalled_s": settings.limits.stalled_reader_s}
-        return EventStream(answer, include_usage=wanted.include_usage, place=model.scheduler.place, **bounds)
+        return EventStream(answer, include_usage=usage, place=model.scheduler.place, **bounds)
     whole = await until_disconnect(request.receive, job, collect(answer))
     return _json(whole) if whole is not None else Response(status_code=499)  # nobody is there to read it
 

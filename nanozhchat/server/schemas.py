@@ -1,11 +1,10 @@
-"""The wire format: bytes of a request -> Request. Pure: no network, no engine; `answers` is the way back.
+"""The wire format: bytes of a request -> what it asks. Pure: no network, no engine; `answers` is the way back.
 
 Unknown fields are ignored. Known fields this server has no use for are refused when set (`REFUSED`), never dropped
 silently. Messages name the field and the rule; they never repeat what the client sent.
 """
 
 import json
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -137,22 +136,6 @@ KINDS = (Part, Turn, StreamOptions, ChatBody, TextBody, TokenizeBody, Detokenize
 FIELDS = {name for kind in KINDS for name in kind.model_fields}  # the other parts of an error's place are types
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One checked request. prompt: a conversation, text to continue, or ids. top_logprobs: None = no logprobs.
-
-    `max_tokens` of `sampling` is still to be clamped to the room the prompt leaves.
-    """
-
-    prompt: Conversation | str | list[int]
-    model: str | None
-    sampling: SamplingParams
-    n: int
-    top_logprobs: int | None
-    stream: bool
-    include_usage: bool
-
-
 def _bad(param: str | None, message: str, code: str = "invalid_value") -> NoReturn:
     raise ApiError(400, message, code=code, param=param)
 
@@ -193,8 +176,12 @@ def read(body: bytes, kind: type[AnyBody]) -> AnyBody:
         _bad(where or None, f"{where}: {deepest['msg']}", "unsupported_content" if is_part else "invalid_value")
 
 
-def parse_request(body: bytes, *, chat: bool) -> Request:
-    """Check a chat completion request, or one to continue text; raises ApiError 400."""
+def parse_request(body: bytes, *, chat: bool) -> tuple[Completion, Conversation | str | list[int], SamplingParams]:
+    """Check a chat completion request, or one to continue text; raises ApiError 400.
+
+    Returns what was asked, the prompt (a conversation, text to continue, or ids) and how to sample; `max_tokens` is
+    still to be clamped to the room the prompt leaves.
+    """
     asked: Any = read(body, ChatBody if chat else TextBody)
     if asked.stream_options is not None and not asked.stream:
         _bad("stream_options", "stream_options is only allowed when stream is true")
@@ -214,9 +201,7 @@ def parse_request(body: bytes, *, chat: bool) -> Request:
         seed=None if asked.seed is None else asked.seed % SEED_LIMIT, logprobs=top,
         logit_bias={int(token): bias for token, bias in asked.logit_bias.items()},
     )  # fmt: skip
-    usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return Request(prompt=prompt, model=asked.model, sampling=sampling, n=asked.n, top_logprobs=top,
-                   stream=asked.stream, include_usage=usage)  # fmt: skip
+    return asked, prompt, sampling
 
 
 def _conversation(turns: list[Turn]) -> Conversation:
