@@ -109,11 +109,8 @@ class Knowing(Decoder):
             self.held[p.slot] += p.ids
             rows = np.zeros((p.wanted, self.tokenizer.vocab_size), np.float32)
             for k, row in enumerate(rows, start=len(self.held[p.slot]) - p.wanted + 1):
-                said = self.held[p.slot][len(self.held[0]) : k]
-                nexts = [
-                    r[len(said)] for r in self.texts[tuple(self.held[0])] if r[: len(said)] == said and r[len(said) :]
-                ]
-                row[nexts] = 60
+                said, right = self.held[p.slot][len(self.held[0]) : k], self.texts[tuple(self.held[0])]
+                row[[r[len(said)] for r in right if r[: len(said)] == said and len(r) > len(said)]] = 60
             out.append(rows)
         return out
 
@@ -166,9 +163,7 @@ def test_likelihoods_are_those_of_the_model_whatever_was_asked_before():
 
 
 def test_what_does_not_fit_loses_examples_then_its_beginning_and_is_counted(tmp_path):
-    write(tmp_path, "c3")
-    task = make("c3", tmp_path)
-    chat = real_chat(sequence_len=40)
+    task, chat = make("c3", write(tmp_path, "c3")), real_chat(sequence_len=40)
     tokenizer = chat.tokenizer
     ids, cut = fit(chat, task, 0, 36)
     assert (len(ids), ids[0], cut) == (36, tokenizer.bos_id, True)

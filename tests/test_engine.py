@@ -13,7 +13,8 @@ from nanozhchat.gpt import GPT
 from nanozhchat.kv_cache import CacheRows, KVCache
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.torch_decoder import TorchDecoder
-from tests.conftest import make_config, make_model, refused
+from tests.conftest import make_config, refused
+from tests.fakes import real_chat
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
 SHAPES = {
@@ -28,9 +29,8 @@ def engine(bytes_tokenizer):
     return random_engine(bytes_tokenizer)
 
 
-def random_engine(tokenizer, seed=3, **changes):
-    config = make_config(**{"vocab_size": tokenizer.vocab_size, "sequence_len": 48, **changes})
-    return Engine(make_model(config, seed=seed, perturb=True).eval(), tokenizer)
+def random_engine(tokenizer, **changes):
+    return real_chat(tokenizer, "torch", **{"sequence_len": 48, **changes}).engine
 
 
 def prompt(length, seed=0):
