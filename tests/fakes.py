@@ -10,7 +10,7 @@ from nanozhchat.batching import Delta, first_stop
 from nanozhchat.chat import Chat
 from nanozhchat.conversation import Message, make_conversation
 from nanozhchat.engine import Engine
-from nanozhchat.sampling import Choice, SamplingParams
+from nanozhchat.sampling import Choice
 from nanozhchat.server.app import Settings, create_app
 from nanozhchat.server.library import Library
 from nanozhchat.server.serve import DeadlineProtocol, bind
@@ -105,12 +105,11 @@ class FakeEngine:
             self.active -= 1
 
 
-class FakeChat:
-    """Fakes `Chat`: a token per character of the prompt plus one per turn."""
+class FakeChat(Chat):
+    """A token per character of the prompt plus one per turn."""
 
     def __init__(self, engine=None, *, name="d4", source="sft"):
-        self.engine, self.tokenizer = engine or FakeEngine(), FakeTokenizer()
-        self.name, self.source, self.step = name, source, 1200
+        super().__init__(engine or FakeEngine(), FakeTokenizer(), name=name, source=source, step=1200)
         self.prompts = []
 
     def prompt_ids(self, prompt):
@@ -118,12 +117,6 @@ class FakeChat:
         if isinstance(prompt, str):
             return [0, *map(ord, prompt)]
         return [i for m in make_conversation(prompt) for i in (0, *map(ord, m.content))]
-
-    def stream(self, prompt, *, cancel=None, **sampling):
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and self.source != "base" else prompt
-        for delta in self.engine.stream(self.prompt_ids(asked), SamplingParams(**sampling), cancel=cancel):
-            if delta.text:
-                yield delta.text
 
 
 class LiveServer:

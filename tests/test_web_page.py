@@ -258,12 +258,8 @@ def test_export_and_import_lose_nothing_and_refuse_what_is_not_ours(page, tmp_pa
     data = json.loads(page.downloaded("#export-all"))
     page.click("#delete-all", "#confirm-yes")
     odd = [{"nodes": {"1": {"id": "1", "parent": None, "role": "system", "text": "x"}}}]
-    changes = [
-        ({"version": 2}, "不同版本"),
-        *((c, "不是本页面") for c in ({"format": "x"}, {"chats": odd})),
-        ({}, "已导入 1 个"),
-    ]
-    for change, message in changes:
+    for change, message in (({"version": 2}, "不同版本"), ({"format": "x"}, "不是本页面"),
+                            ({"chats": odd}, "不是本页面"), ({}, "已导入 1 个")):  # fmt: skip
         page.set_input_files("#import-file", pack(tmp_path / "chats.json", json.dumps({**data, **change})))
         page.see({BANNER: re.compile(message)})
     page.click(f"{CHATS} .open").see({".bubble": "<b>一</b>", ".variant:visible": "2/2", ANSWER: STORY})

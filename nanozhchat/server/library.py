@@ -43,11 +43,6 @@ class Loaded:
         self.chat, self.used, self.pins = chat, time.monotonic(), 0
         self.scheduler = Scheduler(lambda: new_batch(chat, limits.running), limits)
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing would be lost by unloading it."""
-        return not (self.pins or self.scheduler.running or self.scheduler.queued)
-
 
 def new_batch(chat: Chat, rows: int) -> Batch:
     """Make the batch that a model's requests join, so many at once."""
@@ -131,7 +126,8 @@ class Library:
         if self.draining or self._load is None:
             raise ApiError(503, "the server is stopping", code="server_stopping", retry_after_s=5)
         if len(self.loaded) >= KEEP:
-            idle = [n for n, model in self.loaded.items() if n != self.default and model.idle]
+            idle = [n for n, model in self.loaded.items() if n != self.default
+                    and not (model.pins or model.scheduler.running or model.scheduler.queued)]  # fmt: skip
             if not idle:
                 raise ApiError(503, "the other models are busy", code="models_busy", retry_after_s=5)
             oldest = self.loaded.pop(min(idle, key=lambda n: self.loaded[n].used))

@@ -136,6 +136,5 @@ def _block_math(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 _markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
 _markdown.inline.ruler.before("escape", "math_inline", _inline_math)
 _markdown.block.ruler.before("fence", "math_block", _block_math, {"alt": ["paragraph", "blockquote", "list"]})
-_markdown.renderer.rules.update(  # type: ignore[attr-defined]
-    {"fence": _code, "code_block": _code, "image": _image, "math_inline": _math, "math_block": _math}
-)
+_rules = {"fence": _code, "code_block": _code, "image": _image, "math_inline": _math, "math_block": _math}
+_markdown.renderer.rules.update(_rules)  # type: ignore[attr-defined]

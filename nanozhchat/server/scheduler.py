@@ -37,9 +37,9 @@ class Limits:
 class Job:
     """One request for n answers to one prompt. Made by `Scheduler.submit`, read by one coroutine."""
 
-    def __init__(self, prompt_ids: Sequence[int], params: SamplingParams, n: int, loop: asyncio.AbstractEventLoop):
-        """loop: the event loop that reads."""
-        self.prompt_ids, self.params, self.n, self.loop = prompt_ids, params, n, loop
+    def __init__(self, prompt_ids: Sequence[int], params: SamplingParams, n: int) -> None:
+        """Call from the event loop that will read it."""
+        self.prompt_ids, self.params, self.n, self.loop = prompt_ids, params, n, asyncio.get_running_loop()
         self.cancel = threading.Event()
         self.n_tokens = [0] * n
         self.unfinished = set(range(n))
@@ -142,8 +142,7 @@ class Scheduler:
 
         Raises ApiError 429 when the line is full, 503 while stopping.
         """
-        loop = asyncio.get_running_loop()
-        job = Job(prompt_ids, params, n, loop)
+        job = Job(prompt_ids, params, n)
         with self._changed:
             if self._draining:
                 raise ApiError(503, "the server is stopping", code="server_stopping", retry_after_s=5)
@@ -155,7 +154,7 @@ class Scheduler:
             self._waiting.extend((job, i) for i in range(n))
             self.totals.update(jobs=1, prompt_tokens=len(prompt_ids))
             self._changed.notify()
-        loop.call_later(self.limits.queue_wait_s, self._expire, job)
+        job.loop.call_later(self.limits.queue_wait_s, self._expire, job)
         return job
 
     def _expire(self, job: Job) -> None:
