@@ -28,7 +28,7 @@ from nanozhchat.errors import DivergedError
 from nanozhchat.gpt import GPT
 from nanozhchat.log import Metrics
 from nanozhchat.objectives import chosen_logprobs
-from nanozhchat.packing import digest, shuffled
+from nanozhchat.packing import shuffled
 from nanozhchat.plan import Hook, TrainState
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
@@ -134,10 +134,6 @@ class Problems:
                         len(every) - len(self.items), len(every), room)  # fmt: skip
         if not self.items:
             raise ValueError(f"none of {len(every)} problems fits {room} tokens; choose other --tasks")
-
-    def digest(self) -> str:
-        """Short hash of the questions."""
-        return digest(ids for _, _, ids in self.items)
 
     def judge(self, numbers: Sequence[int], rollouts: Sequence[Rollout]) -> None:
         """Set the rewards: what the task gives a finished answer, 0 to 1, and 0 for others."""

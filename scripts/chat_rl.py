@@ -44,6 +44,7 @@ from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import policy_gradient
 from nanozhchat.optim import Optimizer, param_groups
+from nanozhchat.packing import digest
 from nanozhchat.recipe import Recipe, fine_tuning
 from nanozhchat.rollout import Problems, RolloutSource, Settings, evaluation, reward_hook
 from nanozhchat.run import for_world, open_run
@@ -73,12 +74,13 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
         registry.guard(found, args.unsafe_sandbox)
         problems[split] = Problems(found, tokenizer, base.sequence_len - args.max_tokens)
     log.info("%d problems to learn from, %d held out", *(len(p.items) for p in problems.values()))
-    identity = {"start_weights": start.weights_sha256(), "problems_hash": problems["train"].digest(),
+    prompts = [ids for _, _, ids in problems["train"].items]
+    identity = {"start_weights": start.weights_sha256(), "problems_hash": digest(prompts),
                 "tokenizer": start.manifest["identity"]["tokenizer"], "tokenizer_hash": tokenizer.hash}  # fmt: skip
     with open_run("rl", tag, identity, comp, flags=args) as run:
         if run.state.finished:
             return
-        recipe = run.recipe(lambda: rl_recipe(base, args, comp, max(len(item[2]) for item in problems["train"].items)))
+        recipe = run.recipe(lambda: rl_recipe(base, args, comp, max(map(len, prompts))))
         model = start.load_model(comp.device, comp.dtype, ngrams=False)
         reference = start.load_model(comp.device, comp.dtype, ngrams=False) if args.kl else None
         optimizer = Optimizer(param_groups(model, recipe), comp)

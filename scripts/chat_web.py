@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,15 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         chat = load(**args.where())
         library = Library(chat, lambda: list_checkpoints(chat),
                           lambda i: load(**args.where(tag=i.tag, source=i.source, step=i.step)))  # fmt: skip
-        say = sys.stdout.write
-        say(f"model {chat.name}, {chat.source}, step {chat.step}; {len(library.listed) - 1} more to choose from\n")
+        print(f"model {chat.name}, {chat.source}, step {chat.step}; {len(library.listed) - 1} more to choose from")
         if key is not None:
-            say("API key: " + (key if args.generate_key else "as given") + "\n")
-            say("traffic is plain HTTP: use it on a network you trust, or behind a TLS proxy\n")
+            print("API key:", key if args.generate_key else "as given")
+            print("traffic is plain HTTP: use it on a network you trust, or behind a TLS proxy")
         anywhere, port = args.host in WILDCARDS, listener.getsockname()[1]
         shown = "localhost" if anywhere else f"[{args.host}]" if ":" in args.host else args.host
-        say(f"open http://{shown}:{port} in a browser; Ctrl-C stops\n")
-        sys.stdout.flush()
+        print(f"open http://{shown}:{port} in a browser; Ctrl-C stops", flush=True)
         hosts = args.allowed_hosts if anywhere else (*args.allowed_hosts, args.host)
         settings = Settings(api_key=key, hosts=hosts, any_address=not is_loopback(args.host))
         serve(create_app(library, settings), listener)
