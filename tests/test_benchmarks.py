@@ -116,7 +116,6 @@ class Knowing(Decoder):
 
 
 def make(name, folder, **options):
-    """Load a benchmark."""
     return Benchmark(name, registry.SPECS[name], folder=folder, **options)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,16 +24,8 @@ def talk(monkeypatch, capsys):
     """Return a function that types lines (an exception is raised instead of typed) and gives back what was printed."""
 
     def run(lines, *flags):
-        typed = iter([*lines, EOFError])
-
-        def read(prompt=""):
-            print(prompt, end="")
-            line = next(typed)
-            if isinstance(line, str):
-                return line
-            raise line
-
-        monkeypatch.setattr("builtins.input", read)
+        typed = Mock(side_effect=[*lines, EOFError])
+        monkeypatch.setattr("builtins.input", lambda prompt: print(prompt, end="") or typed())
         chat_cli.main(flags)
         return capsys.readouterr().out
 

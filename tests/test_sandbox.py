@@ -11,8 +11,6 @@ import pytest
 from nanozhchat import sandbox
 from tests.conftest import refused
 
-CRASH = "import ctypes; ctypes.string_at(0)"
-SPAM = "while True: print('x' * 1000)"
 SLOW_SPAM = "import time\nwhile True:\n    print('x', flush=True)\n    time.sleep(0.01)"
 LANDLOCK_CREATE_RULESET, ASK_VERSION = 444, 1  # asked of the kernel itself: a sandbox that lost a level must fail
 HAS_LANDLOCK = sys.platform == "linux" and ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, ASK_VERSION) > 0
@@ -24,8 +22,8 @@ level_2 = pytest.mark.skipif(not HAS_LANDLOCK, reason="the kernel has no Landloc
     [("print(6 * 7)", "ok"), ("", "ok"), ("1/0", "error"), ("?", "error"), ("raise SystemExit", "error"),
      ("import os; os._exit(0)", "error"), ("while True: pass", "timeout"), ("import time; time.sleep(60)", "timeout"),
      (SLOW_SPAM, "timeout"), ("x = 'a' * 10**10", "oom"), ("x = []\nwhile True: x.append('a' * 10**6)", "oom"),
-     (SPAM, "output_limit"), (CRASH, "killed"), ("def f(): f()\nf()", "error"), ("\ud800", "error"),
-     ("open('a', 'w').write('x' * 2**25)", "error")],
+     ("while True: print('x' * 1000)", "output_limit"), ("import ctypes; ctypes.string_at(0)", "killed"),
+     ("def f(): f()\nf()", "error"), ("\ud800", "error"), ("open('a', 'w').write('x' * 2**25)", "error")],
 )  # fmt: skip
 def test_every_end_has_its_status(code, status):
     result = sandbox.run_python(code, timeout_s=0.5 if status == "timeout" else 30.0)

@@ -7,7 +7,6 @@ import re
 import shutil
 import threading
 
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
@@ -404,11 +403,10 @@ def test_what_fills_the_context_is_never_continued_without_itself(page, live):
 
 
 def test_waiting_in_line_shows_the_place(context):
-    slow = LiveServer(FakeChat(FakeEngine(delay_s=0.02, repeat=9)), Settings(limits=Limits(running=1)), LISTED)
-    body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 400}
-    with slow, httpx.stream("POST", slow.url + "/v1/chat/completions", json=body):
-        assert until(lambda: slow.scheduler.running == 1, 2)
-        Tab(context, slow).ask().see({META: "排队中，第 1 位"}).close()
+    with LiveServer(FakeChat(FakeEngine(delay_s=0.02, repeat=20)), Settings(limits=Limits(running=1)), LISTED) as slow:
+        first = Tab(context, slow).ask().see({ANSWER: BEGUN})
+        second = Tab(context, slow).click("#new-chat").ask().see({META: "排队中，第 1 位"})
+        second.close(), first.close()
 
 
 def test_a_server_killed_in_mid_stream_leaves_the_half_answer_and_is_found_again(context):
