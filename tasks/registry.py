@@ -20,7 +20,7 @@ OWN: dict[str, Callable[..., Task]] = {f"builtin:{skill}": partial(BuiltinTask, 
 CORE_ZH = ("c3", "chid", "cluewsc", "ocnli", "eprstmt", "tnews", "cmrc2018")
 CORE = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa", "boolq", "copa")
 GROUPS: dict[str, tuple[str, ...]] = {
-    "builtin": tuple(name for name in OWN if name.startswith("builtin:")),
+    "builtin": tuple(OWN),
     "core-zh": CORE_ZH,
     "core": CORE,
     "zh": tuple(name for name, spec in SPECS.items() if spec.lang == "zh"),
