@@ -122,14 +122,15 @@ class FakeChat(Chat):
 class LiveServer:
     """A uvicorn server on a free port in a thread; use as a context manager."""
 
-    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0):
+    def __init__(self, chat, settings=None, listed=None, load=None, batch=FakeBatch, port=0, wrap=lambda app: app):
         self.chat, self.library = chat, Library(chat, listed and (lambda: listed), load, batch=batch)
         self.socket = bind("127.0.0.1", port)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=10)
         options = {"log_level": "error", "ws": "none", "http": DeadlineProtocol, "timeout_graceful_shutdown": 2}
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.library, settings or Settings()), **options))
+        app = wrap(create_app(self.library, settings or Settings()))
+        self.server = uvicorn.Server(uvicorn.Config(app, **options))
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
 
     @property
@@ -155,6 +156,21 @@ class LiveServer:
                 connection.transport.abort()
 
         self.server.servers[0].get_loop().call_soon_threadsafe(close)
+
+
+def one_byte_pieces(app):
+    """Wrap an app so that its streams leave one byte at a time."""
+
+    async def wrapped(scope, receive, send):
+        async def drip(message):
+            for i in range(len(message["body"]) if message.get("more_body") else 0):
+                await send({**message, "body": message["body"][i : i + 1]})
+            if not message.get("more_body"):
+                await send(message)
+
+        await app(scope, receive, drip)
+
+    return wrapped
 
 
 def until(condition, timeout_s):

@@ -15,7 +15,7 @@ from nanozhchat.server.app import STATIC, Settings
 from nanozhchat.server.library import Listed
 from nanozhchat.server.scheduler import Limits
 from tests.conftest import ROOT, pack, write_jsonl
-from tests.fakes import STORY, FakeChat, FakeEngine, LiveServer, until
+from tests.fakes import STORY, FakeChat, FakeEngine, LiveServer, one_byte_pieces, until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -433,6 +433,11 @@ PARSE = """async (cuts) => {
 
 def test_events_are_parsed_however_the_bytes_are_cut(page):
     assert [page.evaluate(PARSE, cuts) for cuts in (1, 2, 3, 7, 1000)] == [["小😺", "a\nb", "c"]] * 5
+
+
+def test_a_stream_in_one_byte_pieces_gives_the_same_text(context):
+    with LiveServer(FakeChat(), wrap=one_byte_pieces) as dripping:
+        Tab(context, dripping).ask().see({ANSWER: STORY})
 
 
 HOSTILE = (ROOT / "tests" / "hostile.txt").read_text().rstrip("\n").split("\n%%\n")
