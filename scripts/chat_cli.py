@@ -73,8 +73,10 @@ def forget(chat: Chat, system: str | None, history: list[dict[str, str]], text: 
     return (turns - len(history)) // 2
 
 
-def say_answer(chat: Chat, prompt: Any, sampling: dict[str, Any]) -> tuple[str, bool]:
-    """Print an answer as it comes; return it and whether Ctrl-C stopped it."""
+def say_answer(chat: Chat, prompt: Any, texts: dict[str, str], sampling: dict[str, Any]) -> tuple[str, bool]:
+    """Print an answer as it comes; return it and whether Ctrl-C stopped it. Raises ValueError if it has no room."""
+    if (used := len(chat.prompt_ids(prompt))) >= (context := chat.engine.context):
+        raise ValueError(texts["long"].format(used=used, context=context))
     cancel, pieces = threading.Event(), []
     before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
     try:
@@ -110,13 +112,10 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
         if n := forget(chat, args.system, history, text) if chat.source != "base" else 0:
             print(texts["forgot"].format(n=n))
         sys.stdout.write(texts["model"])
-        prompt = prompt_for(chat, args.system, history, text)
         try:
-            answer, stopped = say_answer(chat, prompt, sampling)
-        except ValueError:
-            if (used := len(chat.prompt_ids(prompt))) < chat.engine.context:
-                raise
-            print(texts["long"].format(used=used, context=chat.engine.context))
+            answer, stopped = say_answer(chat, prompt_for(chat, args.system, history, text), texts, sampling)
+        except ValueError as error:
+            print(error)
             continue
         print(texts["stopped"] if stopped else "")
         history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
@@ -136,10 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompt is None:
         talk(chat, args, sampling)
         return
+    texts = TEXTS[args.lang]
     if not args.model_tag:
-        texts = TEXTS[args.lang]
         sys.stderr.write(texts["latest"].format(chat) + texts["base"] * (chat.source == "base") + "\n")
-    _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), sampling)
+    _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), texts, sampling)
     print()
     if stopped:
         raise KeyboardInterrupt
