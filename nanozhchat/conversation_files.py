@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from nanozhchat import builtin, sources
 from nanozhchat.conversation import Conversation, make_conversation
-from nanozhchat.records import ReadStats
+from nanozhchat.errors import DamagedError
+from nanozhchat.records import ReadStats, Record
 from nanozhchat.sources import SPLITS, Source
 
 log = logging.getLogger(__name__)
@@ -102,17 +103,26 @@ def _content(item: Any) -> str:
     return json.dumps([(m.role, m.content, *([m.tool_call] if m.tool_call else [])) for m in item], ensure_ascii=False)
 
 
+def _mendable(records: Iterator[Record]) -> Iterator[Record]:
+    """Pass records on; damage is to be mended, as no command leaves out broken conversations."""
+    try:
+        yield from records
+    except DamagedError as error:
+        raise DamagedError(str(error).partition("; data_fetch")[0]) from error
+
+
 def _read(source: Source, stats: ReadStats, reader: Callable[[Mapping[str, Any]], T | None]) -> Iterator[T]:
     """Yield what `reader` makes of the records; the first record of a file must have a known layout."""
     path = None
-    for record in sources.file_records(source, stats):
+    for record in _mendable(sources.file_records(source, stats)):
         if isinstance(record.value, str):
             raise ValueError(f"{record.where} is plain text; fine-tuning needs conversations as .jsonl with {LAYOUTS}")
         try:
             item = reader(record.value)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if not stats.skipped["no proper conversation"]:
-                log.warning("%s is no proper conversation: %s", record.where, error)
+                why = f"no key {error}" if isinstance(error, KeyError) else error
+                log.warning("%s is no proper conversation: %s", record.where, why)
             stats.skip("no proper conversation")
         else:
             if item is not None:

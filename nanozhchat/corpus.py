@@ -295,7 +295,8 @@ def _too_few(specs: list[str], totals: dict[str, dict[str, int]], stats: ReadSta
     distinct = "" if n < 2 else ", all the same"
     skipped = f" ({stats.summary()} skipped)" if stats.skipped else ""
     return (f"the data has {n} document{'s' * (n != 1)}{distinct}{skipped}; at least 2 are needed, one to train on and "
-            f"one to validate with: give more text than --data {' '.join(specs)}")  # fmt: skip
+            f"one to validate with: give more text than --data {' '.join(specs)}, or lines; "
+            ".txt is cut where they end")  # fmt: skip
 
 
 def _totals_text(totals: dict[str, dict[str, int]]) -> str:

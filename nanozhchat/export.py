@@ -71,14 +71,22 @@ def config_of(folder: Path) -> GPTConfig:
     """Read the sizes of what `export` wrote with --to=hf or --to=int8; raises ValueError if it is something else."""
     about = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "gpt" not in about:
-        why = "its config.json has no entry 'gpt'" if folder.exists() else "it does not exist"
+        why = "its config.json has no entry 'gpt'" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{folder} is not a folder written by scripts.export; {why}")
     return GPTConfig(**about["gpt"])
 
 
-def sizes_of(folder: str | None, tokenizer: str | None) -> GPTConfig | None:
-    """Read the sizes of weights to start from, GPT-2's or of `export`; None for none. Raises as both `config_of`."""
-    return gpt2.config_of(folder, tokenizer) or (config_of(Path(folder)) if folder else None)
+def sizes_of(folder: str | None, tokenizer: str | None, depth: str | None = None) -> GPTConfig | None:
+    """Read the sizes of weights to start from, GPT-2's or of `export`; None for none.
+
+    Raises ValueError as both `config_of`, and if a model of ours has not the depth that is asked for.
+    """
+    if folder is None or gpt2.is_gpt2(folder):
+        return gpt2.config_of(folder, tokenizer)
+    sizes = config_of(Path(folder))
+    if depth not in (None, str(sizes.n_layer)):
+        raise ValueError(f"--depth={depth}, but --init-from={folder} has {sizes.n_layer} layers; leave out --depth")
+    return sizes
 
 
 def load_folder(folder: Path) -> tuple[GPT, Tokenizer]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STAGES = ("base", "sft", "rl")
+ASIDE = ".old-"  # in the name of a run that was moved aside, before the time
 TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -45,8 +46,9 @@ def run_dir(stage: str, tag: str) -> Path:
 
 
 def run_files(name: str) -> list[Path]:
-    """Return the files of this name in the folders of all training runs."""
-    return [path for stage in STAGES for path in (base_dir() / stage).glob(f"*/{name}")]
+    """Return the files of this name in the folders of all training runs but those moved aside."""
+    every = (path for stage in STAGES for path in (base_dir() / stage).glob(f"*/{name}"))
+    return [path for path in every if ASIDE not in path.parent.name]
 
 
 def latest_tag(name: str, stages: Sequence[str] = STAGES) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_DOCUMENT_BYTES = 32 << 20
 MAX_LINE_BYTES = 3 * MAX_DOCUMENT_BYTES  # a Han character takes 3 bytes, its JSON escape 6; plus the other fields
 BLOCK_CHARS = 1_000  # blank-line separated blocks of .txt are joined up to this size
-BLOCK_MAX_CHARS = 100_000  # a .txt without blank lines is cut at a line end about here
+BLOCK_MAX_CHARS = 4_000  # a .txt without blank lines is cut at the line end after so many
 READ_BYTES = 1 << 20
 ODD_LINES = 10  # so many lines that are not UTF-8 for a good record: the file as a whole is something else
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
@@ -110,8 +111,9 @@ def read_file(
                     kept += 1
                     yield record
             if (lines := stats.skipped["not UTF-8"] - before) > ODD_LINES * kept:
+                names = map(shlex.quote, (str(path), f"utf8-{path.name}"))
                 log.warning("%s: %d lines left out, which are not UTF-8; if the file is GBK, convert it: "
-                            "iconv -f GB18030 -t UTF-8 %s > utf8-%s", path, lines, path, path.name)  # fmt: skip
+                            "iconv -f GB18030 -t UTF-8 %s > %s", path, lines, *names)  # fmt: skip
         except OSError as error:
             if error.errno is not None:  # of the operating system, not of the decompressor
                 raise

@@ -184,7 +184,7 @@ def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Comp
 
 
 def _move_aside(folder: Path) -> None:
-    aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+    aside = folder.with_name(f"{folder.name}{paths.ASIDE}{time.strftime('%Y%m%d-%H%M%S')}")
     aside.mkdir()
     for path in folder.iterdir():
         if path.name != ".lock":

@@ -81,15 +81,17 @@ def read_lessons(
 
 def tuning_recipe(
     start: Recipe, lessons: Lessons, *, total_batch_size: int | None, num_steps: int | None, epochs: float | None,
-    seconds: float | None, lr_frac: float, world_size: int,
+    seconds: float | None, lr_frac: float, world_size: int, pretrained: bool = True,
 ) -> Recipe:  # fmt: skip
-    """Decide length and batch from the flags and the data: where few tokens are learnt, a step has twice as many."""
-    twice = lessons.learnt < HALF_LEARNT
+    """Decide length and batch from the flags and the data: where few tokens are learnt, a step has twice as many.
+
+    pretrained: start is of pretraining; a fine-tuned model's batch has been doubled already, if it should be.
+    """
+    twice = pretrained and lessons.learnt < HALF_LEARNT
     total = total_batch_size or start.total_batch_size * (2 if twice else 1)
     if twice and not total_batch_size:
-        log.info(
-            "%.0f %% of the tokens are to be learnt: %d a step, twice as in pretraining", 100 * lessons.learnt, total
-        )
+        text = "%.0f %% of the tokens are to be learnt: %d a step, twice as in pretraining"
+        log.info(text, 100 * lessons.learnt, total)
     if total % start.sequence_len:
         raise ValueError(f"--total-batch-size={total} is not a multiple of the context of {start.sequence_len} tokens")
     epoch = dataloader.rows_in_epoch(lessons.train, start.sequence_len) * start.sequence_len / total

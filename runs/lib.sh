@@ -95,20 +95,26 @@ count_cores() {
   nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
 }
 
-# Without the traceback that torchrun prints when a signal ends it: the ranks have saved and said so.
+# Without the traceback that torchrun prints when a signal or an error ends it, and with the exit code of the rank: the
+# ranks have said what it was.
 torchrun() {
   python -c '
-import signal, sys
+import logging, signal, sys
 before = signal.getsignal(signal.SIGINT)
 if callable(before):  # not ignored: Ctrl-C amid the imports ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 signal.signal(signal.SIGINT, before)
+logging.disable(logging.ERROR)
 try:
     main(sys.argv[1:])
 except SignalException:
     sys.exit(143)
+except ChildFailedError as error:
+    code = error.get_first_failure()[1].exitcode
+    sys.exit(code if code > 0 else f"error: a rank was ended by signal {-code}; the same command continues")
 ' "$@"
 }
 
@@ -140,28 +146,45 @@ estimate() {
 # from_caller SPEC: a relative path or glob that names something where the command was given, absolute; else as it is.
 from_caller() {
   case "$1" in
-    /* | *:*) ;;
-    *[./]*)
-      if [ "$CALLER" != "$PWD" ] && compgen -G "$CALLER/${1%@*}" >/dev/null; then
-        printf '%s/' "$CALLER"
-      fi
-      ;;
+    /* | *:* | builtin*) ;;
+    *) [ "$CALLER" = "$PWD" ] || ! compgen -G "$CALLER/${1%@*}" >/dev/null || printf '%s/' "$CALLER" ;;
   esac
   printf '%s\n' "$1"
 }
 
-# split_specs DATA SFT_DATA: space-separated specs into SPECS and SFT_SPECS, unless the whole is one path with spaces in
-# it; globs are the program's business.
+# split_specs DATA SFT_DATA: specs into SPECS and SFT_SPECS. They stand between spaces; each in a line of its own if there
+# are lines; or the whole is one path or glob with spaces in it. Globs are the program's business.
 split_specs() {
-  set -f
-  # shellcheck disable=SC2206
-  SPECS=($1) SFT_SPECS=($2)
-  set +f
-  [ ! -e "$CALLER/$1" ] && [ ! -e "$1" ] || SPECS=("$1")
-  [ ! -e "$CALLER/$2" ] && [ ! -e "$2" ] || SFT_SPECS=("$2")
-  local i
-  for i in "${!SPECS[@]}"; do SPECS[i]="$(from_caller "${SPECS[i]}")"; done
-  for i in "${!SFT_SPECS[@]}"; do SFT_SPECS[i]="$(from_caller "${SFT_SPECS[i]}")"; done
+  local spec
+  SPECS=() SFT_SPECS=()
+  while read -r spec; do [ -z "$spec" ] || SPECS+=("$(from_caller "$spec")"); done < <(one_a_line "$1")
+  while read -r spec; do [ -z "$spec" ] || SFT_SPECS+=("$(from_caller "$spec")"); done < <(one_a_line "$2")
+}
+
+one_a_line() {
+  case "$1" in *$'\n'*) printf '%s\n' "$1" && return ;; esac
+  if compgen -G "$1" >/dev/null || compgen -G "$CALLER/$1" >/dev/null; then
+    printf '%s\n' "$1"
+  else
+    printf '%s\n' "$1" | tr -s ' \t' '\n'
+  fi
+}
+
+# check_data: stops if SPECS or SFT_SPECS name what is not there, or files without conversations for SFT_SPECS: before
+# anything is trained for hours.
+check_data() {
+  [ "$DRY_RUN" = 0 ] || return 0
+  python -c '
+import sys
+from nanozhchat import cli, sources
+from nanozhchat.conversation_files import conversations
+n = int(sys.argv[1]) + 2
+def check():
+    sources.inputs(sys.argv[2:])
+    for spec in sys.argv[n:]:
+        if sources.parse(spec).kind == "files":
+            next(conversations([spec], "train"), None)
+cli.run(check)' "${#SPECS[@]}" "${SPECS[@]}" "${SFT_SPECS[@]}"
 }
 
 # text_and_tokenizer: fetch SPECS into the corpus $TAG-text (TEXT), and train its tokenizer $TAG.

@@ -32,6 +32,7 @@ split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 estimate --depth="$DEPTH" --vocab-size="$VOCAB" --budget="${BASE_SECONDS}s"
 [ "$DRY_RUN" = 1 ] || require_free_gb $((5 + MAX_BYTES / 500000000))
 dry_run_checks_flags
+check_data
 text_and_tokenizer
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \
   --data "$TEXT" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN"

@@ -5,6 +5,7 @@
 #   DEPTH=auto      layers; auto = chosen for the machine and the minutes
 #   VOCAB=          tokens of the vocabulary; empty = 3072 for built-in text, 4096 for other; little variety allows fewer
 #   DATA=builtin    pretraining data, space-separated specs: builtin, files, 'globs/*.jsonl.gz' (in quotes), hf:...
+#                   several whose paths have spaces in them: one a line
 #   SFT_DATA=builtin  conversations to fine-tune on
 #   RUN=dummy       wandb run name; dummy = off
 #   NPROC=          training processes; empty = 1, 2 or 4, whichever is measured to be fastest
@@ -57,11 +58,12 @@ BASE="$NANOZHCHAT_BASE_DIR/base/$TAG" SFT="$NANOZHCHAT_BASE_DIR/sft/$TAG"
 
 require_free_gb 2
 dry_run_checks_flags
+explain_flags "DATA= and SFT_DATA"
+check_data
 if [ -z "$NPROC" ]; then
   [ "$DRY_RUN" = 0 ] && NPROC="$(fastest_ranks "$CORES")" || NPROC=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES / NPROC > 0 ? CORES / NPROC : 1))}"
-explain_flags "DATA= and SFT_DATA"
 step "tokenizer" python -m scripts.tok_train --data "${SPECS[@]}" --name="$TAG" --vocab-size="$VOCAB" \
   --char-coverage="$COVERAGE" --max-bytes=50000000 ${FORCE[@]+"${FORCE[@]}"}
 step "pretraining (${BASE_SECONDS} s)" launch scripts.base_train --depth="$DEPTH" --budget="${BASE_SECONDS}s" \

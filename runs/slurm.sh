@@ -46,6 +46,7 @@ split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 
 estimate --depth="$DEPTH" --vocab-size="$VOCAB"
 dry_run_checks_flags
+check_data
 [ "$DRY_RUN" = 1 ] || [ -n "${SLURM_JOB_ID:-}" ] || die "not in a Slurm job; run: sbatch runs/slurm.sh"
 text_and_tokenizer
 step "pretraining" launch scripts.base_train --depth="$DEPTH" --data "$TEXT" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN"

@@ -29,6 +29,7 @@ split_specs "${DATA:-fineweb-edu-zh}" "${SFT_DATA:-builtin}"
 estimate --depth="$DEPTH" --vocab-size="$VOCAB"
 [ "$DRY_RUN" = 1 ] || require_free_gb $((MAX_BYTES / 500000000))
 dry_run_checks_flags
+check_data
 text_and_tokenizer
 step "pretraining" launch scripts.base_train --depth="$DEPTH" --data "$TEXT" --tokenizer="$TAG" --model-tag="$TAG" --run="$RUN"
 to_chat --epochs=1

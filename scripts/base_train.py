@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))
-    export.sizes_of(args.init_from, args.tokenizer)
+    export.sizes_of(args.init_from, args.tokenizer, args.depth if args.depth != BaseTrainArgs.depth else None)
     refuse_busy("base", args.model_tag)
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, comp, started)

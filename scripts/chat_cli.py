@@ -34,7 +34,9 @@ TEXTS = {
 class ChatCliArgs(cli.ModelFlags):
     """Flags of this script."""
 
-    prompt: str | None = cli.opt(None, "answer this once, print only the answer", group="talk", flag="-p")
+    prompt: str | None = cli.opt(
+        None, "answer this once, print only the answer; - = what comes through a pipe", group="talk", flag="-p"
+    )
     system: str | None = cli.opt(None, "system message", group="talk")
     lang: str = cli.opt("zh", "language of the prompts", group="talk", choices=("zh", "en"))
     temperature: float = cli.opt(0.5, "0 = always the likeliest token", group="sampling")
@@ -135,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompt is None:
         talk(chat, args, sampling)
         return
-    texts = TEXTS[args.lang]
+    texts, question = TEXTS[args.lang], clean(sys.stdin.read() if args.prompt == "-" else args.prompt).strip()
     if not args.model_tag:
         sys.stderr.write(texts["latest"].format(chat) + texts["base"] * (chat.source == "base") + "\n")
-    _, stopped = say_answer(chat, prompt_for(chat, args.system, [], clean(args.prompt)), texts, sampling)
+    _, stopped = say_answer(chat, prompt_for(chat, args.system, [], question), texts, sampling)
     print()
     if stopped:
         raise KeyboardInterrupt

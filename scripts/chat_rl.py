@@ -39,7 +39,7 @@ cli.check(__name__, ChatRLArgs, __doc__)
 
 import torch
 
-from nanozhchat import chat, compute
+from nanozhchat import chat, compute, files
 from nanozhchat.compute import Compute
 from nanozhchat.log import setup_logging
 from nanozhchat.objectives import policy_gradient
@@ -95,10 +95,15 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
             source.seek(run.state.loader, recipe.device_batch_size)
         fifth = max(1, recipe.num_steps // 5)
         every, save_every = (fifth if x is None else x for x in (args.eval_every, args.save_every))
-        plan = run.plan(model, optimizer, recipe, tokenizer.token_bytes(), started=started, save_every=save_every)
+        no_bytes = 0 * tokenizer.token_bytes()  # the policy's loss is not about bytes
+        plan = run.plan(model, optimizer, recipe, no_bytes, started=started, save_every=save_every)
         watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
         objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
         fit(model, optimizer, source, objective, plan, [watched, reward_hook(source)], run.state, comp, run.metrics)
+    rows = [row for row in files.read_jsonl(run.folder / "metrics.jsonl") if "val/pass@1" in row]
+    for name in (n for n in rows[-1] if n.startswith(("val/pass", "val/greedy")) and comp.is_main):
+        log.info("held-out %s: %.1f %% before, %.1f %% after", name[4:], 100 * rows[0][name], 100 * rows[-1][name])
+    log.info("the model before it is still there: --source=%s", args.source or start.folder.parent.parent.name)
 
 
 def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:

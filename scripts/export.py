@@ -1,5 +1,6 @@
 """Write a trained model for other software: a transformers folder, a GGUF file, or int8 weights."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in export(args.to, model.engine.model, model.tokenizer, out):
         print(f"{path}  {path.stat().st_size:,} bytes")
     if args.to != "gguf":
-        print(f"talk to it: python -m scripts.chat_cli --model-tag={out}")
+        print(f"talk to it: python -m scripts.chat_cli --model-tag={shlex.quote(str(out))}")
 
 
 if __name__ == "__main__":

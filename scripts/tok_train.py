@@ -15,7 +15,7 @@ from nanozhchat.tokenizer import KINDS, Tokenizer
 from nanozhchat.vocabulary import describe, vocabulary_facts
 
 HELD_OUT_BYTES = 2**22  # enough for three digits of bytes per token
-SETTINGS_FILE = "tok_train.json"
+SETTINGS_FILE, INPUTS = "tok_train.json", "inputs"
 IN_MEMORY_BYTES = 2**30  # of text: about 6 GB of memory at worst
 
 
@@ -64,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "vocab_size": args.vocab_size, "kind": args.kind,
                 **({"char_coverage": args.char_coverage} if args.char_coverage else {})}  # fmt: skip
     settings = {"from": args.given} if args.given else settings
+    inputs = [] if args.given else [item for item in sources.inputs(specs) if "file" in item]
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
             shutil.rmtree(folder / "counts", ignore_errors=True)
-            print(f"tokenizer {name} exists with these settings ({folder}); pass --force to train it again")
+            changed = files.read_json(folder / SETTINGS_FILE).get(INPUTS, inputs) != inputs
+            since = ", but its files have changed since" if changed else ""
+            print(f"tokenizer {name} exists with these settings ({folder}){since}; pass --force to train it again")
             return
         started = time.perf_counter()
         try:
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts = vocabulary_facts(tokenizer, held_out)
         files.write_json(folder / "stats.json", facts)
         cli.write_config(folder / "tok_train.yaml", args)
-        files.write_json(folder / SETTINGS_FILE, settings)
+        files.write_json(folder / SETTINGS_FILE, {**settings, INPUTS: inputs})
         shutil.rmtree(folder / "counts", ignore_errors=True)
     trained_on = tokenizer.trained_on
     source = f"{trained_on['documents']} documents, {trained_on['bytes'] / 1e6:.1f} MB" if trained_on else args.given
@@ -121,7 +124,7 @@ def is_done(folder: Path, settings: dict[str, object]) -> bool:
         return False
     path = folder / SETTINGS_FILE
     found = files.read_json(path) if path.exists() else {}
-    differ = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
+    differ = [key for key in {**settings, **found} if key != INPUTS and found.get(key) != settings.get(key)]
     if differ and found:
         changes = ", ".join(f"{key} {json.dumps(found.get(key))} not {json.dumps(settings.get(key))}" for key in differ)
         raise ValueError(f"tokenizer {folder.name} exists with {changes}; pass another --name or --force")

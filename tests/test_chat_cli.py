@@ -1,5 +1,6 @@
 """scripts.chat_cli with a fake model: one answer, talking, commands, Ctrl-C."""
 
+import io
 import os
 import signal
 import threading
@@ -38,6 +39,12 @@ def test_p_prints_only_the_answer_or_how_a_base_model_continues_and_puts_the_han
     chat_cli.main(["-p", "从前"])
     assert (capsys.readouterr().out, chat.prompts[-1]) == (STORY + "\n", asked)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_p_takes_what_comes_through_a_pipe(monkeypatch, chat, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n"))
+    chat_cli.main(["-p", "-"])
+    assert (capsys.readouterr().out, chat.prompts[-1]) == (STORY + "\n", [{"role": "user", "content": "你好"}])
 
 
 def test_flags_reach_the_model_and_the_answer_is_written_piece_by_piece(monkeypatch, chat, capsys):

@@ -139,6 +139,7 @@ def test_training_takes_depth_context_kind_and_tokenizer_from_a_folder(tokenizer
     assert made.tokenizer.hash == tokenizer.hash
     assert made.engine.model.config == run.gpt_config(plan)
     refused("is not a folder written by scripts.export", base_train.main, [f"--init-from={tmp_path}"])
+    refused("--depth=2, but", base_train.main, [f"--init-from={tmp_path / 'out'}", "--depth=2"])
 
 
 def test_training_starts_from_a_folder_of_the_same_shape_and_tokenizer_only(tokenizer, tmp_path):

@@ -56,12 +56,19 @@ def test_a_dry_run_prints_every_command_and_all_their_flags_are_taken(chain, tmp
         assert re.search(r"estimate\): [\d.]+ h, about \d+ USD; memory per device about", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("chain", "knob"), [("runcpu.sh", "DATA"), ("novel.sh", "BOOK")])
-def test_relative_data_is_looked_for_where_the_command_is_given(chain, knob, tmp_path, base_dir):
+@pytest.mark.parametrize(("chain", "knob", "given", "read"), [
+    ("runcpu.sh", "DATA", "my book.txt", ["my book.txt"]), ("novel.sh", "BOOK", "my book.txt", ["my book.txt"]),
+    ("runcpu.sh", "DATA", "texts my*.txt", ["texts", "my*.txt"]), ("runcpu.sh", "DATA", "my *.txt", ["my *.txt"]),
+    ("speedrun.sh", "DATA", "my book.txt@2\ntexts", ["my book.txt@2", "texts"]),
+])  # fmt: skip
+def test_relative_data_is_looked_for_where_the_command_is_given(chain, knob, given, read, tmp_path, base_dir):
     (tmp_path / "my book.txt").write_text("天")
-    commands, _ = dry_run(chain, tmp_path, cwd=tmp_path, **{knob: "my book.txt"})
-    [trained] = [command for command in commands if "scripts.base_train" in command]
-    assert trained[trained.index("--data") + 1] == f"{tmp_path}/my book.txt"
+    (tmp_path / "texts").mkdir()
+    commands, _ = dry_run(chain, tmp_path, cwd=tmp_path, **{knob: given})
+    [reader] = [command for command in commands if "scripts.tok_train" in command or "scripts.data_fetch" in command][
+        :1
+    ]
+    assert reader[reader.index("--data") + 1 :][: len(read)] == [f"{tmp_path}/{name}" for name in read]
 
 
 def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, base_dir):

@@ -63,7 +63,7 @@ def test_plain_text_is_cut_at_blank_lines_or_else_by_size_and_short_paragraphs_a
     assert blocks(pack(tmp_path / "a.txt", text.encode("utf-8-sig"))) == [*chapters, short]
     text = "\n".join(f"{i}:一行没有空行的文字" for i in range(20_000))
     found = blocks(pack(tmp_path / "a.txt", text))
-    assert (len(found) > 1, "\n".join(found)) == (True, text)
+    assert (max(map(len, found)) < 5000, "\n".join(found)) == (True, text)
 
 
 def blocks(path):

@@ -1,5 +1,6 @@
 """Training in groups of files, within a memory limit, across interruptions: always the same tokenizer."""
 
+from functools import partial
 from itertools import islice
 from unittest.mock import Mock
 
@@ -44,6 +45,17 @@ def test_built_in_text_is_made_once_for_the_tokenizer_and_for_pretraining(base_d
     read, said = Tokenizer.load(paths.tokenizer_dir("t")).trained_on, []
     made = corpus.build(["builtin"], corpus.name_of(["builtin"]), progress=said.append)
     assert ("reused" in said[0], read["bytes"]) == (True, made.n_bytes("train"))
+
+
+def test_a_tokenizer_whose_files_have_changed_is_kept_and_said_to_be_old(tmp_path, capsys):
+    text = write_jsonl(tmp_path / "a.jsonl", [f"第{i}篇，天地玄黄。" for i in range(300)])
+    train_it = partial(tok_train.main, [f"--data={text}", "--name=t", "--vocab-size=275"])
+    train_it()
+    train_it()
+    assert "its files have changed since" not in capsys.readouterr().out
+    write_jsonl(text, ["宇宙洪荒"] * 9)
+    train_it()
+    assert "its files have changed since" in capsys.readouterr().out
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_tokenizer(spec, wanted, tmp_path):

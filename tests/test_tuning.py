@@ -87,6 +87,8 @@ def test_a_step_has_twice_the_tokens_where_only_some_are_learnt(learnt, times):
     lessons = Lessons([(np.arange(60), mask)] * 50, [], [])
     options = {"num_steps": 1, "epochs": None, "seconds": None, "lr_frac": 1.0, "world_size": 1}
     assert tuning_recipe(start, lessons, total_batch_size=None, **options).total_batch_size == times * 4 * T
+    again = tuning_recipe(start, lessons, total_batch_size=None, pretrained=False, **options)
+    assert again.total_batch_size == 4 * T
     assert tuning_recipe(start, lessons, total_batch_size=4 * T, **options).total_batch_size == 4 * T
 
 
