@@ -65,6 +65,6 @@ def plan(
                    micro_batch_tokens=micro_batch_tokens(compute, depth, sizes["n_embd"]), corpus_tokens=corpus_tokens,
                    budget_tokens=seconds * speed / flops_per_token(sizes) if seconds else None)  # fmt: skip
     if seconds and recipe.num_steps < 2 * FEW_STEPS and compute.is_main:
-        log.warning("%.0f s are about %d steps of depth %d, which learn little: give more time, or a smaller depth",
+        log.warning("%.0f s are about %d steps of depth %d, which learn little: give more time, or a smaller --depth",
                     seconds, recipe.num_steps, depth)  # fmt: skip
     return recipe
