@@ -34,9 +34,8 @@ TEXTS = {
 class ChatCliArgs(cli.ModelFlags):
     """Flags of this script."""
 
-    prompt: str | None = cli.opt(
-        None, "answer this once, print only the answer; - = what comes through a pipe", group="talk", flag="-p"
-    )
+    prompt: str | None = cli.opt(None, "answer this once, and no more; - = what comes through a pipe", group="talk",
+                                 flag="-p")  # fmt: skip
     system: str | None = cli.opt(None, "system message", group="talk")
     lang: str = cli.opt("zh", "language of the prompts", group="talk", choices=("zh", "en"))
     temperature: float = cli.opt(0.5, "0 = always the likeliest token", group="sampling")

@@ -100,10 +100,11 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
         watched = evaluation(every, source, problems["held_out"], args.eval_samples, comp, run.metrics)
         objective = partial(policy_gradient, temperature=args.temperature, kl=args.kl)
         fit(model, optimizer, source, objective, plan, [watched, reward_hook(source)], run.state, comp, run.metrics)
-    rows = [row for row in files.read_jsonl(run.folder / "metrics.jsonl") if "val/pass@1" in row]
-    for name in (n for n in rows[-1] if n.startswith(("val/pass", "val/greedy")) and comp.is_main):
+    every_row = files.read_jsonl(run.folder / "metrics.jsonl") if comp.is_main else []
+    rows = [row for row in every_row if "val/pass@1" in row]
+    for name in (n for n in (rows or [{}])[-1] if n.startswith(("val/pass", "val/greedy"))):
         log.info("held-out %s: %.1f %% before, %.1f %% after", name[4:], 100 * rows[0][name], 100 * rows[-1][name])
-    log.info("the model before it is still there: --source=%s", args.source or start.folder.parent.parent.name)
+    log.info("the model before it is still there: --source=%s", start.folder.parent.parent.name)
 
 
 def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:
