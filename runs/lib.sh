@@ -143,11 +143,17 @@ estimate() {
   run python -m scripts.recipe --hardware="$HARDWARE" "$@"
 }
 
-# from_caller SPEC: a relative path or glob that names something where the command was given, absolute; else as it is.
+# from_caller SPEC: a relative path or glob that names something where the command was given, absolute, and what looks like
+# a path and is not here either, for the error to say where it was looked for; else as it is.
 from_caller() {
+  local path="${1%@*}"
   case "$1" in
     /* | *:* | builtin*) ;;
-    *) [ "$CALLER" = "$PWD" ] || ! compgen -G "$CALLER/${1%@*}" >/dev/null || printf '%s/' "$CALLER" ;;
+    *)
+      if [ "$CALLER" != "$PWD" ] && { compgen -G "$CALLER/$path" || { [[ "$path" = *[./]* ]] && ! compgen -G "$path"; }; } >/dev/null; then
+        printf '%s/' "$CALLER"
+      fi
+      ;;
   esac
   printf '%s\n' "$1"
 }
