@@ -81,6 +81,14 @@ PRESETS: dict[str, Callable[[], list[str]]] = {
 }  # fmt: skip
 
 
+def shards_of(data: str) -> list[str]:
+    """The files of --data, of which the last is held out."""
+    shards = [str(path) for path in sorted(Path(data).glob("*.jsonl.gz"))]
+    if len(shards) < 2:
+        raise ValueError(f"--data={data!r} must be a folder with at least two *.jsonl.gz shards")
+    return shards
+
+
 def sample(shard: Path) -> list[str]:
     left, texts = VAL_BYTES, []
     for i, record in enumerate(records.read_file(shard, stats=records.ReadStats())):
@@ -172,9 +180,7 @@ def yardsticks(shards: list[str], texts: list[str]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(BenchArgs, argv, __doc__ or "")
-    shards = [str(path) for path in sorted(Path(args.data).glob("*.jsonl.gz"))]
-    if len(shards) < 2:
-        raise ValueError(f"--data={args.data!r} must be a folder with at least two *.jsonl.gz shards")
+    shards = shards_of(args.data)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     texts, runs, counted = sample(Path(shards.pop())), [], {}

@@ -12,10 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from dev.bench_learning import shards_of
 from nanozhchat import cli, paths, recipe
 from scripts import base_train
 
@@ -68,9 +68,7 @@ def bottom(scales: Sequence[float], losses: Sequence[float]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = cli.parse(RatesArgs, argv, __doc__ or "")
-    shards = [str(path) for path in sorted(Path(args.data).glob("*.jsonl.gz"))]
-    if len(shards) < 2:
-        raise ValueError(f"--data={args.data!r} must be a folder with at least two *.jsonl.gz shards")
+    shards = shards_of(args.data)
     os.environ["NANOZHCHAT_BASE_DIR"] = args.folder
     figures = {}
     for depth in args.depths:

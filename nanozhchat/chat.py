@@ -81,7 +81,7 @@ def load(
     """
     if tag and Path(tag).joinpath("config.json").is_file():
         return _load_exported(Path(tag), device, dtype, engine)
-    if tag and ("/" in tag or Path(tag).is_file()):
+    if tag and ("/" in tag or tag.endswith(".gguf")):
         raise FileNotFoundError(f"{tag} is no folder that scripts.export wrote with --to=hf or --to=int8")
     name, stage, saved = find(tag, source, step)
     about: dict[str, Any] = {"name": name, "source": stage, "step": saved.step}

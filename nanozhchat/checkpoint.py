@@ -58,6 +58,11 @@ class Saved:
     step: int
     manifest: dict[str, Any]
 
+    @property
+    def stage(self) -> str:
+        """Of the run that saved it: base, sft or rl."""
+        return self.folder.parent.parent.name
+
     def state(self) -> dict[str, Any]:
         """Counters, loader state, recipe and all else that is not a tensor."""
         return files.read_json(self.folder / "state.json")

@@ -173,7 +173,7 @@ def _check_same(saved: checkpoint.Saved, identity: dict[str, Any], compute: Comp
         ways = {"base": "another --model-tag, ", "sft": "another --save-as, "}
         raise ValueError(
             f"{saved.folder.parent} holds a run that differs ({'; '.join(changed)}); use the same settings, "
-            f"{ways.get(saved.folder.parent.parent.name, '')}or --no-resume to start over (the old run is kept aside)"
+            f"{ways.get(saved.stage, '')}or --no-resume to start over (the old run is kept aside)"
         )
     ranks = saved.manifest.get("world_size", compute.world_size)
     if ranks != compute.world_size and not flags.change_ranks and not saved.state()["finished"]:

@@ -146,17 +146,16 @@ estimate() {
 # from_caller SPEC: a relative path or glob that names something where the command was given, absolute, and what looks like
 # a path and is not here either, for the error to say where it was looked for; else as it is.
 from_caller() {
-  local path="${1%@*}"
-  case "$1" in
-    /* | *:* | builtin*) ;;
-    *)
-      if [ "$CALLER" != "$PWD" ] && { compgen -G "$CALLER/$path" || { [[ "$path" = *[./]* ]] && ! compgen -G "$path"; }; } >/dev/null; then
-        printf '%s/' "$CALLER"
-      fi
-      ;;
-  esac
-  printf '%s\n' "$1"
+  local path="${1%@*}" from=""
+  case "$1" in /* | *:* | builtin*) path="" ;; esac # absolute, or no path
+  if [ -n "$path" ] && [ "$CALLER" != "$PWD" ]; then
+    if found "$CALLER/$path" || { [[ "$path" = *[./]* ]] && ! found "$path"; }; then from="$CALLER/"; fi
+  fi
+  printf '%s\n' "$from$1"
 }
+
+# found PATH: whether a path or glob names something.
+found() { compgen -G "$1" >/dev/null; }
 
 # split_specs DATA SFT_DATA: specs into SPECS and SFT_SPECS. They stand between spaces; each in a line of its own if there
 # are lines; or the whole is one path or glob with spaces in it. Globs are the program's business.
@@ -169,7 +168,7 @@ split_specs() {
 
 one_a_line() {
   case "$1" in *$'\n'*) printf '%s\n' "$1" && return ;; esac
-  if compgen -G "$1" >/dev/null || compgen -G "$CALLER/$1" >/dev/null; then
+  if found "$1" || found "$CALLER/$1"; then
     printf '%s\n' "$1"
   else
     printf '%s\n' "$1" | tr -s ' \t' '\n'

@@ -104,7 +104,7 @@ def train(args: ChatRLArgs, comp: Compute, started: float) -> None:
     rows = [row for row in every_row if "val/pass@1" in row]
     for name in (n for n in (rows or [{}])[-1] if n.startswith(("val/pass", "val/greedy"))):
         log.info("held-out %s: %.1f %% before, %.1f %% after", name[4:], 100 * rows[0][name], 100 * rows[-1][name])
-    log.info("the model before it is still there: --source=%s", start.folder.parent.parent.name)
+    log.info("the model before it is still there: --source=%s", start.stage)
 
 
 def rl_recipe(base: Recipe, args: ChatRLArgs, comp: Compute, longest: int) -> Recipe:

@@ -93,7 +93,7 @@ def train_run(
     recipe = run.recipe(lambda: tuning.tuning_recipe(
         before, lessons, total_batch_size=args.total_batch_size, num_steps=args.num_steps, epochs=args.epochs,
         seconds=args.seconds, lr_frac=lr_frac, world_size=comp.world_size,
-        pretrained=start.folder.parent.parent.name == "base",
+        pretrained=start.stage == "base",
     ))  # fmt: skip
     model = start.load_model(comp.device, comp.dtype, ngrams=False)  # the counts are those of another kind of text
     if start.manifest["model"].get("ngrams"):
