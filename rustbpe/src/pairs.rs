@@ -11,7 +11,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::crew::each;
 use crate::memory;
-use crate::shard::{Merge, Note, Shard, AHEAD};
+use crate::shard::{Merge, Shard, AHEAD};
 use crate::word::{Slot, Words};
 
 /// Up to this many tokens, pairs are counted in a square table.
@@ -78,7 +78,7 @@ impl PairMap {
             &mut self.square[left as usize * self.side + right as usize]
         } else {
             let n = self.tables.len();
-            self.tables[part_of(key(left, right), n)].entry(key(left, right)).or_default()
+            self.tables[part_of(left, n)].entry(key(left, right)).or_default()
         }
     }
 
@@ -149,7 +149,7 @@ impl PairMap {
         if (left.max(right) as usize) < self.side {
             Some(self.square[left as usize * self.side + right as usize])
         } else {
-            self.tables[part_of(key(left, right), self.tables.len())].get(&key(left, right)).copied()
+            self.tables[part_of(left, self.tables.len())].get(&key(left, right)).copied()
         }
     }
 
@@ -256,11 +256,11 @@ const N_STEPS: usize = 1 << 12;
 /// No pair has this key.
 const EMPTY: u64 = u64::MAX;
 
-/// Which of `n` parts a pair belongs to.
+/// Which of `n` parts the pairs with this left half belong to. So what a merge does before the new token stays in a part,
+/// neighbour by neighbour, and of what it does after it one part loses and one gains all.
 #[inline]
-pub fn part_of(key: u64, n: usize) -> usize {
-    // Not the bits that choose a place in a part.
-    (((key.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 48) * n as u64) >> 16) as usize
+pub fn part_of(left: u32, n: usize) -> usize {
+    ((u64::from(left.wrapping_mul(0x9E37_79B9)) * n as u64) >> 32) as usize
 }
 
 /// Where a search for a key starts.
@@ -301,7 +301,7 @@ impl Pairs {
 
     #[inline]
     fn owns(&self, key: u64) -> bool {
-        self.n == 1 || part_of(key, self.n) == self.number
+        part_of(halves(key).0, self.n) == self.number
     }
 
     /// Adds a pair and returns its id.
@@ -377,14 +377,26 @@ impl Pairs {
             if let Some(later) = batch.get(i + 1) {
                 self.prefetch(shards, i + 1, later);
             }
-            let key = key(merge.left, merge.right);
-            if self.owns(key) {
-                let at = slot_of(&self.slots, key);
+            let Merge { left, right, token, .. } = *merge;
+            if part_of(left, self.n) == self.number {
+                let at = slot_of(&self.slots, key(left, right));
                 self.slots[at].1 = 0;
             }
-            let sides = |side| shards.iter().map(move |shard| shard.notes.of(i, side));
-            self.book_side(sides(0), merge.token, NONE, |x| merge.with_before(x));
-            self.book_side(sides(1), merge.token, merge.left, |y| merge.with_after(y));
+            let notes = |side| shards.iter().map(move |shard| shard.notes.of(i, side));
+            let told = |side, part| notes(side).map(move |note| note.lost(part));
+            self.lose(told(0, self.number), |x| merge.with_before(x).0);
+            self.gain(told(0, self.number), NONE, 0, |x| merge.with_before(x).1);
+            self.filed_ends.push(self.filed.len());
+            self.lose(told(1, self.number), |y| merge.with_after(y).0);
+            if part_of(token, self.n) == self.number {
+                let overlap = notes(1).map(|note| note.overlap()).sum();
+                self.gain(told(1, part_of(right, self.n)), left, overlap, |y| merge.with_after(y).1);
+                if overlap >= self.cutoff {
+                    let id = self.insert(key(token, token), overlap);
+                    self.filed.push((token, id));
+                }
+            }
+            self.filed_ends.push(self.filed.len());
         }
         self.top();
     }
@@ -413,39 +425,43 @@ impl Pairs {
         }
     }
 
-    /// Books what the merge into `token` did on one side of it, in all shards. `keys(neighbour)` gives the pairs that
-    /// lost and gained; `half` is the neighbour that a token next to itself is first taken for.
-    fn book_side<'a>(
-        &mut self,
-        sides: impl Iterator<Item = Note<'a>> + Clone,
-        token: u32,
-        half: u32,
-        keys: impl Fn(u32) -> (u64, u64),
-    ) {
-        let number = self.number;
-        for list in sides.clone().map(|side| side.lost(number)) {
+    /// Books what pairs lost, in all shards: (neighbour, occurrences).
+    fn lose<'a>(&mut self, told: impl Iterator<Item = &'a [(u32, u32)]>, key: impl Fn(u32) -> u64) {
+        for list in told {
             for (i, &(neighbour, count)) in list.iter().enumerate() {
                 if let Some(&(later, _)) = list.get(i + AHEAD) {
-                    memory::prefetch(&self.slots, place_of(&self.slots, keys(later).0));
+                    memory::prefetch(&self.slots, place_of(&self.slots, key(later)));
                 }
-                self.subtract(keys(neighbour).0, count.into());
+                self.subtract(key(neighbour), count.into());
             }
         }
-        let overlap: u64 = sides.clone().map(|side| side.overlap()).sum();
+    }
+
+    /// Books what new pairs gained by the same, if they are frequent enough. A new token next to itself was first taken
+    /// for one next to `half`, `overlap` times.
+    fn gain<'a>(
+        &mut self,
+        told: impl Iterator<Item = &'a [(u32, u32)]> + Clone,
+        half: u32,
+        overlap: u64,
+        key: impl Fn(u32) -> u64,
+    ) {
+        // What reaches the cutoff in all shards together has its share of that in one, or more than 32 bits hold.
+        let share = u32::try_from(self.cutoff.div_ceil(self.n as u64)).unwrap_or(u32::MAX);
         let mut large = take(&mut self.large);
-        for &neighbour in sides.clone().flat_map(|side| side.large()) {
+        for &(neighbour, _) in told.clone().flatten().filter(|&&(_, count)| count >= share) {
             let (word, bit) = (neighbour as usize / 64, 1 << (neighbour % 64));
             if word >= self.is_large.len() {
                 self.is_large.resize(word + 1, 0);
                 self.sums.resize(64 * (word + 1), 0);
             }
-            if self.is_large[word] & bit == 0 && self.owns(keys(neighbour).1) {
+            if self.is_large[word] & bit == 0 {
                 self.is_large[word] |= bit;
                 large.push(neighbour);
             }
         }
         if !large.is_empty() {
-            for &(neighbour, count) in sides.flat_map(|side| side.told()) {
+            for &(neighbour, count) in told.flatten() {
                 let word = self.is_large.get(neighbour as usize / 64).copied().unwrap_or(0);
                 if word >> (neighbour % 64) & 1 != 0 {
                     self.sums[neighbour as usize] += u64::from(count);
@@ -457,16 +473,11 @@ impl Pairs {
             let count = take(&mut self.sums[neighbour as usize]);
             let gained = if neighbour == half { count - overlap } else { count };
             if gained >= self.cutoff {
-                let id = self.insert(keys(neighbour).1, gained);
+                let id = self.insert(key(neighbour), gained);
                 self.filed.push((neighbour, id));
             }
         }
         self.large = large;
-        if overlap >= self.cutoff && self.owns(keys(token).1) {
-            let id = self.insert(keys(token).1, overlap);
-            self.filed.push((token, id));
-        }
-        self.filed_ends.push(self.filed.len());
     }
 }
 

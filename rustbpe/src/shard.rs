@@ -4,7 +4,7 @@ use std::mem::take;
 use std::sync::RwLockReadGuard;
 
 use crate::memory;
-use crate::pairs::{key, part_of, Pairs, NONE};
+use crate::pairs::{halves, key, part_of, Pairs, NONE};
 use crate::word::{Found, Slot, Words};
 
 /// Memory is asked for this many items ahead of being visited.
@@ -44,10 +44,6 @@ pub struct Notes {
     told: Vec<Vec<(u32, u32)>>,
     /// Where each merge and side ends in each list.
     told_ends: Vec<usize>,
-    /// Neighbours with at least `share` occurrences, and where each merge and side ends.
-    large: Vec<u32>,
-    large_ends: Vec<usize>,
-    share: u32,
     /// By side, (neighbour, position of the new pair), by ascending position for every merge, and where they end.
     found: [Vec<(u32, u32)>; 2],
     found_ends: [Vec<usize>; 2],
@@ -64,8 +60,8 @@ pub struct Note<'a> {
 }
 
 impl Notes {
-    fn new(n_parts: usize, share: u32) -> Self {
-        Self { told: vec![Vec::new(); n_parts], share, ..Self::default() }
+    fn new(n_parts: usize) -> Self {
+        Self { told: vec![Vec::new(); n_parts], ..Self::default() }
     }
 
     /// What a merge of the batch does on a side.
@@ -78,8 +74,6 @@ impl Notes {
         self.found.iter_mut().for_each(Vec::clear);
         self.found_ends.iter_mut().for_each(Vec::clear);
         self.told_ends.clear();
-        self.large.clear();
-        self.large_ends.clear();
         self.overlaps.clear();
     }
 }
@@ -91,18 +85,6 @@ impl<'a> Note<'a> {
         let end = (2 * self.merge + self.side) * n_parts + part;
         let start = end.checked_sub(n_parts).map_or(0, |before| self.notes.told_ends[before]);
         &self.notes.told[part][start..self.notes.told_ends[end]]
-    }
-
-    /// The same of all parts.
-    pub fn told(self) -> impl Iterator<Item = &'a (u32, u32)> {
-        (0..self.notes.told.len()).flat_map(move |part| self.lost(part))
-    }
-
-    /// The neighbours that may stand next to the new token often enough: in some shard they do, for its share.
-    pub fn large(self) -> &'a [u32] {
-        let end = 2 * self.merge + self.side;
-        let start = end.checked_sub(1).map_or(0, |before| self.notes.large_ends[before]);
-        &self.notes.large[start..self.notes.large_ends[end]]
     }
 
     /// How often the new token stands next to itself.
@@ -146,33 +128,26 @@ impl Side {
                 }
                 *seen = sum;
             }
-            None => self.more.push((neighbour, count)),
+            None => self.more.push((neighbour, u64::from(take(seen)) + count)),
         }
     }
 
     /// Tells each part what it has to book. What is written at random stays with this thread: others read only lists.
-    fn tell(&mut self, notes: &mut Notes, pairs: impl Fn(u32) -> (u64, u64)) {
+    fn tell(&mut self, notes: &mut Notes, lost: impl Fn(u32) -> u64) {
         let n_parts = notes.told.len();
-        let share = notes.share;
-        let mut tell = |neighbour, count, is_large| {
-            notes.told[part_of(pairs(neighbour).0, n_parts)].push((neighbour, count));
-            if is_large {
-                notes.large.push(neighbour);
-            }
-        };
+        let part_of = |neighbour| part_of(halves(lost(neighbour)).0, n_parts);
+        let mut tell = |neighbour, count| notes.told[part_of(neighbour)].push((neighbour, count));
         for neighbour in self.touched.drain(..) {
-            let count = take(&mut self.seen[neighbour as usize]);
-            tell(neighbour, count, count >= share);
+            tell(neighbour, take(&mut self.seen[neighbour as usize]));
         }
         for (neighbour, mut count) in self.more.drain(..) {
             while count > 0 {
                 let some = u32::try_from(count).unwrap_or(u32::MAX);
-                tell(neighbour, some, true);
+                tell(neighbour, some);
                 count -= u64::from(some);
             }
         }
         notes.told_ends.extend(notes.told.iter().map(Vec::len));
-        notes.large_ends.push(notes.large.len());
     }
 
     /// Writes the lists of the new pairs in `filed`, (neighbour, id) with ids new to `lists`.
@@ -233,13 +208,10 @@ pub struct Shard<S> {
 }
 
 impl<S: Slot> Shard<S> {
-    /// A shard without any lists, one of `n`; pairs below `cutoff` need none.
-    pub fn new(words: Words<S>, vocab_size: usize, n: usize, cutoff: u64) -> Self {
+    /// A shard without any lists, one of `n`.
+    pub fn new(words: Words<S>, vocab_size: usize, n: usize) -> Self {
         let sides = [Side::new(vocab_size), Side::new(vocab_size)];
-        // What reaches the cutoff in all shards together has its share of that in one, or more than 32 bits hold.
-        let share = u32::try_from(cutoff.div_ceil(n as u64)).unwrap_or(u32::MAX);
-        let notes = Notes::new(n, share);
-        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes }
+        Self { words, lists: Vec::new(), positions: Vec::new(), sides, notes: Notes::new(n) }
     }
 
     /// The pieces as they are now.
@@ -338,7 +310,7 @@ impl<S: Slot> Shard<S> {
         for (found, ends) in notes.found.iter().zip(&mut notes.found_ends) {
             ends.push(found.len());
         }
-        before.tell(notes, |x| merge.with_before(x));
-        after.tell(notes, |y| merge.with_after(y));
+        before.tell(notes, |x| merge.with_before(x).0);
+        after.tell(notes, |y| merge.with_after(y).0);
     }
 }

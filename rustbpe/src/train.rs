@@ -166,8 +166,8 @@ impl<S: Slot, T: FnMut(u32) -> bool> Learner<S, T> {
         mut assembly: Option<&mut Assembly>,
     ) -> Result<Vec<Words<S>>, TrainError> {
         let n_symbols = words.first().map_or(0, |(words, _)| words.n_tokens());
-        let (n, cutoff) = (pairs.len(), pairs.first().map_or(1, |part| part.cutoff));
-        let new = |(words, found)| (Shard::new(words, n_symbols + self.vocab_size as usize, n, cutoff), found);
+        let n = pairs.len();
+        let new = |(words, found)| (Shard::new(words, n_symbols + self.vocab_size as usize, n), found);
         let mut shards: Vec<_> = words.into_iter().map(new).collect();
         each(&mut shards, |(shard, found)| shard.list_pairs(found, id_limit(&pairs)));
         let shards: Vec<_> = shards.into_iter().map(|(shard, _)| RwLock::new(shard)).collect();
