@@ -62,18 +62,19 @@ def _chunks(x: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor
     return list(zip(x.split(size), targets.split(size), strict=True))
 
 
+def capped_(logits: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(logits / softcap) in place, as a sigmoid, which takes a tenth of the time on a CPU; 0 = as it is."""
+    return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap) if softcap else logits
+
+
 def _chunk_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (n,), logits (n, V), their softmax (n, V), mask (n,), all float32."""
-    logits = F.linear(x, weight).float()
-    if softcap:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    highest = logits.amax(dim=1, keepdim=True)
-    shares = torch.sub(logits, highest).exp_()
-    total = shares.sum(dim=1, keepdim=True)
+    logits = capped_(F.linear(x, weight).float(), softcap)
+    shares = torch.softmax(logits, 1)
+    log_total = logits.amax(1) - shares.amax(1).log()
     mask = targets >= 0
-    chosen = logits.gather(1, targets.clamp(min=0)[:, None])
-    losses = (highest + total.log() - chosen).squeeze(1) * mask
-    return losses, logits, shares.div_(total), mask
+    chosen = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    return (log_total - chosen) * mask, logits, shares, mask
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -52,7 +52,7 @@ class NGrams(nn.Module):
     def rows(self, context: Tensor) -> Tensor:
         """(N, V) probabilities of all tokens after each context (N, order - 1)."""
         dense = self._bigrams
-        p = self.unigram.repeat(len(context), 1) if dense is None else dense[context[:, -1]]
+        p = self.unigram.repeat(len(context), 1) if dense is None else dense.index_select(0, context[:, -1])
         for n in range(2 if dense is None else 3, self.order + 1):
             self._lengthen(p, context, n)
         return p

@@ -25,7 +25,7 @@ def random_qkv(b, h, hkv, t, s, d=8):
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("t", [1, 2, 9, 64, 65, 150])  # blocks are of 64 queries here
-@pytest.mark.parametrize("window", [1, 3, 16, 63, 64, 100])
+@pytest.mark.parametrize("window", [1, 3, 16, 63, 64, 100, 200])
 def test_causal_attention_and_its_gradients_are_those_of_the_dense_masked_softmax(t, window, heads):
     inputs = [x.requires_grad_() for x in random_qkv(3, *heads, t, t)]
     got, want = causal_attention(*inputs, window), reference(*inputs, torch.arange(t).expand(3, t), window)
