@@ -30,25 +30,26 @@ NGRAM_GATE = -2.0  # logit of the network's share next to n-gram counts at the s
 
 
 class _RMSNorm(torch.autograd.Function):
-    """F.rms_norm of float32 in half the passes over memory that its parts make on a CPU, where nothing fuses them."""
+    """F.rms_norm in half the passes over memory that its parts make on a CPU, where nothing fuses them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.size(-1))
-        scale = mean_square.add_(torch.finfo(x.dtype).eps).rsqrt_()
-        y = x * scale
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square_().div_(x.size(-1))
+        scale = mean_square.add_(torch.finfo(dtype).eps).rsqrt_()
+        y = (x * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         y, scale = ctx.saved_tensors
-        return torch.addcmul(grad, y, (grad * y).mean(dim=-1, keepdim=True), value=-1).mul_(scale)
+        return torch.addcmul(grad, y, (grad * y).mean(dim=-1, keepdim=True), value=-1).mul_(scale.to(grad.dtype))
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """Scale the last dimension to unit root mean square; no parameters."""
-    if x.device.type == "cpu" and x.dtype is torch.float32:
+    if x.device.type == "cpu":
         return _RMSNorm.apply(x)
     return F.rms_norm(x, (x.size(-1),))
 
