@@ -135,18 +135,22 @@ class Keep:
 
 def _write(work: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any] | None) -> dict[str, str]:
     """Write the tensor files, and on rank 0 the state; returns the SHA-256 of each."""
-    written = {name: files.write_with(work / name, partial(_save_tensors, part)) for name, part in tensors.items()}
+    written = {name: files.write_with(work / name, partial(save_tensors, part)) for name, part in tensors.items()}
     if state is not None:
         files.write_json(work / "state.json", state)
         written["state.json"] = files.sha256(work / "state.json")
     return written
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that whoever may read the files beside it may read too; the library's is private."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, {"format": "pt"})
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
 

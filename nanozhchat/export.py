@@ -6,17 +6,17 @@ scales per layer are folded into the projections that write to the stream, the n
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanozhchat import gpt2
-from nanozhchat.checkpoint import fill_model, read_tensors
+from nanozhchat.checkpoint import fill_model, read_tensors, save_tensors
 from nanozhchat.conversation import CHAT_TEMPLATE
-from nanozhchat.files import atomic_write, read_json, write_json
+from nanozhchat.files import atomic_write, read_json, write_json, write_with
 from nanozhchat.gpt import GPT, GPTConfig, rms_norm
 from nanozhchat.quantize import dequantize, quantize
 from nanozhchat.tokenizer import Tokenizer
@@ -58,7 +58,8 @@ def export(kind: str, model: GPT, tokenizer: Tokenizer, out: Path) -> list[Path]
             code = (Path(__file__).parent / name).read_text(encoding="utf-8")
             code = re.sub(r"from nanozhchat\.(\w+) import", r"from .\1 import", code)
             atomic_write(out / name.removesuffix(".txt"), code.encode())
-    save_file({name: t.contiguous() for name, t in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    write_with(out / "model.safetensors", partial(save_tensors, tensors))
     tokenizer.save(out)
     names = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}

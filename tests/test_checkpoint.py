@@ -60,6 +60,7 @@ def test_everything_saved_comes_back_bit_for_bit_in_the_documented_layout(tmp_pa
     assert torch.equal(saved.optimizer_tensors()["muon/a/momentum"], torch.full((2, 3), 1234.0))
     assert saved.weights_sha256() == files.sha256(folder / "model.safetensors")
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PARTS}
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # whoever may read one may read all
     listed = {f["name"]: f["sha256"] for f in files.read_json(folder / "manifest.json")["files"]}
     assert listed == {name: files.sha256(folder / name) for name in PARTS}
     latest = {"step": 1234, "manifest_sha256": files.sha256(folder / "manifest.json")}
@@ -115,8 +116,8 @@ class Writes(Faulty):
         super().replace(source, target)
         self.order.append(target.name)
 
-    def save_file(self, tensors, path):
-        self.real_save(tensors, path)
+    def save_file(self, tensors, path, metadata):
+        self.real_save(tensors, path, metadata)
         self.order.append(Path(path).name)
 
 
