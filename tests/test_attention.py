@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nanozhchat import attention
 from nanozhchat.attention import cached_attention, causal_attention
 
 
@@ -33,6 +34,21 @@ def test_causal_attention_and_its_gradients_are_those_of_the_dense_masked_softma
     weight = torch.randn(3, 4, t, 8, generator=torch.Generator().manual_seed(0))
     gradients = [torch.autograd.grad((out * weight).sum(), inputs) for out in (got, want)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_attention_is_right_within_its_precision_and_probabilities_made_again_are_the_kept_ones(monkeypatch):
+    inputs = [x.bfloat16().requires_grad_() for x in random_qkv(2, 4, 2, 150, 150)]
+    want = reference(*inputs, torch.arange(150).expand(2, 150), 150)
+    gradients = [torch.autograd.grad(want.sum(), inputs)]
+    for kept in (attention.KEPT_ELEMENTS, 0):
+        monkeypatch.setattr(attention, "KEPT_ELEMENTS", kept)
+        got = causal_attention(*inputs, 150)
+        assert (got.double() - want).norm() < 0.01 * want.norm()
+        gradients.append(torch.autograd.grad(got.sum(), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients[1:], strict=True))
+    assert all(
+        (a - b).float().norm() < 0.02 * b.float().norm() for a, b in zip(gradients[1], gradients[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("window", [1, 4, 100])

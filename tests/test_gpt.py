@@ -34,12 +34,15 @@ def test_changing_a_token_changes_nothing_before_it_or_in_other_rows_and_somethi
     assert (a[0, place:] - b[0, place:]).abs().amax(-1).min() > 1e-4  # the last layer sees everything
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize(("fast", "plain"), [
     (rms_norm, lambda x: F.rms_norm(x, (x.size(-1),))), (squared_relu, lambda x: F.relu(x).square()),
 ])  # fmt: skip
-def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradients_of_torchs_own(fast, plain):
+def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradients_of_torchs_own(
+    fast, plain, dtype, tolerance
+):
     g = torch.Generator().manual_seed(0)
-    x, direction = torch.randn(3, 5, 64, generator=g), torch.randn(3, 5, 64, generator=g)
+    x, direction = (torch.randn(3, 5, 64, generator=g).to(dtype) for _ in range(2))
     x[0, 0] = 0
     results = []
     for function in (fast, plain):
@@ -47,7 +50,7 @@ def test_operators_written_for_few_passes_over_memory_have_the_values_and_gradie
         y = function(given)
         y.backward(direction)
         results.append((y.detach(), given.grad))
-    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
 
 
 def test_the_first_heads_get_the_keys_of_the_token_before_and_none_before_the_first_the_others_keep_theirs():
