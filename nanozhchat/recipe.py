@@ -32,7 +32,7 @@ BUDGET_DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 GATE_CHANNELS = 16  # inputs of each gate (gpt.py)
 VOCAB_BY_DEPTH = ((5, 4096), (8, 8192), (12, 16384), (10**9, 32768))  # up to this depth -> advised vocabulary
 # N-gram counts: up to this depth, in so many times what is read, at most (2 GiB while counting)
-NGRAM_MAX_DEPTH, NGRAM_RATIO, NGRAM_TOKENS = 8, 2, 12_000_000
+NGRAM_MAX_DEPTH, NGRAM_TOKENS = 8, 12_000_000
 CONTEXT_BY_DEPTH = ((7, 512), (11, 1024), (10**9, 2048))
 ACTIVATION_FACTOR = 40  # kept activations per token, layer and channel, in elements (measured on a CPU at depth 4)
 
@@ -194,13 +194,13 @@ def _horizon(sizes: dict[str, Any], scaling: int, over: Overrides, budget_tokens
 
 
 def _ngram_tokens(depth: int, corpus_tokens: int, train_tokens: float) -> int:
-    """Tokens to count n-grams in: text that the run will not read, if that is NGRAM_RATIO times what it will; else 0.
+    """Tokens to count n-grams in: text that the run will not read, if that is no less than what it will; else 0.
 
     Text that was counted is too easy for the counts to show how far they can be trusted, so the network's share must
     be learnt on other text; and a network that has read more knows more than the counts could add.
     """
     unread = min(NGRAM_TOKENS, int(corpus_tokens - 1.1 * train_tokens))
-    return unread if depth <= NGRAM_MAX_DEPTH and unread >= NGRAM_RATIO * train_tokens else 0
+    return unread if depth <= NGRAM_MAX_DEPTH and unread >= train_tokens else 0
 
 
 def _total_batch(tokens: float, sequence_len: int) -> int:
@@ -316,7 +316,7 @@ FORMULAS = {
     "window_pattern": "all layers full up to 1024 tokens, then SSSL (S = a quarter)",
     "value_embeddings": "from depth 6", "plain": "--arch=plain: only what transformers and llama.cpp know",
     "offset_heads": "n_kv_head / 3, 1 of 2; their keys are those of the token before: copying is learnt early",
-    "ngram_tokens": f"unread text to count n-grams in, to depth {NGRAM_MAX_DEPTH}, if {NGRAM_RATIO} x what is read",
+    "ngram_tokens": f"unread text to count n-grams in, to depth {NGRAM_MAX_DEPTH}, if as much as is read",
     "num_params": "closed form, equal to the model's", "scaling_params": "block matrices + lm_head",
     "flops_per_token": "6 * scaling_params + sum over layers 12 * n_embd * window",
     "train_tokens": f"num_steps * total_batch_size (full horizon: {TARGET_RATIO:g} * scaling_params)",
