@@ -12,7 +12,7 @@ from nanozhchat.engine import Engine
 from nanozhchat.export import arcee_tensors, export, fill_from_folder, load_folder
 from nanozhchat.sampling import SamplingParams
 from nanozhchat.tokenizer import Tokenizer
-from scripts import base_train
+from scripts import base_train, chat_sft
 from tests.conftest import make_config, make_model, refused, write_jsonl
 
 PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L", "n_embd": 64}
@@ -140,6 +140,7 @@ def test_training_takes_depth_context_kind_and_tokenizer_from_a_folder(tokenizer
     assert made.engine.model.config == run.gpt_config(plan)
     refused("is not a folder written by scripts.export", base_train.main, [f"--init-from={tmp_path}"])
     refused("--depth=2, but", base_train.main, [f"--init-from={tmp_path / 'out'}", "--depth=2"])
+    refused("--init-from=.*out --data", chat_sft.main, [f"--model-tag={tmp_path / 'out'}"])
 
 
 def test_training_starts_from_a_folder_of_the_same_shape_and_tokenizer_only(tokenizer, tmp_path):
