@@ -83,8 +83,7 @@ def questions(skill: str, n: int, seed: int = 0, *, split: str = "val") -> list[
         key = "\n".join((*item.history, text))
         misses = misses + 1 if key in found else 0
         if misses > MISSES_MAX:
-            known = len(found)
-            raise ValueError(f"skill {skill!r} ran out of questions after {known}; ask for fewer than n={n}")
+            raise ValueError(f"skill {skill!r} ran out of questions after {len(found)}; ask for fewer than n={n}")
         said = zip(itertools.cycle(("user", "assistant")), (*item.history, text))  # ends with the question
         asked = tuple(Message(role, content) for role, content in said)
         found.setdefault(key, Question(item.skill, asked, item.answer, item.answerable, item.chance, make_check(item)))

@@ -10,22 +10,11 @@ SMALL_SHARE = 0.35
 
 
 @cache
-def pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
+def pairs(op: str, held: bool, largest: int = LIMIT) -> tuple[tuple[int, int], ...]:
     """Return the operand pairs of one split for "add" or "sub"; one-digit ones are the atoms and always trained."""
-    if op == "add":
-        pool = [(a, b) for a in range(1, LIMIT) for b in range(1, LIMIT - a + 1)]
-    else:
-        pool = [(a, b) for a in range(2, LIMIT) for b in range(1, a)]
+    pool = ((a, b) for a in range(1, LIMIT) for b in range(1, LIMIT - a + 1 if op == "add" else a))
+    pool = ((a, b) for a, b in pool if (a + b if op == "add" else a) <= largest)
     return tuple((a, b) for a, b in pool if (max(a, b) > 9 and is_held_out(f"{op}:{a},{b}")) is held)
-
-
-@cache
-def _small_pairs(op: str, held: bool) -> tuple[tuple[int, int], ...]:
-    return tuple((a, b) for a, b in pairs(op, held) if max(a, b, a + b if op == "add" else a) <= SMALL)
-
-
-def _pair(rng: Rng, op: str, held: bool) -> tuple[int, int]:
-    return rng.pick(_small_pairs(op, held) if rng.random() < SMALL_SHARE else pairs(op, held))
 
 
 @cache
@@ -37,29 +26,22 @@ def products(held: bool, section: str) -> tuple[tuple[int, int, int], ...]:
 
 def add_steps(a: int, b: int) -> str:
     """Return the worked sum, ending with the result."""
+    (tens_a, a1), (tens_b, b1), end = divmod(a, 10), divmod(b, 10), f"{a}加{b}等于{a + b}"
     if a < 10 and b < 10:
-        return f"{a}加{b}等于{a + b}"
-    ones, tens_a, tens_b = a % 10 + b % 10, a // 10, b // 10
-    tens, end = f"{tens_a}加{tens_b}", f"{a}加{b}等于{a + b}"
-    if ones >= 10:
-        return f"个位{a % 10}加{b % 10}得{ones}，写{ones - 10}进1；十位{tens}加1得{tens_a + tens_b + 1}；{end}"
-    return f"个位{a % 10}加{b % 10}得{ones}，写{ones}；十位{tens}得{tens_a + tens_b}；{end}"
+        return end
+    carry, written = divmod(a1 + b1, 10)
+    ones = f"个位{a1}加{b1}得{a1 + b1}，写{written}{'进1' * carry}"
+    return f"{ones}；十位{tens_a}加{tens_b}{'加1' * carry}得{tens_a + tens_b + carry}；{end}"
 
 
 def sub_steps(a: int, b: int) -> str:
     """Return the worked difference, ending with the result."""
+    (tens_a, a1), (tens_b, b1), end = divmod(a, 10), divmod(b, 10), f"{a}减{b}等于{a - b}"
     if a < 10:
-        return f"{a}减{b}等于{a - b}"
-    ones_a, ones_b, tens_a, tens_b = a % 10, b % 10, a // 10, b // 10
-    if ones_a >= ones_b:
-        ones = f"个位{ones_a}减{ones_b}得{ones_a - ones_b}"
-        return f"{ones}；十位{tens_a}减{tens_b}得{tens_a - tens_b}；{a}减{b}等于{a - b}"
-    ones = f"个位借1，{ones_a + 10}减{ones_b}得{ones_a + 10 - ones_b}"
-    return f"{ones}；十位{tens_a}减1减{tens_b}得{tens_a - 1 - tens_b}；{a}减{b}等于{a - b}"
-
-
-def _item(ask: str, answer: str, result: int, key: str) -> Item:
-    return Item("arithmetic", "", ask, answer, key, "number", (str(result),))
+        return end
+    borrowed = int(a1 < b1)
+    ones = f"个位{'借1，' * borrowed}{a1 + 10 * borrowed}减{b1}得{a1 + 10 * borrowed - b1}"
+    return f"{ones}；十位{tens_a}{'减1' * borrowed}减{tens_b}得{tens_a - borrowed - tens_b}；{end}"
 
 
 def _calculate(rng: Rng, held: bool, op: int, story: str = "") -> tuple[str, int, int, str, int, str]:
@@ -69,16 +51,10 @@ def _calculate(rng: Rng, held: bool, op: int, story: str = "") -> tuple[str, int
         shape = lines("arithmetic", "mul" + story)[phrasing]
         return shape, a, b, f"{a}乘{b}等于{a * b}", a * b, f"mul:{a},{b},{story[1:2]}{phrasing}"
     name = "add" if op < 2 else "sub"
-    a, b = _pair(rng, name, held)
+    a, b = rng.pick(pairs(name, held, SMALL if rng.random() < SMALL_SHARE else LIMIT))
     shape = rng.pick(lines("arithmetic", name + story))
     steps, result = (add_steps(a, b), a + b) if name == "add" else (sub_steps(a, b), a - b)
     return shape, a, b, steps, result, f"{name}:{a},{b}"
-
-
-def draw_sum(rng: Rng, held: bool) -> Item:
-    """Return a bare calculation."""
-    shape, a, b, steps, result, key = _calculate(rng, held, rng.below(5))
-    return _item(shape.format(a=a, b=b), steps + "。", result, key)
 
 
 def draw_problem(rng: Rng, held: bool) -> Item:
@@ -92,9 +68,12 @@ def draw_problem(rng: Rng, held: bool) -> Item:
     if result <= SMALL and rng.random() < 0.5:
         ask = ask.replace("多少" + measure, "几" + measure).replace("多少元", "几元")
     unit = "元" if "元" in shape else measure + noun
-    return _item(ask, f"{steps}，答案是{result}{unit}。", result, key)
+    return Item("arithmetic", "", ask, f"{steps}，答案是{result}{unit}。", key, "number", (str(result),))
 
 
 def draw(rng: Rng, held: bool) -> Item:
     """Return a calculation (two in three) or a word problem."""
-    return draw_sum(rng, held) if rng.random() < 0.65 else draw_problem(rng, held)
+    if rng.random() >= 0.65:
+        return draw_problem(rng, held)
+    shape, a, b, steps, result, key = _calculate(rng, held, rng.below(5))
+    return Item("arithmetic", "", shape.format(a=a, b=b), steps + "。", key, "number", (str(result),))

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from nanozhchat.builtin.world import Item, Rng, combos, lines, names, people, places, sections, things, words
+from nanozhchat.builtin.world import Item, Rng, cells, combos, lines, names, people, places, sections, things, words
 
 # What a right answer about each aspect of the model must say; one of the words is enough.
 IDENTITY = {
@@ -35,11 +35,6 @@ def draw_identity(rng: Rng, held: bool) -> Item:
     return Item("identity", "", ask, answer, f"identity:{ask}", "any", IDENTITY[aspect], chance=chance)
 
 
-@cache
-def _chat() -> tuple[tuple[str, str], ...]:
-    return tuple((ask, answer) for ask, answer in (line.split(" | ") for line in lines("chat", "chat")))
-
-
 def introduce(rng: Rng, held: bool) -> tuple[str, str, str]:
     """Return how somebody says their name, the reply, and the name."""
     name = rng.pick(names(held))
@@ -51,7 +46,7 @@ def draw_chat(rng: Rng, held: bool) -> Item:
     if rng.random() < 0.2:
         ask, answer, name = introduce(rng, held)
         return Item("chat", "", ask, answer, "chat:" + name, "any", (name,))
-    ask, answer = rng.pick(_chat())
+    ask, answer = cells(rng.pick(lines("chat", "chat")))
     return Item("chat", "", ask, answer, "chat:" + ask, "any", (answer,))
 
 
@@ -82,11 +77,6 @@ def describe_place(rng: Rng, held: bool) -> str:
         opener = opener.replace("，全村只有{f}户人家", "")
     more = f"{c}。" if c not in (a, b) else ""
     return f"{opener.format(p=place, c=city, f=far)}{a}。{b}。{more}{rng.pick(lines('chat', 'people_say'))}"
-
-
-def describe(rng: Rng, held: bool) -> str:
-    """Return one description."""
-    return describe_person(rng, held) if rng.random() < 0.6 else describe_place(rng, held)
 
 
 def everyday(rng: Rng, held: bool) -> str:

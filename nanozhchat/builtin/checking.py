@@ -26,15 +26,9 @@ def _is_story(answer: str, name: str, aim: str) -> bool:
     text = answer.strip()
     sentences = [s.strip() for s in SENTENCE.findall(text) if s.strip("。！？…”’ \n")]
     # The aim is "mentioned" when most of its characters are: 学会游泳 may well be told as 终于会游泳了.
-    hits = sum(char in text for char in set(aim))
-    return (
-        len(text) >= STORY_CHARS_MIN
-        and text.endswith(("。", "！", "？", "”", "…"))
-        and name in text
-        and hits >= 0.7 * len(set(aim))
-        and len(sentences) >= 3
-        and len(set(sentences)) == len(sentences)
-    )
+    told = name in text and len(set(aim) & set(text)) >= 0.7 * len(set(aim))
+    whole = len(text) >= STORY_CHARS_MIN and text.endswith(("。", "！", "？", "”", "…"))
+    return told and whole and len(set(sentences)) == len(sentences) >= 3
 
 
 def make_check(item: Item) -> Callable[[str], bool]:

@@ -1,12 +1,14 @@
 """Facts: tables of (subject, object) under relations, each with its own phrasings of question and answer."""
 
+import re
 from functools import cache
 from typing import NamedTuple
 
 from nanozhchat.builtin.world import Item, Rng, combos, sections
 
 PARENT_RELATION = "<"  # "< name" takes the table of another relation the other way round
-UNIT_RELATION = "convert"
+UNIT_RELATION = "convert"  # its objects end with a unit
+UNIT = re.compile(r"(?<=\d)(?=\D)")  # the place where it begins
 
 
 class Relation(NamedTuple):
@@ -17,13 +19,6 @@ class Relation(NamedTuple):
     answers: tuple[str, ...]
     rows: tuple[tuple[str, str, str], ...]
     chance: float
-
-
-def _row(relation: str, subject: str, value: str) -> tuple[str, str, str]:
-    if relation != UNIT_RELATION:
-        return subject, value, ""
-    number = value.rstrip("".join({c for c in value if not c.isdigit()}))
-    return subject, number, value[len(number) :]
 
 
 @cache
@@ -40,8 +35,9 @@ def relations() -> tuple[Relation, ...]:
         if PARENT_RELATION in by_mark:
             rows = tuple((o, s, "") for s, o, _ in found[by_mark[PARENT_RELATION][0]].rows)
         else:
-            entries = "|".join(by_mark["="]).split("|")
-            rows = tuple(_row(name, *entry.split()) for entry in entries)
+            entries = map(str.split, "|".join(by_mark["="]).split("|"))
+            parted = ((s, UNIT.split(o, maxsplit=1) if name == UNIT_RELATION else (o, "")) for s, o in entries)
+            rows = tuple((s, value, unit) for s, (value, unit) in parted)
         chance = 1 / len({o for _, o, _ in rows})
         found[name] = Relation(name, tuple(by_mark["?"]), tuple(by_mark["!"]), rows, chance)
     return tuple(found.values())
@@ -79,9 +75,8 @@ def draw(rng: Rng, held: bool) -> Item:
 
 
 def _state(rng: Rng, r: int, i: int) -> str:
-    relation = relations()[r]
-    subject, value, unit = relation.rows[i]
-    return rng.pick(relation.answers).format(s=subject, o=value, u=unit)
+    subject, value, unit = relations()[r].rows[i]
+    return rng.pick(relations()[r].answers).format(s=subject, o=value, u=unit)
 
 
 @cache

@@ -3,7 +3,7 @@
 from functools import cache
 
 from nanozhchat.builtin import reading
-from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, names, places, sections, things, words
+from nanozhchat.builtin.world import Item, Rng, combos, is_held_out, lines, names, places, things, words
 
 SLOT_LABELS = {"p": "地点", "t": "东西", "c": "颜色", "k": "价钱", "a": "年龄", "j": "职业", "d": "时间", "v": "事情"}
 SLOT_UNITS = {"k": "元", "a": "岁"}
@@ -17,23 +17,17 @@ def _lines(section: str) -> tuple[str, ...]:
 @cache
 def kinds() -> dict[str, tuple[str, ...]]:
     """Return kind -> its members."""
-    rows = (line.split() for line in sections("language")["kinds"])
-    return {kind: tuple(members) for kind, *members in rows}
-
-
-@cache
-def _members() -> tuple[tuple[str, str], ...]:
-    return tuple((member, kind) for kind, members in kinds().items() for member in members)
+    return {kind: tuple(members) for kind, *members in map(str.split, _lines("kinds"))}
 
 
 def draw_kind(rng: Rng, held: bool) -> Item:
     """Ask which kind a thing is of."""
-    keys = tuple(f"kind:{member}" for member, _ in _members())
-    i, j = rng.pick(combos(keys, _lines("ask_kind"), held))
-    word, kind = _members()[i]
+    members, asks = [(member, kind) for kind, some in kinds().items() for member in some], _lines("ask_kind")
+    i, j = rng.pick(combos(tuple(f"kind:{member}" for member, _ in members), asks, held))
+    word, kind = members[i]
     other = rng.pick(tuple(k for k in kinds() if k != kind))
-    ask = _lines("ask_kind")[j].format(w=word, k=kind, o=other)
-    return Item("classify", "", ask, f"{word}属于{kind}。", f"{keys[i]}|{j}", "contains", (kind,), (f"属于{other}",))
+    ask = asks[j].format(w=word, k=kind, o=other)
+    return Item("classify", "", ask, f"{word}属于{kind}。", f"kind:{word}|{j}", "contains", (kind,), (f"属于{other}",))
 
 
 def draw_odd(rng: Rng, held: bool) -> Item:
@@ -42,12 +36,11 @@ def draw_odd(rng: Rng, held: bool) -> Item:
         kind, other = rng.two(tuple(kinds()))
         x, y = rng.two(kinds()[kind])
         z = rng.pick(kinds()[other])
-        key = "odd:" + ",".join((*sorted((x, y)), z))
+        key = f"odd:{min(x, y)},{max(x, y)},{z}"
         if is_held_out(key) is held:
             break
-    shown = [x, y, z]
-    rng.shuffle(shown)
-    ask = rng.pick(_lines("ask_odd")).format(x=shown[0], y=shown[1], z=shown[2], k=kind)
+    rng.shuffle(shown := [x, y, z])
+    ask = rng.pick(_lines("ask_odd")).format(**dict(zip("xyz", shown)), k=kind)
     return Item("classify", "", ask, f"{z}不是{kind}。", key, "contains", (z + "不是",))
 
 
@@ -59,8 +52,8 @@ def draw_feeling(rng: Rng, held: bool) -> Item:
     n, thing = rng.pick(names(held)), rng.pick(things("carry"))
     told = situations[i].format(n=n, h=n, t=thing.noun, m=thing.measure, p=rng.pick(places(held)))
     right, wrong = FEELINGS[mood]
-    answer = f"{n}很{right}。"
-    return Item("classify", told + "。", asks[j].format(n=n), answer, f"{told}|{j}", "contains", (right,), (wrong,))
+    ask, answer = asks[j].format(n=n), f"{n}很{right}。"
+    return Item("classify", told + "。", ask, answer, f"{told}|{j}", "contains", (right,), (wrong,))
 
 
 def draw_classify(rng: Rng, held: bool) -> Item:

@@ -42,6 +42,8 @@ SENTENCE_SKILLS = weighted(SKILL_WEIGHTS, "classify", "rewriting", "extraction")
 PART_SKILLS = {"words": WORD_SKILLS, "sentences": SENTENCE_SKILLS}
 MISSING_FRAC = 0.5  # of several questions about one passage
 EXCHANGES_MAX = 4  # question-answer pairs in one document
+NOT_BETWEEN_TWO = ("identity", "story", "chat", "repeat", "followup")
+LABELS = (("", ""), ("问题：", "回答："), ("问：", "答："), ("问：", "答："))
 SPEAKERS = (("甲：", "乙："), ("学生：", "老师："), ("孩子：", "妈妈："), ("孙女：", "爷爷："), ("小刚：", "小丽："))
 
 
@@ -65,20 +67,16 @@ def exchanges(rng: Rng, items: list[Item]) -> str:
     """Return question-answer pairs in one of the document layouts."""
     pairs = [pair for item in items for pair in turns(rng, item)]
     layout = rng.below(5)
-    labels = (("", ""), ("问题：", "回答："), ("问：", "答："), ("问：", "答："))
-    ask, answer = labels[layout - 1] if layout else rng.pick(SPEAKERS)
+    ask, answer = LABELS[layout - 1] if layout else rng.pick(SPEAKERS)
     return "\n".join([f"{ask}{q}\n{answer}{a}" for q, a in pairs])
 
 
 def about_one_passage(rng: Rng, held: bool, n: int) -> list[Item]:
     """Return up to n different questions about one passage, which only the first carries; some it does not answer."""
     passage = reading.draw_passage(rng, held)
-    drawn = [
-        reading.ask_missing(rng, held, passage) if rng.random() < MISSING_FRAC else reading.ask_about(rng, passage)
-        for _ in range(n)
-    ]
-    items = {item.ask: item for item in drawn}
-    first, *rest = items.values()
+    drawn = (reading.ask_missing(rng, held, passage) if rng.random() < MISSING_FRAC else reading.ask_about(rng, passage)
+             for _ in range(n))  # fmt: skip
+    first, *rest = {item.ask: item for item in drawn}.values()
     return [first, *(item._replace(context="") for item in rest)]
 
 
@@ -93,9 +91,8 @@ def skill_document(rng: Rng, held: bool, skills: tuple[str, ...]) -> str:
         return "".join([facts.statement(rng) for _ in range(2 + rng.below(5))])
     if skill == "reading" and rng.random() < 0.7:
         passage, *items = about_one_passage(rng, held, 2 + rng.below(EXCHANGES_MAX))
-        return f"{passage.context}\n{exchanges(rng, [item._replace(context='') for item in (passage, *items)])}"
-    draw = DRAWS[skill]
-    return exchanges(rng, [draw(rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
+        return f"{passage.context}\n{exchanges(rng, [passage._replace(context=''), *items])}"
+    return exchanges(rng, [DRAWS[skill](rng, held) for _ in range(1 + rng.below(EXCHANGES_MAX))])
 
 
 def dialogue(rng: Rng, held: bool) -> str:
@@ -103,9 +100,8 @@ def dialogue(rng: Rng, held: bool) -> str:
     a, b = rng.two(names(held))
     said = [f"{a}：{b}，你好！我想问你几个问题。\n{b}：好的，请问吧。"] if rng.random() < 0.4 else []
     for _ in range(2 + rng.below(3)):
-        item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
-        while item.skill in ("identity", "story", "chat", "repeat", "followup"):
-            item = DRAWS[rng.pick(MIXED_SKILLS)](rng, held)
+        while (item := DRAWS[rng.pick(MIXED_SKILLS)](rng, held)).skill in NOT_BETWEEN_TWO:
+            pass
         said.append(f"{a}：{item.context}{item.ask}\n{b}：{item.answer}")
     if rng.random() < 0.3:
         said.append(f"{a}：谢谢你，{b}。\n{b}：不客气。")
@@ -116,12 +112,11 @@ def document(rng: Rng, held: bool, part: str) -> str:
     """Return one document of a part."""
     if part == "stories":
         item = stories.draw(rng, held)
-        kind = rng.below(4)
-        if kind == 0:
+        if (kind := rng.below(4)) == 0:
             return exchanges(rng, [item])
         return item.answer if kind > 1 else f"{item.ask}\n{item.answer}"
     if part == "descriptions":
-        return chatting.describe(rng, held)
+        return (chatting.describe_person if rng.random() < 0.6 else chatting.describe_place)(rng, held)
     if part == "dialogues":
         return chatting.everyday(rng, held) if rng.random() < 0.3 else dialogue(rng, held)
     return skill_document(rng, held, PART_SKILLS.get(part, (part,)))

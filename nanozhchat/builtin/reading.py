@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from nanozhchat.builtin.world import Item, Rng, lines, names, places, sections, things, words
+from nanozhchat.builtin.world import Item, Rng, lines, names, places, things, words
 
 SCHEMAS = ("hold", "buy", "live", "plan", "give")
 # What a passage of each kind never tells: (schema, slot) of questions that name the person only.
@@ -32,17 +32,12 @@ class Schema(NamedTuple):
 @cache
 def schema(name: str) -> Schema:
     """Return the templates of a schema: lines ". statement", "? slot question", "! slot answer" of the lexicon."""
-    says: list[str] = []
-    asks: dict[str, list[str]] = {}
-    answers: dict[str, str] = {}
-    for line in sections("reading")[name]:
-        if line[0] == ".":
-            says.append(line[2:])
-        elif line[0] == "?":
-            asks.setdefault(line[2], []).append(line[4:])
-        else:
-            answers[line[2]] = line[4:]
-    return Schema(tuple(says), {slot: tuple(texts) for slot, texts in asks.items()}, answers)
+    told = lines("reading", name)
+    asks: dict[str, tuple[str, ...]] = {}
+    for slot, ask in ((line[2], line[4:]) for line in told if line[0] == "?"):
+        asks[slot] = (*asks.get(slot, ()), ask)
+    answers = {line[2]: line[4:] for line in told if line[0] == "!"}
+    return Schema(tuple(line[2:] for line in told if line[0] == "."), asks, answers)
 
 
 def _fill(rng: Rng, held: bool, kind: str, name: str) -> dict[str, object]:
@@ -100,21 +95,17 @@ def ask_about(rng: Rng, passage: Passage) -> Item:
 
     What is said after the quotation is judged alone: whoever quotes right can still conclude wrong.
     """
-    templates = schema(passage.kind)
-    i = rng.below(len(passage.events))
-    event, said = passage.events[i], passage.sentences[i]
+    templates, text = schema(passage.kind), passage.text
+    event, said = rng.pick(tuple(zip(passage.events, passage.sentences, strict=True)))
     slot = rng.pick(tuple(templates.asks))
     ask = rng.pick(templates.asks[slot])
     concluded = templates.answers[slot].format(**event)
-    named = event[SLOT.findall(ask)[0]]
-    answer = f"{told(named, said[:-1])}{THEREFORE}{concluded}"
+    answer = f"{told(event[SLOT.findall(ask)[0]], said[:-1])}{THEREFORE}{concluded}"
     right = str(event[slot])
-    wrong = tuple(str(other[slot]) for other in passage.events if other is not event)
+    wrong = tuple(w for other in passage.events if other is not event and (w := str(other[slot])) not in concluded)
     rule = "value" if right.isdigit() else "contains"
-    wrong = tuple(w for w in wrong if w not in concluded)
     chance = 1 / (2 * len(passage.events))  # a guess that names some value of some event in the passage
-    ask = ask.format(**event)
-    return Item("reading", passage.text, ask, answer, f"reading:{passage.text}", rule, (right,), wrong, True, chance)
+    return Item("reading", text, ask.format(**event), answer, f"reading:{text}", rule, (right,), wrong, True, chance)
 
 
 def draw(rng: Rng, held: bool) -> Item:
@@ -132,30 +123,26 @@ def untold(name: str, what: str = "") -> str:
     return f"{ABOUT.format(name)}没有提到{what}，我不知道。"
 
 
-def _refuse(passage: Passage, ask: str, answer: str) -> Item:
-    return Item("unknown", passage.text, ask, answer, f"reading:{passage.text}", "refusal", (), (), False, 0.0)
-
-
-def _ask_absent(rng: Rng, passage: Passage) -> Item:
-    """Ask about somebody in a passage what it does not say."""
-    kind, slot = rng.pick(ABSENT[passage.kind])
-    name = str(rng.pick(passage.events)["n"])
-    ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1]).format(n=name)
-    return _refuse(passage, ask, untold(name, "这件事"))
+def refuse(context: str, ask: str, answer: str, key: str) -> Item:
+    """Return a question that cannot be answered."""
+    return Item("unknown", context, ask, answer, key, "refusal", (), answerable=False)
 
 
 def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
     """Ask what a passage does not say: about somebody else, or something it leaves out."""
+    text, key = passage.text, f"reading:{passage.text}"
     if rng.random() < 0.4:
-        return _ask_absent(rng, passage)
-    templates = schema(passage.kind)
-    event = dict(rng.pick(passage.events))
-    event["n"] = rng.pick(names(held))
-    if event["n"] in passage.text:
+        kind, slot = rng.pick(ABSENT[passage.kind])
+        name = str(rng.pick(passage.events)["n"])
+        ask = rng.pick([ask for ask in schema(kind).asks[slot] if ask.count("{") == 1])
+        return refuse(text, ask.format(n=name), untold(name, "这件事"), key)
+    asks = schema(passage.kind).asks
+    event, name = rng.pick(passage.events), rng.pick(names(held))
+    if name in text:
         return ask_missing(rng, held, passage)
-    slot = rng.pick(tuple(s for s in templates.asks if s != "n"))
-    asks = [ask for ask in templates.asks[slot] if "{n}" in ask]
-    return _refuse(passage, rng.pick(asks).format(**event), untold(str(event["n"])))
+    slot = rng.pick(tuple(s for s in asks if s != "n"))
+    ask = rng.pick([ask for ask in asks[slot] if "{n}" in ask])
+    return refuse(text, ask.format(**{**event, "n": name}), untold(name), key)
 
 
 def draw_missing(rng: Rng, held: bool) -> Item:

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-from nanozhchat.builtin.world import Item, Rng, is_held_out, lines, people, places, sections, words
+from nanozhchat.builtin.world import Item, Rng, cells, is_held_out, lines, people, places, words
 
 STORY_CHARS_MIN = 60
 OPEN_SHARE = 0.1  # of the stories in training: asked without name and aim, as people do first
@@ -32,26 +32,25 @@ def plots() -> tuple[Plot, ...]:
     """
     found: list[Plot] = []
     aim = why = ""
-    blocks: list[list[str]] = []
-    for line in sections("plots")["aims"]:
+    blocks: list[tuple[str, ...]] = []
+    for line in lines("plots", "aims"):
         if line.startswith("= "):
             aim, why, blocks = line[2:], "", []
         elif line.startswith("> "):
-            found += [Plot(aim, why, block[0], block[1], block[2], line[2:]) for block in blocks]
+            found += [Plot(aim, why, block, attempt, result, line[2:]) for block, attempt, result in blocks]
         elif not why:
             why = line
         else:
-            blocks.append([part.strip() for part in line.split("|")])
+            blocks.append(cells(line))
     return tuple(found)
 
 
 @cache
 def _combos(held: bool) -> tuple[tuple[str, Plot], ...]:
     """Return (hero kind, plot) of one split."""
-    kinds = (*words("names", "animal_heroes"), *HUMAN_KINDS)
     return tuple(
         (kind, plot)
-        for kind in kinds
+        for kind in (*words("names", "animal_heroes"), *HUMAN_KINDS)
         for plot in plots()
         if is_held_out(f"story:{kind}|{plot.aim}") is held
         and not plot.aim.endswith(kind)
@@ -63,11 +62,9 @@ def _hero(rng: Rng, held: bool, kind: str) -> tuple[str, str]:
     """Return (name, pronoun) for a hero of a kind."""
     if kind not in HUMAN_KINDS:
         return rng.pick(words("names", "animal_names")), "它"
-    want = HUMAN_PRONOUN.get(kind)
-    while True:
-        name, pronoun = rng.pick(people(held))
-        if want in (None, pronoun):
-            return name, pronoun
+    while (hero := rng.pick(people(held))).pronoun != HUMAN_PRONOUN.get(kind, hero.pronoun):
+        pass
+    return hero
 
 
 def draw(rng: Rng, held: bool) -> Item:
@@ -75,9 +72,8 @@ def draw(rng: Rng, held: bool) -> Item:
     kind, plot = rng.pick(_combos(held))
     name, he = _hero(rng, held, kind)
     if he == "它":
-        other = rng.pick(words("names", "animal_heroes"))
-        while other == kind:
-            other = rng.pick(words("names", "animal_heroes"))
+        while (other := rng.pick(words("names", "animal_heroes"))) == kind:
+            pass
         intro = f"一{MEASURES.get(kind, '只')}{kind}"
     else:
         other = rng.pick(people(held)).name[0] + rng.pick(words("names", "titles"))

@@ -3,26 +3,16 @@
 A model that only learns to refuse private questions refuses too much; the twins share every surface shape.
 """
 
-from functools import cache
-
 from nanozhchat.builtin import reading
-from nanozhchat.builtin.world import Draw, Item, Rng, combos, foreign, lines, names, places, words
+from nanozhchat.builtin.reading import refuse
+from nanozhchat.builtin.world import Draw, Item, Rng, cells, combos, foreign, lines, names, places, words
 
 CHANCE = 0.55  # share of unknowable questions: refusing everything scores that
 
 
-@cache
-def _rows(section: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(cell.strip() for cell in line.split("|")) for line in lines("unknown", section))
-
-
-def _refuse(context: str, ask: str, answer: str, key: str) -> Item:
-    return Item("unknown", context, ask, answer, key, "refusal", (), (), False, CHANCE)
-
-
 def _tell(context: str, ask: str, answer: str, value: str, key: str, wrong: tuple[str, ...] = ()) -> Item:
     """Return a twin: the answer repeats the statement that holds the value."""
-    return Item("unknown", context, ask, answer, key, "contains", (value,), wrong, True, CHANCE)
+    return Item("unknown", context, ask, answer, key, "contains", (value,), wrong)
 
 
 def _date(rng: Rng) -> str:
@@ -41,27 +31,27 @@ def _private_values(rng: Rng, held: bool, choices: str) -> dict[str, object]:
 
 def draw_private(rng: Rng, held: bool) -> Item:
     """Ask for something private about a person: told nothing, told about somebody else, or told."""
-    ask, say, choices = rng.pick(_rows("private"))
+    ask, say, choices = cells(rng.pick(lines("unknown", "private")))
     n, k = rng.two(names(held))
     key = f"unknown:{ask}|{n}"
     kind = rng.random()
     untold, about_another = (0.33, 0.45) if held else (0.25, 0.5)  # the hardest kind needs the most examples
     if kind < untold:
-        return _refuse("", ask.format(n=n), "我不知道，这是私事，没有人告诉过我。", key)
+        return refuse("", ask.format(n=n), "我不知道，这是私事，没有人告诉过我。", key)
     values = _private_values(rng, held, choices)
     if n in say.format(n="", **values):
         return draw_private(rng, held)
     if kind < about_another:
-        return _refuse(say.format(n=k, **values), ask.format(n=n), reading.untold(n), key)
+        return refuse(say.format(n=k, **values), ask.format(n=n), reading.untold(n), key)
     told = say.format(n=n, **values)
     slot = next(slot for slot in "vdahbpjow" if "{" + slot + "}" in say)
     right = str(values[slot])
     if kind < 0.75:
         return _tell(told, ask.format(n=n), reading.told(n, told), right, key)
     others = _private_values(rng, held, choices)
-    other = say.format(n=k, **others)
+    other, value = say.format(n=k, **others), str(others[slot])
     context = told + other if rng.random() < 0.5 else other + told
-    wrong = tuple(w for w in (str(others[slot]),) if w not in told)
+    wrong = () if value in told else (value,)
     return _tell(context, ask.format(n=n), reading.told(n, told), right, key, wrong)
 
 
@@ -69,20 +59,19 @@ def draw_future(rng: Rng, held: bool) -> Item:
     """Ask about the future."""
     shapes, whens = lines("unknown", "future"), words("unknown", "future_when")
     i, j = rng.pick(combos(shapes, whens, held))
-    shape, when = shapes[i], whens[j]
-    n = rng.pick(names(held))
+    shape, when, n = shapes[i], whens[j], rng.pick(names(held))
     city = rng.pick(places(held)) if rng.random() < 0.7 else rng.pick(words("names", "cities"))
     ask, key = shape.format(q=when, n=n, c=city), f"unknown:{shape}|{n}|{city}|{when}"
-    return _refuse("", ask, "我不知道，将来的事没有人能预先知道。", key)
+    return refuse("", ask, "我不知道，将来的事没有人能预先知道。", key)
 
 
 def draw_invented(rng: Rng, held: bool) -> Item:
     """Ask about something that does not exist, or that exists in the passage only."""
-    ask, say, value, what = rng.pick(_rows("invented"))
+    ask, say, value, what = cells(rng.pick(lines("unknown", "invented")))
     x, y = rng.two(foreign(held))
     key = f"unknown:{ask}|{x}"
     if rng.random() < 0.5:
-        return _refuse("", ask.format(x=x), f"我不知道，我没听说过{what.format(x=x)}。", key)
+        return refuse("", ask.format(x=x), f"我不知道，我没听说过{what.format(x=x)}。", key)
     if "{" in value:
         numbers = {"a": rng.below(900) + 10, "d": rng.below(9000) + 100, "k": rng.below(9) + 2}
         letter = "ABCDEFGHKLMN"[rng.below(12)]
@@ -95,12 +84,11 @@ def draw_invented(rng: Rng, held: bool) -> Item:
 
 def draw_self(rng: Rng, held: bool) -> Item:
     """Ask something about the asker that was never said; a name makes every instance its own."""
-    shape = rng.pick(lines("unknown", "self"))
-    n = rng.pick(names(held))
+    shape, n = rng.pick(lines("unknown", "self")), rng.pick(names(held))
     context = f"我叫{n}。"
     if "叫什么名字" in shape:
-        return Item("unknown", context, shape, f"你叫{n}。", f"unknown:{shape}|{n}", "contains", (n,), (), True, CHANCE)
-    return _refuse(context, shape, "我不知道，你还没有告诉我。", f"unknown:{shape}|{n}")
+        return _tell(context, shape, f"你叫{n}。", n, f"unknown:{shape}|{n}")
+    return refuse(context, shape, "我不知道，你还没有告诉我。", f"unknown:{shape}|{n}")
 
 
 def draw_who(rng: Rng, held: bool) -> Item:
@@ -109,11 +97,11 @@ def draw_who(rng: Rng, held: bool) -> Item:
     n, k = rng.two(names(held))
     key = f"unknown:{shape}|{n}"
     if rng.random() < 0.5:
-        return _refuse("", shape.format(n=n), f"我不知道，我不认识{n}。", key)
+        return refuse("", shape.format(n=n), f"我不知道，我不认识{n}。", key)
     job, place = rng.pick(words("names", "jobs")), rng.pick(places(held))
     told = f"{n}是{place}的一名{job}。"
     if rng.random() < 0.3:
-        return _refuse(told, shape.format(n=k), reading.untold(k), key)
+        return refuse(told, shape.format(n=k), reading.untold(k), key)
     return _tell(told, shape.format(n=n), reading.told(n, told), job, key)
 
 
@@ -131,6 +119,6 @@ PRACTISED: tuple[tuple[float, Draw], ...] = (
 
 def draw(rng: Rng, held: bool) -> Item:
     """Return an unknowable question, or its answerable twin, in held-out questions about half of the time."""
-    kind = rng.random()
-    chosen = next(kind_of for limit, kind_of in (KINDS if held else PRACTISED) if kind < limit)
-    return chosen(rng, held)._replace(skill="unknown", chance=CHANCE)
+    dice = rng.random()
+    kind = next(kind for limit, kind in (KINDS if held else PRACTISED) if dice < limit)
+    return kind(rng, held)._replace(skill="unknown", chance=CHANCE)

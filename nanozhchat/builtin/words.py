@@ -1,9 +1,9 @@
 """Characters and words: antonyms, synonyms, pinyin, measure words, idioms; counting, reversing, picking characters."""
 
-from functools import cache
+from functools import cache, partial
 
 from nanozhchat.builtin import world
-from nanozhchat.builtin.world import DIGITS, Draw, Item, Rng, combos, is_held_out, lines, names
+from nanozhchat.builtin.world import DIGITS, Item, Rng, combos, lines, names, split_pool
 from nanozhchat.builtin.world import words as lexicon_words
 
 COUNT_POOL = 60_000  # character strings drawn before the split
@@ -21,8 +21,7 @@ NTH_NUMERALS = (DIGITS, "0123456789")
 def pairs(section: str, both_ways: bool = True) -> tuple[tuple[str, str], ...]:
     """Return the (word, other) pairs of a section, both ways round."""
     table: dict[str, str] = {}
-    for entry in "|".join(lines("words", section)).split("|"):
-        a, b = entry.split()
+    for a, b in map(str.split, "|".join(lines("words", section)).split("|")):
         table.setdefault(a, b)
         if both_ways:
             table.setdefault(b, a)
@@ -32,7 +31,7 @@ def pairs(section: str, both_ways: bool = True) -> tuple[tuple[str, str], ...]:
 @cache
 def idioms() -> tuple[tuple[str, str], ...]:
     """Return (idiom, meaning)."""
-    return tuple((idiom, meaning) for idiom, meaning in (line.split(" ", 1) for line in lines("words", "idioms")))
+    return tuple((idiom, meaning) for idiom, _, meaning in (line.partition(" ") for line in lines("words", "idioms")))
 
 
 @cache
@@ -43,20 +42,19 @@ def strings(held: bool) -> tuple[str, ...]:
     real += [w for section in ("colours", "carry") for w in lexicon_words("things", section) if len(w) > 1]
     found = dict.fromkeys(real, True)
     while len(found) < COUNT_POOL:
-        kind = rng.below(3)
-        if kind < 2:
+        if (kind := rng.below(3)) < 2:
             text = rng.pick(chars if kind else real) + rng.pick(real)
         else:
             text = "".join(rng.pick(chars) for _ in range(2 + rng.below(5)))
         if len(text) <= 7:
             found[text] = True
-    return tuple(s for s in found if is_held_out("string:" + s) is held)
+    return split_pool(found, "string", held)
 
 
 @cache
 def _rows(kind: str) -> tuple[tuple[str, str], ...]:
     """Return the (word, answer) table of a word skill."""
-    if kind in ("antonyms", "synonyms", "pinyin"):
+    if kind in STATED:
         return pairs(kind, both_ways=kind != "pinyin")
     if kind == "measure":
         return tuple(world.measures().items())
@@ -68,40 +66,34 @@ def _asks(kind: str) -> tuple[str, ...]:
 
 
 @cache
-def _split(kind: str, held: bool, asks: str) -> tuple[tuple[int, int], ...]:
-    return combos(tuple(f"{kind}:{word}" for word, _ in _rows(kind)), _asks(asks), held)
+def _keys(kind: str) -> tuple[str, ...]:
+    return tuple(f"{kind}:{word}" for word, _ in _rows(kind))
 
 
 def _pick(rng: Rng, kind: str, held: bool, asks: str = "") -> tuple[str, str, str, str]:
     """Return (word, answer, question, key). asks: the phrasings, the kind's own if empty."""
     asks = asks or kind
-    i, j = rng.pick(_split(kind, held, asks))
+    i, j = rng.pick(combos(_keys(kind), _asks(asks), held))
     word, answer = _rows(kind)[i]
     return word, answer, _asks(asks)[j].format(w=word), f"{kind}:{word}|{asks}{j}"
 
 
-def _table(kind: str) -> Draw:
-    """Return the draw of a word table whose answers are its plain statements."""
-
-    def draw(rng: Rng, held: bool) -> Item:
-        word, answer, ask, key = _pick(rng, kind, held)
-        text = STATEMENTS[kind].format(w=word, o=answer)
-        return Item(kind, "", ask, text, key, "contains", (text[text.index("是") :].strip("是。"),))
-
-    return draw
+def _draw(rng: Rng, held: bool, kind: str, asks: str = "") -> Item:
+    """Ask about a word table whose answers are its plain statements."""
+    word, answer, ask, key = _pick(rng, kind, held, asks)
+    text = STATEMENTS[kind].format(w=word, o=answer)
+    return Item(kind, "", ask, text, key, "contains", (text[text.index("是") :].strip("是。"),))
 
 
-draw_antonym, draw_synonym, draw_pinyin = _table("antonyms"), _table("synonyms"), _table("pinyin")
+STATED = ("antonyms", "synonyms", "pinyin")
+draw_antonym, draw_synonym, draw_pinyin = (partial(_draw, kind=kind) for kind in STATED)
 
 
 def draw_followup(rng: Rng, held: bool) -> Item:
     """Ask the same about another word, without saying again what."""
-    kind = rng.pick(("antonyms", "synonyms", "pinyin"))
-    first = _table(kind)(rng, False)
-    word, answer, ask, key = _pick(rng, kind, held, "more")
-    text = STATEMENTS[kind].format(w=word, o=answer)
-    right = (text[text.index("是") :].strip("是。"),)
-    return Item("followup", "", ask, text, key, "contains", right, history=(first.ask, first.answer))
+    kind = rng.pick(STATED)
+    first = _draw(rng, False, kind)
+    return _draw(rng, held, kind, "more")._replace(skill="followup", history=(first.ask, first.answer))
 
 
 def draw_measure(rng: Rng, held: bool) -> Item:

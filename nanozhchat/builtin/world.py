@@ -6,7 +6,7 @@ every stream ever generated agrees on what must not be trained on.
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -33,9 +33,7 @@ class Rng(random.Random):
 
     def two(self, options: Sequence[T]) -> tuple[T, T]:
         """Return two different options (the sequence holds no duplicates)."""
-        n = len(options)
-        i = int(self.random() * n)
-        j = int(self.random() * (n - 1))
+        i, j = self.below(len(options)), self.below(len(options) - 1)
         return options[i], options[j + (j >= i)]
 
 
@@ -109,9 +107,14 @@ def lines(file: str, section: str) -> tuple[str, ...]:
     return tuple(sections(file)[section])
 
 
-def split_pool(pool: Sequence[T], key: Callable[[T], str], held: bool) -> tuple[T, ...]:
-    """Return the held-out or the trained part of a pool."""
-    return tuple(x for x in pool if is_held_out(key(x)) is held)
+def cells(line: str) -> tuple[str, ...]:
+    """Return the parts of a line between its upright strokes."""
+    return tuple(map(str.strip, line.split("|")))
+
+
+def split_pool(pool: Iterable[str], kind: str, held: bool) -> tuple[str, ...]:
+    """Return the held-out or the trained part of a pool of names, of places, ..."""
+    return tuple(x for x in pool if is_held_out(f"{kind}:{x}") is held)
 
 
 @cache
@@ -121,12 +124,11 @@ def people(held: bool) -> tuple[Person, ...]:
     surnames, given = words("names", "surnames"), (words("names", "male"), words("names", "female"))
     # Weigh surnames as a street would: the first ones are far more common.
     while len(found) < POOL_NAMES:
-        surname = surnames[int(len(surnames) * rng.random() ** 1.5)]
-        female = rng.below(2)
+        surname, female = surnames[int(len(surnames) * rng.random() ** 1.5)], rng.below(2)
         chars = given[female]
         name = surname + rng.pick(chars) + (rng.pick(chars) if rng.random() < 0.7 else "")
         found.setdefault(name, Person(name, "他她"[female]))
-    return split_pool(list(found.values()), lambda person: "name:" + person.name, held)
+    return tuple(found[name] for name in split_pool(found, "name", held))
 
 
 @cache
@@ -144,8 +146,7 @@ def places(held: bool, kinds: str = "place_kind") -> tuple[str, ...]:
         a, b = rng.pick(first), rng.pick(second)
         if a != b:
             found[a + b + rng.pick(kind)] = True
-    pool = [*found, *words("names", "cities")]
-    return split_pool(pool, lambda place: "place:" + place, held)
+    return split_pool([*found, *words("names", "cities")], "place", held)
 
 
 @cache
@@ -157,7 +158,7 @@ def foreign(held: bool) -> tuple[str, ...]:
         name = "".join(rng.pick(syllables) for _ in range(3 + rng.below(2)))
         if len(set(name)) == len(name) and not any(r in name or name in r for r in real):
             found[name] = True
-    return split_pool(list(found), lambda name: "foreign:" + name, held)
+    return split_pool(found, "foreign", held)
 
 
 @cache
@@ -165,24 +166,18 @@ def measures() -> dict[str, str]:
     """Return noun -> usual measure word."""
     table: dict[str, str] = {}
     measure = ""
-    for line in sections("things")["measure"]:
-        head, *rest = line.split()
-        if len(head) == 1 and head not in table:  # a line that continues the one above starts with a noun
-            measure, nouns = head, rest
-        else:
-            nouns = [head, *rest]
-        for noun in nouns:
-            table.setdefault(noun, measure)
-    for noun in words("things", "drop"):
-        table.pop(noun, None)
-    return table
+    for line in lines("things", "measure"):
+        nouns = line.split()
+        if len(nouns[0]) == 1 and nouns[0] not in table:  # a line that continues the one above starts with a noun
+            measure = nouns.pop(0)
+        table |= {noun: measure for noun in nouns if noun not in table}
+    return {noun: measure for noun, measure in table.items() if noun not in words("things", "drop")}
 
 
 @cache
 def other_measures() -> dict[str, str]:
     """Return noun -> further measure words that are right too, one character each."""
-    entries = " | ".join(sections("things")["also"]).split("|")
-    return dict(entry.split() for entry in entries)
+    return dict(entry.split() for entry in "|".join(lines("things", "also")).split("|"))
 
 
 @cache
