@@ -93,7 +93,7 @@ def drafts_gain(model: GPT, kind: str, period: int, steps: int = 200) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = cli.parse(BenchArgs, argv, __doc__ or "")
+    args = cli.parse(BenchArgs, argv)
     torch.set_num_threads(1)
     bytes_per_s, rows = engine_speed.read_bytes_per_s(), []
     peak = compute.matmul_flops(torch.device("cpu"), torch.float32)

@@ -179,7 +179,7 @@ def yardsticks(shards: list[str], texts: list[str]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = cli.parse(BenchArgs, argv, __doc__ or "")
+    args = cli.parse(BenchArgs, argv)
     shards = shards_of(args.data)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)

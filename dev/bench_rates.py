@@ -67,7 +67,7 @@ def bottom(scales: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = cli.parse(RatesArgs, argv, __doc__ or "")
+    args = cli.parse(RatesArgs, argv)
     shards = shards_of(args.data)
     os.environ["NANOZHCHAT_BASE_DIR"] = args.folder
     figures = {}

@@ -42,7 +42,7 @@ def one_run(args: BenchArgs, seed: int) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = cli.parse(BenchArgs, argv, __doc__ or "", "python -m dev.bench_rl")
+    args = cli.parse(BenchArgs, argv)
     curves, gains = {}, []
     for seed in args.seeds:
         rows = curves[seed] = one_run(args, seed)

@@ -40,7 +40,7 @@ class CheckArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = cli.parse(CheckArgs, argv, __doc__ or "")
+    args = cli.parse(CheckArgs, argv)
     texts = list(islice(builtin.documents(0), 3000))
     tokenizer = Tokenizer.train(texts, vocab_size=1024)
     shape = recipe.resolve(4, vocab_size=tokenizer.vocab_size, overrides=recipe.Overrides(arch="plain"))

@@ -4,7 +4,7 @@
     class Args:
         depth: str = opt("auto", "layers, or auto", group="model")
 
-    args = parse(Args, argv, "Pretrain a model.")
+    args = parse(Args, argv)
 
 A value comes from the flag, else from `--config FILE.yaml`, else from the default. Unknown flags, unknown keys in
 the file and values of the wrong type are errors with exit code 2.
@@ -124,9 +124,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
 
-def build_parser(cls: type, description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """Make the argument parser of a configuration dataclass."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=False)
+def build_parser(cls: type, prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the argument parser of a configuration dataclass, named and described after its module."""
+    module = sys.modules[cls.__module__]
+    prog = prog or (f"python -m {module.__spec__.name}" if module.__spec__ else None)
+    parser = _Parser(prog=prog, description=module.__doc__, allow_abbrev=False, add_help=False)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -189,17 +191,16 @@ def _convert(value: Any, kind: type) -> Any:
     return value
 
 
-def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str | None = None) -> T:
+def parse(cls: type[T], argv: Sequence[str] | None, prog: str | None = None) -> T:
     """Parse a command line into `cls`; raises SystemExit(2) with one line on bad flags, ValueError on bad values."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--"]:  # torchrun leaves the separator in place
         arguments = arguments[1:]
-    given = vars(build_parser(cls, description, prog).parse_args(arguments))
-    given.pop("debug")
+    given = vars(build_parser(cls, prog).parse_args(arguments))
+    del given["debug"]
     config = given.pop("config")
     values = _read_config(config, cls) if config else {}
-    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    args = cls(**values)
+    args = cls(**values | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     for name, field in cls.__dataclass_fields__.items():  # type: ignore[attr-defined]
         low, value = field.metadata["least"], getattr(args, name)
         if any(type(v) is int and v < low for v in (value if isinstance(value, tuple) else (value,))):
@@ -209,11 +210,10 @@ def parse(cls: type[T], argv: Sequence[str] | None, description: str, prog: str 
     return args
 
 
-def check(module: str, cls: type, description: str | None) -> None:
+def check(module: str, cls: type) -> None:
     """If `module` is what was started: answer slips of its flags and --help before it loads torch (seconds)."""
     if module == "__main__":
-        spec = sys.modules[module].__spec__
-        run(lambda: parse(cls, None, description or "", f"python -m {spec.name}" if spec else None))
+        run(lambda: parse(cls, None))
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is not ignored, as in the background
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run`: Ctrl-C amid imports ends without a traceback
 

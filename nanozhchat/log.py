@@ -16,8 +16,9 @@ NO_RUN = "dummy"  # the --run name that switches wandb off
 Sink = tuple[Callable[[dict[str, Any]], None], Callable[[], Any]]  # takes a flat row, `step` among its keys; flushes
 
 
-def setup_logging(rank: int = 0) -> None:
+def setup_logging() -> None:
     """Send messages of rank 0 to stderr, warnings of the others too."""
+    rank = int(os.environ.get("RANK", 0))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     root = logging.getLogger()

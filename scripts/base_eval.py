@@ -1,6 +1,5 @@
 """Held-out bits per byte and perplexity of a model, beside gzip and xz on the same bytes; benchmarks; samples."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,6 @@ from nanozhchat import cli, paths
 
 @dataclass(frozen=True, kw_only=True)
 class BaseEvalArgs(cli.ModelFlags):
-    """Flags of this script."""
-
     source: str | None = cli.opt("base", "stage", group="model", choices=paths.STAGES)
     eval: str = cli.opt("bpb,sample", "what to do, comma-separated: bpb, core, sample")
     data: tuple[str, ...] = cli.opt((), "data whose held-out part is scored; none = $DATA_PATH, else builtin")
@@ -26,7 +23,7 @@ class BaseEvalArgs(cli.ModelFlags):
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
-cli.check(__name__, BaseEvalArgs, __doc__)
+cli.check(__name__, BaseEvalArgs)
 
 import torch
 
@@ -46,8 +43,8 @@ PROMPTS = ("从前，", "中国的首都是", "春天来了，", "小明对妈�
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, score, print."""
-    args = cli.parse(BaseEvalArgs, argv, __doc__ or "", "python -m scripts.base_eval")
-    setup_logging(int(os.environ.get("RANK", 0)))
+    args = cli.parse(BaseEvalArgs, argv)
+    setup_logging()
     kinds = args.eval.split(",")
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"--eval={args.eval}: unknown {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")

@@ -1,7 +1,6 @@
 """Pretrain a model on text: the depth dial sets its shape and length, or --budget the clock."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +13,6 @@ from nanozhchat.recipe import Overrides
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTrainArgs(cli.RunFlags):
-    """Flags of this script."""
-
     depth: str = cli.opt("4", "layers; auto = chosen for --budget", group="dial")
     data: tuple[str, ...] = cli.opt((), "specs; none = $DATA_PATH, else builtin", group="data", neutral=True)
     val_data: tuple[str, ...] = cli.opt((), "held-out data; none = split off --data", group="data", neutral=True)
@@ -53,7 +50,7 @@ class BaseTrainArgs(cli.RunFlags):
         return Overrides(**{name: getattr(self, name) for name in Overrides.__dataclass_fields__})
 
 
-cli.check(__name__, BaseTrainArgs, __doc__)
+cli.check(__name__, BaseTrainArgs)
 
 from nanozhchat import budget, compute, export, gpt2, hooks, paths, sources
 from nanozhchat.compute import Compute
@@ -75,8 +72,8 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
     started = hardware.command_start(argv)
-    args = cli.parse(BaseTrainArgs, argv, __doc__ or "", "python -m scripts.base_train")
-    setup_logging(int(os.environ.get("RANK", 0)))
+    args = cli.parse(BaseTrainArgs, argv)
+    setup_logging()
     sources.inputs((*sources.resolve_specs(args.data), *args.val_data))  # errors come before the machine is measured
     if args.tokenizer:
         Tokenizer.load(paths.tokenizer_dir(args.tokenizer))

@@ -32,8 +32,6 @@ TEXTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ChatCliArgs(cli.ModelFlags):
-    """Flags of this script."""
-
     prompt: str | None = cli.opt(None, "answer this once, and no more; - = what comes through a pipe", group="talk",
                                  flag="-p")  # fmt: skip
     system: str | None = cli.opt(None, "system message", group="talk")
@@ -125,7 +123,7 @@ def talk(chat: Chat, args: ChatCliArgs, sampling: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the model, then answer -p or talk."""
-    args = cli.parse(ChatCliArgs, argv, __doc__, "python -m scripts.chat_cli")
+    args = cli.parse(ChatCliArgs, argv)
     from nanozhchat import chat as models
     from nanozhchat.sampling import SamplingParams
 

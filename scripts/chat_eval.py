@@ -1,6 +1,5 @@
 """Score a chat model on tasks, with chance level and 95 % interval for each."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,6 @@ from nanozhchat import cli
 
 @dataclass(frozen=True, kw_only=True)
 class ChatEvalArgs(cli.ModelFlags):
-    """Flags of this script."""
-
     tasks: tuple[str, ...] = cli.opt(("builtin",), "tasks or groups of tasks; --list shows them")
     list: bool = cli.opt(False, "list the benchmarks with licence, files and source, and the groups")
     task_data: str | None = cli.opt(None, "folder with the benchmarks' files as published; none = the hub")
@@ -22,7 +19,7 @@ class ChatEvalArgs(cli.ModelFlags):
     json: str | None = cli.opt(None, "write the scores to this file")
 
 
-cli.check(__name__, ChatEvalArgs, __doc__)
+cli.check(__name__, ChatEvalArgs)
 
 from nanozhchat import chat, compute, files, paths
 from nanozhchat.builtin import is_refusal
@@ -39,8 +36,8 @@ STORIES = "builtin:story"  # the task whose answers are long enough to repeat th
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, ask, print."""
-    args = cli.parse(ChatEvalArgs, argv, __doc__ or "", "python -m scripts.chat_eval")
-    setup_logging(int(os.environ.get("RANK", 0)))
+    args = cli.parse(ChatEvalArgs, argv)
+    setup_logging()
     if args.list:
         print(registry.table())
         return

@@ -1,7 +1,6 @@
 """Reinforcement learning on problems that can be checked: what a chat model gets right more often than its average."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,6 @@ DEFAULT_STEPS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRLArgs(cli.RunFlags):
-    """Flags of this script."""
-
     tasks: tuple[str, ...] = cli.opt(("builtin:arithmetic",), "what to learn: names of tasks", group="data")
     task_data: str | None = cli.opt(None, "folder with benchmarks' files as published; none = the hub", group="data")
     num_problems: int = cli.opt(4000, "training problems per task", group="data")
@@ -35,7 +32,7 @@ class ChatRLArgs(cli.RunFlags):
             raise ValueError(f"--temperature={self.temperature} must be above 0, --kl={self.kl} not below 0")
 
 
-cli.check(__name__, ChatRLArgs, __doc__)
+cli.check(__name__, ChatRLArgs)
 
 import torch
 
@@ -57,8 +54,8 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
     started = hardware.command_start(argv)
-    args = cli.parse(ChatRLArgs, argv, __doc__ or "", "python -m scripts.chat_rl")
-    setup_logging(int(os.environ.get("RANK", 0)))
+    args = cli.parse(ChatRLArgs, argv)
+    setup_logging()
     with compute.start(args.device_type, args.dtype, tf32=args.tf32) as comp:
         train(args, comp, started)
 

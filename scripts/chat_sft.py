@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from nanozhchat.recipe import OBJECTIVES
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSFTArgs(cli.RunFlags):
-    """Flags of this script."""
-
     data: tuple[str, ...] = cli.opt(("builtin",), "builtin, builtin:<skill>, presets or files", group="data",
                                     neutral=True)  # fmt: skip
     max_conversations: int = cli.opt(20000, "how many to use at most (built-in ones are endless)", group="data")
@@ -36,7 +33,7 @@ class ChatSFTArgs(cli.RunFlags):
             raise ValueError(f"--dpo-beta={self.dpo_beta} and --epochs={self.epochs} must be above 0")
 
 
-cli.check(__name__, ChatSFTArgs, __doc__)
+cli.check(__name__, ChatSFTArgs)
 
 from nanozhchat import chat, checkpoint, compute, sources, tuning
 from nanozhchat.compute import Compute
@@ -54,8 +51,8 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find the machine, train."""
     started = hardware.command_start(argv)
-    args = cli.parse(ChatSFTArgs, argv, __doc__ or "", "python -m scripts.chat_sft")
-    setup_logging(int(os.environ.get("RANK", 0)))
+    args = cli.parse(ChatSFTArgs, argv)
+    setup_logging()
     with compute.start(args.device_type, args.dtype, measure=args.budget is not None, tf32=args.tf32) as comp:
         train(args, comp, started)
 

@@ -12,8 +12,6 @@ WILDCARDS = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatWebArgs(cli.ModelFlags):
-    """Flags of this script."""
-
     host: str = cli.opt("127.0.0.1", "address to listen on; beyond this machine an API key is needed", group="server")
     port: int = cli.opt(8000, "port to listen on", group="server")
     api_key: str | None = cli.opt(None, "clients must send it; none = $NANOZHCHAT_API_KEY", group="server")
@@ -44,7 +42,7 @@ def resolve_key(args: ChatWebArgs) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Take the port, load the model, serve until stopped."""
-    args = cli.parse(ChatWebArgs, argv, __doc__, "python -m scripts.chat_web")
+    args = cli.parse(ChatWebArgs, argv)
     from nanozhchat.server.serve import bind, serve
 
     key = resolve_key(args)

@@ -15,8 +15,6 @@ COMMANDS = ("list", "verify", "prune")
 
 @dataclass(frozen=True, kw_only=True)
 class CkptArgs:
-    """Flags of this script."""
-
     model_tag: str | None = cli.opt(None, "only this model")
     source: str | None = cli.opt(None, "only this stage", choices=paths.STAGES)
     keep_last: int = cli.opt(1, "prune: checkpoints to keep per run", least=1)
@@ -29,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"usage: python -m scripts.ckpt {{{'|'.join(COMMANDS)}}} [flags]")
     command = arguments[0] if arguments[0] in COMMANDS else "list"
     rest = arguments[1:] if arguments[0] in COMMANDS else arguments
-    args = cli.parse(CkptArgs, rest, __doc__ or "", "python -m scripts.ckpt {list|verify|prune}")
+    args = cli.parse(CkptArgs, rest, "python -m scripts.ckpt {list|verify|prune}")
     rows, damaged = [], []
     for folder in run_folders(args):
         row: dict[str, Any] = {"run": f"{folder.parent.name}/{folder.name}", "steps": checkpoint.list_steps(folder)}

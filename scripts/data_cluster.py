@@ -22,8 +22,6 @@ WHOLE = MEMORIES.keys()  # steps that must see every share
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Flags of this script."""
-
     data: tuple[str, ...] = opt((), "sources made of files, as in scripts.data_fetch")
     name: str = opt("default", "name of the corpus; that of a share has its number behind it")
     clean: str | None = opt(None, "steps of cleaning, as in scripts.data_fetch")
@@ -66,7 +64,7 @@ def join(args: Args, place: tuple[str, str], *_: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run or submit all shares, then what joins them."""
-    args = cli.parse(Args, argv, __doc__ or "", prog="python -m scripts.data_cluster")
+    args = cli.parse(Args, argv)
     try:
         from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
     except ImportError as error:

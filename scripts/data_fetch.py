@@ -15,8 +15,6 @@ from nanozhchat.presets import presets
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Flags of this script."""
-
     data: tuple[str, ...] = opt((), "sources, mixed by bytes with SPEC@WEIGHT: builtin, builtin:PART, a path or quoted "
                                     "glob, hf:DATASET, a preset; without it $DATA_PATH, else builtin")  # fmt: skip
     name: str = opt("default", "name of the corpus")
@@ -65,7 +63,7 @@ def verify(name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and do the one thing asked for."""
-    args = cli.parse(Args, argv, __doc__ or "", prog="python -m scripts.data_fetch")
+    args = cli.parse(Args, argv)
     if args.list:
         print_presets()
     elif args.verify:

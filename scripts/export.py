@@ -12,8 +12,6 @@ KINDS = ("hf", "gguf", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArgs:
-    """Flags of this script."""
-
     to: str = cli.opt("hf", "hf = transformers, gguf = llama.cpp (plain models), int8 = our engine", choices=KINDS)
     out: str | None = cli.opt(None, "folder to write, or file.gguf; none = <tag>-<format> here")
     model_tag: str | None = cli.opt(None, "name of the model; none = the one trained last")
@@ -21,7 +19,7 @@ class ExportArgs:
     step: int | None = cli.opt(None, "checkpoint; none = the newest")
 
 
-cli.check(__name__, ExportArgs, __doc__)
+cli.check(__name__, ExportArgs)
 
 from nanozhchat import chat
 from nanozhchat.export import export
@@ -29,7 +27,7 @@ from nanozhchat.export import export
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, write."""
-    args = cli.parse(ExportArgs, argv, __doc__ or "", "python -m scripts.export")
+    args = cli.parse(ExportArgs, argv)
     model = chat.load(args.model_tag, source=args.source, step=args.step, device="cpu", dtype="float32", engine="torch")
     out = Path(args.out or f"{model.name}-{args.to}")
     print(f"{model.name}, {model.source}, step {model.step}:")

@@ -18,15 +18,13 @@ COLUMNS = ("tag", "depth", "params", "scaling_params", "tokens", "flops", "bpb",
 
 @dataclass(frozen=True, kw_only=True)
 class FitArgs:
-    """Flags of this script."""
-
     name: str = cli.opt("laws", "beginning of the runs' tags; results go to report/NAME")
     seed: int = cli.opt(0, "of the bootstrap")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the runs, fit, write runs.csv, laws.json, laws.md and laws.png."""
-    args = cli.parse(FitArgs, argv, __doc__ or "", "python -m scripts.fit_scaling")
+    args = cli.parse(FitArgs, argv)
     rows, folder, text = read_runs(args.name), paths.report_dir(args.name), io.StringIO()
     sweeps = {b: Sweep.of([r for r in rows if r["budget"] == b]) for b in dict.fromkeys(r["budget"] for r in rows)}
     found = laws([s for b, s in sweeps.items() if b], np.random.default_rng(args.seed)) if any(sweeps) else {}

@@ -49,8 +49,6 @@ SMALL_TALK = (
 
 @dataclass(frozen=True, kw_only=True)
 class GenIdentityArgs:
-    """Flags of this script."""
-
     name: str = cli.opt("小智", "what the model is called")
     maker: str = cli.opt("一位爱好者", "who made it")
     count: int = cli.opt(2000, "conversations", least=1)
@@ -94,7 +92,7 @@ def conversations(name: str, maker: str, count: int, seed: int) -> list[list[dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, generate, write, say how to use it."""
-    args = cli.parse(GenIdentityArgs, argv, __doc__ or "", "python -m scripts.gen_identity")
+    args = cli.parse(GenIdentityArgs, argv)
     made = conversations(args.name, args.maker, args.count, args.seed)
     text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in made)
     if not args.force and Path(args.out).exists() and Path(args.out).read_bytes() != text.encode():

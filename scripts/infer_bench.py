@@ -9,15 +9,13 @@ from nanozhchat import cli
 
 @dataclass(frozen=True, kw_only=True)
 class InferBenchArgs(cli.ModelFlags):
-    """Flags of this script."""
-
     batch: tuple[int, ...] = cli.opt((1, 4, 16), "requests decoded together", least=1)
     context: int = cli.opt(200, "tokens of each prompt")
     steps: int = cli.opt(64, "tokens decoded per request", least=1)
     json: str | None = cli.opt(None, "write the figures to this file")
 
 
-cli.check(__name__, InferBenchArgs, __doc__)
+cli.check(__name__, InferBenchArgs)
 
 import torch
 
@@ -27,7 +25,7 @@ from nanozhchat.compute import Compute
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, measure, print."""
-    args = cli.parse(InferBenchArgs, argv, __doc__ or "", "python -m scripts.infer_bench")
+    args = cli.parse(InferBenchArgs, argv)
     engine = chat.load(**args.where()).engine
     if not 0 < args.context < engine.context - args.steps - engine_speed.WARM_STEPS:
         raise ValueError(f"--context={args.context} and --steps={args.steps} do not fit {engine.context} tokens")

@@ -17,8 +17,6 @@ MEMORY_FRAC = 0.8  # of a device that a run may fill by estimate
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeArgs:
-    """Flags of this script."""
-
     depth: str = cli.opt("12", "layers, or auto with --budget")
     vocab_size: int | None = cli.opt(None, "tokens; none = advised for the depth")
     budget: str | None = cli.opt(None, "wall clock, such as 10m or 2h, on the hardware given")
@@ -37,7 +35,7 @@ class RecipeArgs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Resolve and print."""
-    args = cli.parse(RecipeArgs, argv, __doc__ or "", "python -m scripts.recipe")
+    args = cli.parse(RecipeArgs, argv)
     count, device = parse_hardware(args.hardware) if args.hardware else (1, None)
     seconds = parse_duration(args.budget) if args.budget else None
     if seconds is not None and device is None and not args.measure:

@@ -10,14 +10,12 @@ from nanozhchat.report import write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArgs:
-    """Flags of this script."""
-
     model_tag: str | None = cli.opt(None, "name of the model; none = the most recently trained")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write, say where."""
-    args = cli.parse(ReportArgs, argv, __doc__ or "", "python -m scripts.report")
+    args = cli.parse(ReportArgs, argv)
     setup_logging()
     folder = write_report(args.model_tag or paths.latest_tag("metrics.jsonl"))
     print(f"report: {folder / 'report.html'}")

@@ -16,8 +16,6 @@ Encode = Callable[[list[str]], int]  # texts -> number of tokens
 
 @dataclass(frozen=True, kw_only=True)
 class TokEvalArgs:
-    """Flags of this script."""
-
     name: str | None = cli.opt(None, "tokenizer; none = the default one for the data and --vocab-size")
     vocab_size: int = cli.opt(8192, "tokens, where the name is left out")
     data: tuple[str, ...] = cli.opt((), "data whose held-out part is scored; none = $DATA_PATH, else builtin")
@@ -29,7 +27,7 @@ class TokEvalArgs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, score, print."""
-    args = cli.parse(TokEvalArgs, argv, __doc__ or "", "python -m scripts.tok_eval")
+    args = cli.parse(TokEvalArgs, argv)
     setup_logging()
     specs = sources.resolve_specs(args.data)
     name = args.name or corpus.tokenizer_name(specs, args.vocab_size)

@@ -21,8 +21,6 @@ IN_MEMORY_BYTES = 2**30  # of text: about 6 GB of memory at worst
 
 @dataclass(frozen=True, kw_only=True)
 class TokTrainArgs:
-    """Flags of this script."""
-
     data: tuple[str, ...] = cli.opt((), "data; none = $DATA_PATH, else builtin")
     text_field: str | None = cli.opt(None, "column or key of the text")
     max_bytes: int = cli.opt(2**28, "bytes of text read at most", least=1)
@@ -52,7 +50,7 @@ class TokTrainArgs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train unless done, save, measure, print."""
-    args = cli.parse(TokTrainArgs, argv, __doc__ or "", "python -m scripts.tok_train")
+    args = cli.parse(TokTrainArgs, argv)
     setup_logging()
     specs = sources.resolve_specs(args.data)
     # the name that base_train looks for on this data; a character tokenizer says so in its name

@@ -25,7 +25,7 @@ class Args:
 
 
 def parse(*argv):
-    return cli.parse(Args, argv, "A test.", "prog")
+    return cli.parse(Args, argv, "prog")
 
 
 def stopped(*argv):
