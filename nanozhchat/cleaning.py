@@ -164,24 +164,19 @@ def quality(text: str) -> str | Dropped:
     """Heuristics of Gopher, C4 and FineWeb that need no model."""
     lines, counts = _lines(text), _counts(text)
     size = len(text) - counts["blanks"] or 1
-    if b"lorem ipsum" in text.encode("utf-8", "surrogatepass").lower() or text.count("{") > 0.005 * size:
-        return Dropped("c4: filler or code")
-    ellipses = text.count("…") + text.count("...")
-    if text.count("#") + ellipses > 0.06 * size:
-        return Dropped("gopher: symbols")
-    if counts["letters"] < 0.6 * size:
-        return Dropped("gopher: few letters")
-    if sum(line[0] in BULLETS for line in lines) > 0.9 * len(lines):
-        return Dropped("gopher: bullets")
-    if ellipses and sum(line.endswith(("…", "...")) for line in lines) > 0.3 * len(lines):
-        return Dropped("gopher: ellipses")
-    if len([*islice((word for word in STOP_WORDS if word in text), 2)]) < 2:
-        return Dropped("gopher: no common words")
-    if sum(line[-1] in END_MARKS for line in lines) <= 0.12 * len(lines):
-        return Dropped("fineweb: lines without end marks")
-    if len(lines) > 3 and sum(len(line) <= 15 for line in lines) > 0.67 * len(lines):
-        return Dropped("fineweb: short lines")
-    return text
+    n, ellipses = len(lines), text.count("…") + text.count("...")
+    filler = b"lorem ipsum" in text.encode("utf-8", "surrogatepass").lower()
+    faults = {
+        "c4: filler or code": filler or text.count("{") > 0.005 * size,
+        "gopher: symbols": text.count("#") + ellipses > 0.06 * size,
+        "gopher: few letters": counts["letters"] < 0.6 * size,
+        "gopher: bullets": sum(line[0] in BULLETS for line in lines) > 0.9 * n,
+        "gopher: ellipses": ellipses and sum(line.endswith(("…", "...")) for line in lines) > 0.3 * n,
+        "gopher: no common words": len([*islice((word for word in STOP_WORDS if word in text), 2)]) < 2,
+        "fineweb: lines without end marks": sum(line[-1] in END_MARKS for line in lines) <= 0.12 * n,
+        "fineweb: short lines": n > 3 and sum(len(line) <= 15 for line in lines) > 0.67 * n,
+    }
+    return next((Dropped(reason) for reason, found in faults.items() if found), text)
 
 
 def _is_identity(match: re.Match[str]) -> bool:
@@ -242,7 +237,7 @@ def prepare(names: tuple[str, ...], texts: Sequence[str]) -> list[Prepared]:
                 events.append((name, reason, text[:SAMPLE_CHARS]))
                 text = ""
                 break
-            if result is not text and result != text:
+            if result != text:
                 events.append((name, "changed", _difference(text, result)))
                 text = result
         found.append((text or None, len(original.encode()), events, {}))
@@ -325,16 +320,13 @@ class Cleaner:
                 text = None
         for name, reason, sample in events:
             entry = self.steps[name]
-            if reason == "changed":
-                entry["changed"] += 1
-            else:
-                entry["dropped"][reason] = entry["dropped"].get(reason, 0) + 1
+            counts = entry if reason == "changed" else entry["dropped"]
+            counts[reason] = counts.get(reason, 0) + 1
             samples = entry["samples"].setdefault(reason, [])
             if len(samples) < SAMPLES:
                 samples.append(sample)
-        if text:
-            self.counts["kept"] += 1
-            self.counts["kept_bytes"] += len(text.encode())
+        self.counts["kept"] += bool(text)
+        self.counts["kept_bytes"] += len((text or "").encode())
         return text
 
     def report(self) -> dict[str, Any]:

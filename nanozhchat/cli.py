@@ -161,22 +161,23 @@ def _read_config(path: str, cls: type) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--config={path} must hold `flag: value` lines")
     hints = typing.get_type_hints(cls)
-    choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(cls)}
     clean: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in hints:
             raise ValueError(f"--config={path}: unknown key {key!r}; keys are the flags of --help without dashes")
         kind, many = _value_type(hints[name])
+        choices = cls.__dataclass_fields__[name].metadata["choices"]
         if value is None and type(None) in typing.get_args(hints[name]):
             clean[name] = None
             continue
         items = [_convert(v, kind) for v in (value if many and isinstance(value, list) else [value])]
         if not all(type(v) is kind for v in items):
             raise ValueError(f"--config={path}: {key}: {value!r} is not of type {kind.__name__}")
-        if choices[name] and not set(items) <= set(choices[name]):
-            known = ", ".join(map(str, choices[name]))
-            raise ValueError(f"--config={path}: {key}: {value!r} is unknown; choose from {known}")
+        if choices and not set(items) <= set(choices):
+            raise ValueError(
+                f"--config={path}: {key}: {value!r} is unknown; choose from {', '.join(map(str, choices))}"
+            )
         clean[name] = tuple(items) if many else items[0]
     return clean
 

@@ -83,7 +83,7 @@ def expand(pattern: str) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)]
     elif glob.has_magic(str(path)):
-        found = [Path(p) for p in glob.iglob(str(path), recursive=True)]
+        found = [*map(Path, glob.iglob(str(path), recursive=True))]
     else:
         raise ValueError(f"{pattern} does not exist: no such file, directory, preset or source in {Path.cwd()}")
     files = sorted(p for p in found if kind_of(p) and p.name not in OWN_FILES and p.is_file())
@@ -244,11 +244,9 @@ def _read_parquet(path: Path, choose: Callable[[Record], str] | None) -> Iterato
     try:
         with pq.ParquetFile(path) as table:
             names = Record(dict.fromkeys(table.schema_arrow.names), str(path), 0)
-            columns = [choose(names)] if choose else None
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(value, str(path), number)
+            batches = table.iter_batches(batch_size=1024, columns=[choose(names)] if choose else None)
+            for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
+                yield Record(value, str(path), number)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise _damaged(path, number + 1 if number else None, f"parquet: {reason}") from error

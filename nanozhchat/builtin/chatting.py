@@ -67,10 +67,8 @@ def describe_person(rng: Rng, held: bool) -> str:
 
 def describe_place(rng: Rng, held: bool) -> str:
     """Return a description of an invented place."""
-    place = rng.pick(places(held, "village_kind"))
-    scenes = lines("chat", "scenery")
-    a, b = rng.two(scenes)
-    c = rng.pick(scenes)
+    place, scenes = rng.pick(places(held, "village_kind")), lines("chat", "scenery")
+    (a, b), c = rng.two(scenes), rng.pick(scenes)
     city, far = rng.pick(words("names", "cities")), 10 + rng.below(190)
     opener = rng.pick(lines("chat", "place_open"))
     if place[-1] != "村":
@@ -81,15 +79,13 @@ def describe_place(rng: Rng, held: bool) -> str:
 
 def everyday(rng: Rng, held: bool) -> str:
     """Return a short everyday talk between two people: at the shop, on the way, making a date."""
-    slots: dict[str, object] = {}
-    slots["a"], slots["b"] = rng.two(names(held))
-    slots["t"], slots["m"] = rng.pick(things("carry"))
-    slots["p"], slots["c"] = rng.pick(places(held)), rng.pick(words("things", "colours"))
+    (a, b), (thing, measure) = rng.two(names(held)), rng.pick(things("carry"))
+    place, colour = rng.pick(places(held)), rng.pick(words("things", "colours"))
     price, count = 2 + rng.below(8), 2 + rng.below(8)
-    day, slots["v"] = rng.pick(words("reading", "days")), rng.pick(words("reading", "verbs"))
-    other = rng.pick(words("reading", "days"))
-    slots |= {"x": price, "y": count, "z": price * count, "d": day, "o": other}
-    slots["s"], slots["r"] = 2 + rng.below(90), rng.pick(("左", "右"))
+    day, verb, other = (rng.pick(words("reading", section)) for section in ("days", "verbs", "days"))
+    slots = {"a": a, "b": b, "t": thing, "m": measure, "p": place, "c": colour, "x": price, "y": count,
+             "z": price * count, "d": day, "v": verb, "o": other, "s": 2 + rng.below(90),
+             "r": rng.pick(("左", "右"))}  # fmt: skip
     talk = rng.pick(lines("chat", "talks"))
     if "{o}" in talk and day == other:
         talk = lines("chat", "talk_same_day")[0]

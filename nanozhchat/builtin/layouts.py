@@ -5,22 +5,20 @@ from nanozhchat.builtin import words as word_skills
 from nanozhchat.builtin.world import Draw, Item, Rng, lines, names
 from nanozhchat.conversation import Conversation, Message
 
-DRAWS: dict[str, Draw] = {
-    "arithmetic": arithmetic.draw, "reading": reading.draw, "facts": facts.draw,
-    "antonyms": word_skills.draw_antonym, "measure": word_skills.draw_measure, "idioms": word_skills.draw_idiom,
-    "synonyms": word_skills.draw_synonym, "pinyin": word_skills.draw_pinyin, "followup": word_skills.draw_followup,
-    "counting": word_skills.draw_count, "reversing": word_skills.draw_reverse, "characters": word_skills.draw_nth,
-    "classify": language.draw_classify, "rewriting": language.draw_rewrite,
-    "extraction": language.draw_extract,
-    "identity": chatting.draw_identity, "unknown": unknown.draw, "story": stories.draw,
-    "chat": chatting.draw_chat, "repeat": word_skills.draw_repeat,
-}  # fmt: skip
 # How often each skill is drawn in the default mixture: what needs most examples (copying, facts) gets most.
-SKILL_WEIGHTS: dict[str, int] = {
-    "arithmetic": 26, "reading": 18, "facts": 21, "antonyms": 9, "measure": 9, "idioms": 6, "synonyms": 3,
-    "pinyin": 2, "followup": 3, "counting": 7, "reversing": 14, "characters": 5, "classify": 9, "rewriting": 6,
-    "extraction": 8, "identity": 2, "unknown": 24, "story": 7, "chat": 2, "repeat": 5,
+WEIGHTED_DRAWS: dict[str, tuple[int, Draw]] = {
+    "arithmetic": (26, arithmetic.draw), "reading": (18, reading.draw), "facts": (21, facts.draw),
+    "antonyms": (9, word_skills.draw_antonym), "measure": (9, word_skills.draw_measure),
+    "idioms": (6, word_skills.draw_idiom), "synonyms": (3, word_skills.draw_synonym),
+    "pinyin": (2, word_skills.draw_pinyin), "followup": (3, word_skills.draw_followup),
+    "counting": (7, word_skills.draw_count), "reversing": (14, word_skills.draw_reverse),
+    "characters": (5, word_skills.draw_nth), "classify": (9, language.draw_classify),
+    "rewriting": (6, language.draw_rewrite), "extraction": (8, language.draw_extract),
+    "identity": (2, chatting.draw_identity), "unknown": (24, unknown.draw), "story": (7, stories.draw),
+    "chat": (2, chatting.draw_chat), "repeat": (5, word_skills.draw_repeat),
 }  # fmt: skip
+DRAWS = {skill: draw for skill, (_, draw) in WEIGHTED_DRAWS.items()}
+SKILL_WEIGHTS = {skill: weight for skill, (weight, _) in WEIGHTED_DRAWS.items()}
 # Documents per part in the default mixture; stories and descriptions are several times longer than the rest.
 PART_WEIGHTS: dict[str, int] = {
     "stories": 8, "descriptions": 1, "dialogues": 6, "facts": 22, "arithmetic": 22, "reading": 19, "words": 36,

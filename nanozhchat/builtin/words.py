@@ -113,11 +113,14 @@ def draw_idiom(rng: Rng, held: bool) -> Item:
     return Item("idioms", "", ask, f"“{answer}”。", key, "contains", (answer,), others)
 
 
+def _counted(text: str) -> str:
+    return "，".join([f"{i}{char}" for i, char in enumerate(text, 1)])
+
+
 def draw_count(rng: Rng, held: bool) -> Item:
     """Ask how many characters a string has; the answer counts them off."""
     text = rng.pick(strings(held))
-    steps = "，".join([f"{i}{char}" for i, char in enumerate(text, 1)])
-    answer = f"{steps}，一共{len(text)}个字。"
+    answer = f"{_counted(text)}，一共{len(text)}个字。"
     ask = rng.pick(_asks("count")).format(w=text)
     return Item("counting", "", ask, answer, "string:" + text, "number", (str(len(text)),), chance=0.2)
 
@@ -142,8 +145,7 @@ def draw_nth(rng: Rng, held: bool) -> Item:
     text = rng.pick(strings(held))
     i = rng.below(min(len(text), ORDINAL_MAX))
     ask = rng.pick(_asks("nth")).format(w=text, i=rng.pick(NTH_NUMERALS)[i + 1])
-    steps = "，".join([f"{k}{char}" for k, char in enumerate(text[: i + 1], 1)])
-    answer = f"{steps}，第{i + 1}个字是“{text[i]}”。"
+    answer = f"{_counted(text[: i + 1])}，第{i + 1}个字是“{text[i]}”。"
     return Item("characters", "", ask, answer, "string:" + text, "contains", (f"“{text[i]}”",), chance=1 / len(text))
 
 
