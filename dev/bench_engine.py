@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,16 +105,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         llama = transformers_rows(model.config, args)
         for kind, dtype in KINDS.items():
             engine = Engine(model.eval(), NoText(), kind=kind)  # type: ignore[arg-type]
-            long = engine_speed.measure(engine, batch=1, context=500, steps=4, bytes_per_s=bytes_per_s)
-            short = engine_speed.measure(engine, batch=1, context=200, steps=4, bytes_per_s=bytes_per_s)
+            measure = partial(engine_speed.measure, engine, bytes_per_s=bytes_per_s)
+            long, short = (measure(batch=1, context=context, steps=4) for context in (500, 200))
             work = 2 * (engine_speed.read_per_token(engine) - model.lm_head.weight.numel())
             work += 2 * model.config.n_layer * model.config.n_embd * 500  # attention, half of it masked
             frac = long.prefill_tok_per_s * work / peak
             print(f"d{depth} {dtype:10} prefill 500 {long.prefill_tok_per_s:8,.0f} tok/s = {frac:.0%} of matmul peak; "
                   f"first token of 200 {short.ttft_ms:.1f} ms, cached {short.cached_ttft_ms:.1f} ms")  # fmt: skip
             for batch in args.batches:
-                sizes = {"batch": batch, "context": args.context, "steps": args.steps}
-                speed = engine_speed.measure(engine, **sizes, bytes_per_s=bytes_per_s)
+                speed = measure(batch=batch, context=args.context, steps=args.steps)
                 rows.append({"model": f"d{depth}", "dtype": dtype, **dataclasses.asdict(speed),
                              "transformers_tok_per_s": llama[batch], "prefill_500_frac": frac})  # fmt: skip
                 print(f"   batch {batch:2}  {speed.decode_tok_per_s:8,.0f} tok/s, {speed.bandwidth_frac:4.0%} of "
@@ -121,9 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"   16 arrivals: {arrivals_gain(engine, 200):.1f} x sequential")
         for kind, dtype in KINDS.items():
             loop, line = (drafts_gain(model, kind, period) for period in (20, args.vocab_size))
-            print(
-                f"d{depth} {dtype:10} drafts: {loop:.2f} x on text that repeats, {line:.2f} x on text that never does"
-            )
+            print(f"d{depth} {dtype:10} drafts: {loop:.2f} x on text that repeats, {line:.2f} x where it never does")
     cli.write_figures(args.json, {"rows": rows})
 
 

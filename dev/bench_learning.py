@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanozhchat import chat, cli, compute, loss_eval, ngram_counts, optim, packing, paths, recipe, records
+from nanozhchat import chat, cli, compute, files, loss_eval, ngram_counts, optim, packing, paths, recipe, records
 from nanozhchat.compute import Compute
 from nanozhchat.dataloader import eval_batches
 from nanozhchat.gpt import GPT
@@ -103,20 +103,25 @@ def train(preset: str, argv: list[str]) -> None:
     base_train.main()
 
 
+def run_apart(tag: str, work: Callable[..., None], *args: Any) -> list[dict[str, Any]]:
+    """Train in a process of its own; returns the rows of its metrics.jsonl."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=args)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"training {tag} ended with exit code {process.exitcode}")
+    return files.read_jsonl(paths.run_dir("base", tag) / "metrics.jsonl")
+
+
 def one_run(args: BenchArgs, shards: list[str], texts: list[str], seed: int) -> dict[str, Any]:
     """Train in an empty $NANOZHCHAT_BASE_DIR and score."""
     flags = {"budget": f"{args.seconds}s", "depth": args.depth, "seed": seed, "model-tag": "bench",
              "device-type": "cpu", "eval-tokens": 8192, "sample-every": 0, "save-every": 0}  # fmt: skip
     argv = [*(f"--{name}={value}" for name, value in flags.items()), "--data", *shards]
     began = time.monotonic()
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(args.preset, argv))
-    process.start()
-    process.join()
+    rows = run_apart("bench", train, args.preset, argv)
     seconds = time.monotonic() - began
-    if process.exitcode:
-        raise RuntimeError(f"training ended with exit code {process.exitcode}")
     model = chat.load("bench", source="base", device="cpu", engine="torch")
-    rows = [json.loads(line) for line in (paths.run_dir("base", "bench") / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row.get("tok_per_sec")]
     median = {name: statistics.median(row[name] for row in steps) for name in ("tok_per_sec", "mfu")}
     return {

@@ -13,17 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from dev.bench_tokenizer import memory_kb
 from nanozhchat.attention import causal_attention
 from nanozhchat.cross_entropy import linear_cross_entropy
 
 ROWS, VOCAB, WIDTH, SOFTCAP = 8192, 65_536, 512, 15.0
 T, WINDOW, HEADS, HEAD_DIM = 4096, 512, 4, 64
-
-
-def peak_mib() -> float:
-    """Most resident memory since it was last forgotten (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def run(case: str) -> None:
@@ -38,7 +33,7 @@ def run(case: str) -> None:
     tiny = torch.randn(1, 1, 4, 8).requires_grad_()
     causal_attention(tiny, tiny, tiny, 2).sum().backward()  # what torch imports late is not measured
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of imports and inputs: forget it
-    before, start = peak_mib(), time.process_time()
+    before, start = memory_kb("VmHWM"), time.process_time()
     if case == "loss_plain":
         F.cross_entropy(SOFTCAP * torch.tanh(x @ weight.T / SOFTCAP), targets, reduction="sum").backward()
     elif case == "loss_chunked":
@@ -48,7 +43,7 @@ def run(case: str) -> None:
     else:
         causal_attention(q, k, v, T if case == "attention_full" else WINDOW).sum().backward()
     seconds = time.process_time() - start
-    print(f"{case:20s} {seconds:7.3f} s {peak_mib() - before:9.1f} MiB", flush=True)
+    print(f"{case:20s} {seconds:7.3f} s {(memory_kb('VmHWM') - before) / 1024:9.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ All rates of the recipe times each of --scales: same data, batch, steps and seed
 best and its two neighbours (in the logarithm of the scale). What is done in --folder is not done again.
 """
 
-import json
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dev.bench_learning import shards_of
-from nanozhchat import cli, paths, recipe
+from dev.bench_learning import run_apart, shards_of
+from nanozhchat import cli, recipe
 from scripts import base_train
 
 RATES = ("EMBEDDING_LR", "HEAD_LR", "MATRIX_LR", "SCALAR_LR")
@@ -48,13 +46,7 @@ def loss(args: RatesArgs, shards: list[str], depth: int, scale: float) -> float:
              "sample-every": 0, "save-every": args.steps, "eval-every": args.steps, "eval-tokens": 131_072}  # fmt: skip
     call = [*(f"--{name}={value}" for name, value in flags.items()), "--no-ngrams"]
     call += ["--data", *shards[:-1], "--val-data", shards[-1]]
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(call, scale))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"training {tag} ended with exit code {process.exitcode}")
-    rows = map(json.loads, (paths.run_dir("base", tag) / "metrics.jsonl").read_text().splitlines())
-    return [row["val/bpb"] for row in rows if row.get("val/bpb")][-1]
+    return [row["val/bpb"] for row in run_apart(tag, train, call, scale) if row.get("val/bpb")][-1]
 
 
 def bottom(scales: Sequence[float], losses: Sequence[float]) -> float:

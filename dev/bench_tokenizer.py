@@ -74,6 +74,7 @@ def worker(kind: str, name: str, path: str, size: int, threads: int) -> None:
 
 
 def memory_kb(field: str) -> int:
+    """Resident memory now, VmRSS, or its peak since that was last forgotten, VmHWM (Linux)."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 

@@ -52,25 +52,17 @@ def print_presets() -> None:
             print(f"  note     {preset.note}")
 
 
-def verify(name: str) -> None:
-    """Print the result of checking a corpus as JSON; raises DamagedError (exit code 5) if anything is wrong."""
-    result = corpus.verify(name)
-    print(json.dumps(result, ensure_ascii=False, indent=1))
-    if not result["ok"]:
-        first = result["problems"][0]
-        raise DamagedError(f"{first['file']}: {first['problem']}; run scripts.data_fetch for this corpus again")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and do the one thing asked for."""
     args = cli.parse(Args, argv)
     if args.list:
         print_presets()
-    elif args.verify:
-        verify(args.name)
-    elif args.contamination:
-        found = contamination.check(corpus.load(args.name), args.contamination)
+    elif args.verify or args.contamination:
+        name = args.name
+        found = corpus.verify(name) if args.verify else contamination.check(corpus.load(name), args.contamination)
         print(json.dumps(found, ensure_ascii=False, indent=1))
+        for first in found.get("problems", ())[:1]:
+            raise DamagedError(f"{first['file']}: {first['problem']}; run scripts.data_fetch for this corpus again")
     else:
         k, n = map(int, (args.shard_of or "0/0").split("/"))
         built = corpus.build(args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,

@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--budget needs --hardware=COUNTxNAME, or --measure for the machine this runs on")
     speed = count * device.flops * MFU if device else 0.0
     if args.measure:
-        speed, count, rank = measured()
-        if rank:
+        from nanozhchat import budget, compute  # torch only when asked to measure
+
+        with compute.start(measure=True) as comp:  # in the format that a budgeted run would choose; all ranks together
+            speed, count = budget.measure_flops(comp), comp.world_size
+        if comp.rank:
             return
     if args.table:
         print_depths(speed, count, device)
@@ -64,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = seconds * speed / plain.flops_per_token if seconds is not None else None
     recipe = fit_memory(depth, vocab, world, overrides, device, budget_s=seconds, budget_tokens=tokens)
     rows = explain(recipe)
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    widest, long = (max(len(row[i]) for row in rows) for i in (0, 1))
     for name, value, formula in rows:
-        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {formula}")
+        print(f"{name:<{widest}}  {value:>{long}}  {formula}")
     if args.measure:
         print(f"\nmeasured {speed / 1e9:.1f} GFLOP/s in training with {count} rank(s)")
     if device is not None:
@@ -102,14 +105,6 @@ def fit_memory(depth: int, vocab: int, world: int, overrides: Overrides, device:
         if device is None or recipe.memory_bytes <= MEMORY_FRAC * device.memory_bytes or micro <= 1024:
             return recipe
         micro //= 2
-
-
-def measured() -> tuple[float, int, int]:
-    """Return the training FLOP/s of this machine, all ranks together, the number of ranks, and which one this is."""
-    from nanozhchat import budget, compute  # torch only when asked to measure
-
-    with compute.start(measure=True) as comp:  # in the format that a budgeted run would choose
-        return budget.measure_flops(comp), comp.world_size, comp.rank
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = list(sources.documents(specs, "val", text_field=args.text_field, max_bytes=args.max_bytes))
     if not texts:
         raise ValueError(f"{' '.join(specs)} has no held-out documents; pass more --data")
-    rows = {name: score(lambda found: len(tokenizer.encode_batch_flat(found, 1)[0]), texts)}
-    for other in args.against:
-        rows[other] = score(reference(other), texts)
-    split_chars = characters_split(tokenizer, texts)
-    facts = vocabulary_facts(tokenizer, texts)
+    encoders = {name: encode_with(tokenizer), **{other: reference(other) for other in args.against}}
+    rows = {row: score(encode, texts) for row, encode in encoders.items()}
+    chars = Counter(char for text in texts for char in text)
+    split = sum(n for char, n in chars.items() if len(tokenizer.encode(char)) > 1)  # more than one token when alone
+    split_chars, facts = split / max(1, chars.total()), vocabulary_facts(tokenizer, texts)
     print(f"{'tokenizer':<24}{'bytes/token':>12}{'chars/token':>12}{'MB/s, 1 core':>14}")
     for row, figures in rows.items():
         print(f"{row[-23:]:<24}{figures['bytes_per_token']:>12.3f}{figures['chars_per_token']:>12.3f}"
@@ -62,11 +62,9 @@ def score(encode: Encode, texts: list[str]) -> dict[str, float]:
             "encode_mb_per_s": n_bytes / 1e6 / elapsed_s}  # fmt: skip
 
 
-def characters_split(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Return the share of characters that are more than one token even when alone."""
-    counts = Counter(char for text in texts for char in text)
-    split = sum(n for char, n in counts.items() if len(tokenizer.encode(char)) > 1)
-    return split / max(1, sum(counts.values()))
+def encode_with(tokenizer: Tokenizer) -> Encode:
+    """Return the encoder of one of our tokenizers, on one core."""
+    return lambda texts: len(tokenizer.encode_batch_flat(texts, 1)[0])
 
 
 def reference(name: str) -> Encode:
@@ -79,8 +77,7 @@ def reference(name: str) -> Encode:
         hugging_face = HuggingFace.from_file(name)
         return lambda texts: sum(len(hugging_face.encode(text, add_special_tokens=False).ids) for text in texts)
     if (Path(paths.tokenizer_dir(name)) / "meta.json").exists():
-        ours = Tokenizer.load(paths.tokenizer_dir(name))
-        return lambda texts: len(ours.encode_batch_flat(texts, 1)[0])
+        return encode_with(Tokenizer.load(paths.tokenizer_dir(name)))
     import tiktoken
 
     if name not in tiktoken.list_encoding_names():

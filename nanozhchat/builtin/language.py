@@ -49,8 +49,8 @@ def draw_feeling(rng: Rng, held: bool) -> Item:
     mood = rng.pick(tuple(FEELINGS))
     situations, asks = _lines(mood), _lines("ask_feeling")
     i, j = rng.pick(combos(situations, asks, held))
-    n, thing = rng.pick(names(held)), rng.pick(things("carry"))
-    told = situations[i].format(n=n, h=n, t=thing.noun, m=thing.measure, p=rng.pick(places(held)))
+    n, (t, m) = rng.pick(names(held)), rng.pick(things("carry"))
+    told = situations[i].format(n=n, h=n, t=t, m=m, p=rng.pick(places(held)))
     right, wrong = FEELINGS[mood]
     ask, answer = asks[j].format(n=n), f"{n}很{right}。"
     return Item("classify", told + "。", ask, answer, f"{told}|{j}", "contains", (right,), (wrong,))

@@ -49,7 +49,8 @@ def ask_text(rng: Rng, item: Item) -> str:
     """Return the question with its context and, now and then, a polite prefix."""
     if item.context:
         gap = "\n" if rng.random() < 0.6 else ""
-        return f"{item.context}{gap}{reading.intro(rng)}{item.ask}"
+        intro = rng.pick(lines("reading", "intro")) if rng.random() < 0.3 else ""
+        return f"{item.context}{gap}{intro}{item.ask}"
     if item.skill not in ("identity", "chat", "story", "followup") and rng.random() < 0.15:
         return rng.pick(lines("chat", "prefix")) + item.ask
     return item.ask

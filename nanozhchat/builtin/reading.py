@@ -148,8 +148,3 @@ def ask_missing(rng: Rng, held: bool, passage: Passage) -> Item:
 def draw_missing(rng: Rng, held: bool) -> Item:
     """Return a passage with a question that it does not answer."""
     return ask_missing(rng, held, draw_passage(rng, held))
-
-
-def intro(rng: Rng) -> str:
-    """Return words that may stand between a passage and its question."""
-    return rng.pick(lines("reading", "intro")) if rng.random() < 0.3 else ""

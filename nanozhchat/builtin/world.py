@@ -68,13 +68,6 @@ class Person(NamedTuple):
     pronoun: str
 
 
-class Thing(NamedTuple):
-    """A noun with its usual measure word."""
-
-    noun: str
-    measure: str
-
-
 def is_held_out(key: str) -> bool:
     """Say whether content named `key` is kept out of all training text."""
     # A mixing hash: CRC-32 is linear, so keys that differ in a suffix only would be held out together.
@@ -181,9 +174,9 @@ def other_measures() -> dict[str, str]:
 
 
 @cache
-def things(section: str) -> tuple[Thing, ...]:
-    """Return the things of a section ("carry", "countable") with their measure words."""
-    return tuple(Thing(noun, measures()[noun]) for noun in words("things", section) if noun in measures())
+def things(section: str) -> tuple[tuple[str, str], ...]:
+    """Return (noun, its usual measure word) of a section ("carry", "countable")."""
+    return tuple((noun, measures()[noun]) for noun in words("things", section) if noun in measures())
 
 
 @cache
