@@ -135,13 +135,12 @@ class _Records:
         return self.n
 
 
-class ExactDuplicates:
+class ExactDuplicates(_Records):
     """Remembers every text by 8 bytes. folder: where they are kept; n: how many of those there count."""
 
     def __init__(self, folder: Path | None = None, n: int = 0) -> None:
-        self._records = _Records(folder, "exact.keys", np.uint64, 1, n)
-        self._old, self._new = np.unique(self._records.read(0, n)), set[int]()
-        self.save = self._records.save
+        super().__init__(folder, "exact.keys", np.uint64, 1, n)
+        self._old, self._new = np.unique(self.read(0, n)), set[int]()
 
     @staticmethod
     def keys(texts: Sequence[str]) -> list[bytes]:
@@ -155,7 +154,7 @@ class ExactDuplicates:
         if number in self._new or (at < len(self._old) and self._old[at] == number):
             return True
         self._new.add(number)
-        self._records.append(key)
+        self.append(key)
         if len(self._new) >= MERGE_KEYS:
             self._old = np.union1d(self._old, np.fromiter(self._new, np.uint64, len(self._new)))
             self._new.clear()
@@ -169,17 +168,16 @@ def _bands(signatures: Array) -> Array:
     return keys ^ (keys >> np.uint64(31))
 
 
-class NearDuplicates:
+class NearDuplicates(_Records):
     """Remembers the signatures of the texts that were no duplicates. table_bytes: of memory; the rest is a file."""
 
     def __init__(self, folder: Path | None = None, n: int = 0, *, table_bytes: int = NEAR_BYTES) -> None:
-        self._records = _Records(folder, "near.signatures", np.uint32, BANDS * ROWS, n)
+        super().__init__(folder, "near.signatures", np.uint32, BANDS * ROWS, n)
         slots = 1 << max(10, (table_bytes // (8 * BANDS)).bit_length() - 1)
         self._table, self._mask = np.zeros(BANDS * slots, np.uint64), np.uint64(slots - 1)  # one table after the other
         self._starts = np.arange(BANDS) * slots
-        self.save = self._records.save
         for start in range(0, n, MERGE_KEYS):
-            part = self._records.read(start, min(MERGE_KEYS, n - start))
+            part = self.read(start, min(MERGE_KEYS, n - start))
             place, tag = self._places(_bands(part))
             self._table[place] = tag | np.arange(start + 1, start + len(part) + 1, dtype=np.uint64)[:, None]
 
@@ -198,13 +196,13 @@ class NearDuplicates:
         """Whether a text near this one came before; if not, it is remembered. Texts without a shingle never are."""
         if not key:
             return False
-        own, size = key[: self._records.size], self._records.size
-        place, tag = self._places(np.frombuffer(key, np.uint64, offset=size))
+        own = key[: self.size]
+        place, tag = self._places(np.frombuffer(key, np.uint64, offset=self.size))
         found = self._table.take(place)
         same = (found ^ tag) <= LOWER
         for number in np.unique(found[same] & LOWER) if same.any() else ():
-            if number and (self._records.read(int(number) - 1, 1)[0] == np.frombuffer(own, "<u4")).mean() >= NEAR:
+            if number and (self.read(int(number) - 1, 1)[0] == np.frombuffer(own, "<u4")).mean() >= NEAR:
                 return True
-        self._records.append(own)
-        self._table[place] = tag | np.uint64(self._records.n)
+        self.append(own)
+        self._table[place] = tag | np.uint64(self.n)
         return False

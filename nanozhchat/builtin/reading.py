@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from nanozhchat.builtin.world import Item, Rng, lines, names, places, things, words
 
-SCHEMAS = ("hold", "buy", "live", "plan", "give")
+SLOTS = {"hold": "ptc", "buy": "ptk", "live": "paj", "plan": "pdv", "give": "tco"}  # of each kind, beside the name n
+LISTS = {"c": ("things", "colours"), "j": ("names", "jobs"), "d": ("reading", "days"), "v": ("reading", "verbs")}
+NUMBERS = {"k": range(2, 100), "a": range(18, 86)}  # prices, ages
 # What a passage of each kind never tells: (schema, slot) of questions that name the person only.
 AGE, JOB, HOME, SPENT = ("live", "a"), ("live", "j"), ("live", "p"), ("buy", "k")
 ABSENT = {
@@ -18,7 +20,6 @@ THEREFORE = "，所以"  # between the quotation and the answer proper
 SLOT = re.compile(r"\{([^m])\}")  # but measure words
 # A passage holds 1 + int(low + span * random) events. In training mostly two or three: in one there is nothing to find.
 EVENTS, EVENTS_PRACTISED = (0.0, 2.6), (0.6, 2.2)
-AGE_MIN, AGE_SPAN, PRICE_MIN, PRICE_SPAN = 6, 80, 2, 98
 
 
 class Schema(NamedTuple):
@@ -43,20 +44,15 @@ def schema(name: str) -> Schema:
 def _fill(rng: Rng, held: bool, kind: str, name: str) -> dict[str, object]:
     """Draw one event's slots; only those the schema uses."""
     slots: dict[str, object] = {"n": name}
-    if kind != "give":
-        slots["p"] = rng.pick(places(held, "home_kind" if kind == "live" else "place_kind"))
-    if kind in ("hold", "buy", "give"):
-        slots["t"], slots["m"] = rng.pick(things("carry"))
-    if kind in ("hold", "give"):
-        slots["c"] = rng.pick(words("things", "colours"))
-    if kind == "buy":
-        slots["k"] = PRICE_MIN + rng.below(PRICE_SPAN)
-    elif kind == "live":
-        slots["a"], slots["j"] = AGE_MIN + 12 + rng.below(AGE_SPAN - 12), rng.pick(words("names", "jobs"))
-    elif kind == "plan":
-        slots["d"], slots["v"] = rng.pick(words("reading", "days")), rng.pick(words("reading", "verbs"))
-    elif kind == "give":
-        slots["o"] = rng.pick(names(held))
+    for slot in SLOTS[kind]:
+        if slot == "t":
+            slots["t"], slots["m"] = rng.pick(things("carry"))
+        elif slot == "p":
+            slots["p"] = rng.pick(places(held, "home_kind" if kind == "live" else "place_kind"))
+        elif slot == "o":
+            slots["o"] = rng.pick(names(held))
+        else:
+            slots[slot] = rng.pick(NUMBERS[slot] if slot in NUMBERS else words(*LISTS[slot]))
     return slots
 
 
@@ -75,7 +71,7 @@ class Passage(NamedTuple):
 
 def draw_passage(rng: Rng, held: bool) -> Passage:
     """Return one to three events in which no two share a value, so every question has one answer."""
-    kind = rng.pick(SCHEMAS)
+    kind = rng.pick(tuple(SLOTS))
     events: list[dict[str, object]] = []
     seen: set[object] = set()
     pool = names(held)
