@@ -3,7 +3,7 @@
 from functools import cache, partial
 
 from nanozhchat.builtin import world
-from nanozhchat.builtin.world import DIGITS, Item, Rng, combos, lines, names, split_pool
+from nanozhchat.builtin.world import Item, Rng, combos, lines, names, split_pool
 from nanozhchat.builtin.world import words as lexicon_words
 
 COUNT_POOL = 60_000  # character strings drawn before the split
@@ -14,7 +14,7 @@ STATEMENTS = {
     "measure": "{w}的量词是“{o}”，一{o}{w}。",
     "meaning": "“{w}”的意思是{o}。", "idiom": "“{w}”说的是“{o}”。",
 }  # fmt: skip
-NTH_NUMERALS = (DIGITS, "0123456789")
+NTH_NUMERALS = ("零一二三四五", "012345")  # up to ORDINAL_MAX
 
 
 @cache

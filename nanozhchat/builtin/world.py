@@ -17,7 +17,6 @@ HELD_OUT_ONE_IN = 10  # one piece of content in so many is kept for evaluation
 POOL_NAMES = 40_000  # person names drawn before the split; more only costs start-up time
 POOL_PLACES = 12_000
 POOL_FOREIGN = 12_000
-DIGITS = "零一二三四五六七八九十"
 
 
 class Rng(random.Random):
