@@ -53,8 +53,7 @@ class Metrics:
             rows = read_jsonl(path)
             kept = [row for row in rows if row.get("step", 0) <= step]
             if self.enabled and len(kept) < len(rows):
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-                atomic_write(path, text.encode())
+                atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode())
 
     def write(self, values: dict[str, Any]) -> None:
         """Record one flat row; `step` is among the keys. JSON knows no nan: such numbers become null."""

@@ -114,8 +114,8 @@ def skills(m: Model, pictures: dict[str, bytes]) -> list[str]:
     if not m.scores:
         return ["## Skills", f"Not asked yet: `python -m scripts.chat_eval --tasks builtin --model-tag={m.tag}`."]
     pictures["skills.png"] = draw_scores(m.scores)
-    shares = [(s["name"], *(f"{s[k]:.1%}" for k in ("score", "low", "high", "chance")), s["n"]) for s in m.scores]
-    rows = [(name, right, f"{low} – {high}", chance, n) for name, right, low, high, chance, n in shares]
+    rows = [(s["name"], f"{s['score']:.1%}", f"{s['low']:.1%} – {s['high']:.1%}", f"{s['chance']:.1%}", s["n"])
+            for s in m.scores]  # fmt: skip
     rows.append(("mean", show(e.get("overall")), "", "", ""))
     alt = "Right answers by skill: " + ", ".join(f"{text(name)} {right}" for name, right, *_ in rows)
     blocks = [f"![{alt}](skills.png)", table(header, rows, range(1, 5))]
@@ -286,8 +286,7 @@ def write_report(tag: str) -> Path:
     """Write the report of a model and return its folder; raises FileNotFoundError if nothing was trained."""
     m, pictures, title = Model(tag), dict[str, bytes](), f"{tag}: a Chinese chat model, trained from nothing"
     blocks = [f"# {text(title)}", *summary(m), *held_out(m), *skills(m, pictures), *samples(m), *answers(m)]
-    blocks += held_out_answers(m)
-    blocks += [block for stage in m.stages for block in curves(m, stage, pictures)]
+    blocks += [*held_out_answers(m), *(block for stage in m.stages for block in curves(m, stage, pictures))]
     chat, web = (f"python -m scripts.{name} --model-tag={tag}" for name in ("chat_cli", "chat_web"))
     commands = f"```bash\n{chat}\n{web}   # then open http://localhost:8000\n```"
     blocks += [*course(m), *costs(m), *others(m), *data(m), *recipe_table(m), *machine(), "## Talk to it", commands]

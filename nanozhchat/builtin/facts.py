@@ -46,20 +46,16 @@ def relations() -> tuple[Relation, ...]:
 @cache
 def _index(held: bool) -> tuple[tuple[int, int, int], ...]:
     """Return (relation, row, phrasing) of one split, so that every fact is equally likely."""
-    found = []
-    for r, relation in enumerate(relations()):
-        keys = tuple(f"{relation.name}:{s}{u}" for s, _, u in relation.rows)
-        found += [(r, i, j) for i, j in combos(keys, relation.asks, held)]
-    return tuple(found)
+    keys = [tuple(f"{relation.name}:{s}{u}" for s, _, u in relation.rows) for relation in relations()]
+    return tuple((r, i, j) for r, own in enumerate(keys) for i, j in combos(own, relations()[r].asks, held))
 
 
 @cache
 def _wrong(r: int, i: int) -> tuple[str, ...]:
     """Return the other objects of the relation that a right answer cannot contain."""
     subject, value, _ = relations()[r].rows[i]
-    others = {o for s, o, _ in relations()[r].rows if s != subject}
     said = "".join(a.format(s=subject, o=value, u="") for a in relations()[r].answers)
-    return tuple(sorted(o for o in others if o not in said))
+    return tuple(sorted({o for s, o, _ in relations()[r].rows if s != subject and o not in said}))
 
 
 def draw(rng: Rng, held: bool) -> Item:

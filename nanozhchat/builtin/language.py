@@ -66,8 +66,7 @@ def draw_extract(rng: Rng, held: bool) -> Item:
     passage = reading.draw_passage(rng, held)
     event = passage.events[0]
     told = rng.pick(reading.schema(passage.kind).says).format(**event)
-    slots = [slot for slot in event if slot in SLOT_LABELS]
-    rng.shuffle(slots)
+    rng.shuffle(slots := [slot for slot in event if slot in SLOT_LABELS])
     wanted = {SLOT_LABELS[s]: f"{event[s]}{SLOT_UNITS.get(s, '')}" for s in slots[: 1 + rng.below(2)]}
     found = [f"人名：{event['n']}", *(f"{label}：{value}" for label, value in wanted.items())]
     ask = rng.pick(_lines("ask_extract")).format(slots="和".join(wanted))
