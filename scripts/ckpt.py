@@ -32,18 +32,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in run_folders(args):
         row: dict[str, Any] = {"run": f"{folder.parent.name}/{folder.name}", "steps": checkpoint.list_steps(folder)}
         if command == "verify":
-            row["problems"] = [p for step in checkpoint.list_steps(folder)
-                               for p in checkpoint.problems(folder / f"step_{step:08d}")]  # fmt: skip
+            row["problems"] = [p for step in row["steps"] for p in checkpoint.problems(folder / f"step_{step:08d}")]
             damaged += row["problems"]
         if command == "prune":
             row["deleted"] = checkpoint.prune(folder, args.keep_last)
             row["steps"] = checkpoint.list_steps(folder)
         rows.append(row)
     print(json.dumps(rows, ensure_ascii=False, indent=1))
-    if command == "verify" and not damaged:
-        sys.stderr.write(f"{sum(len(row['steps']) for row in rows)} checkpoint(s), all whole\n")
     if damaged:
         raise DamagedError(f"{len(damaged)} problem(s), the first: {damaged[0]}")
+    if command == "verify":
+        sys.stderr.write(f"{sum(len(row['steps']) for row in rows)} checkpoint(s), all whole\n")
 
 
 def run_folders(args: CkptArgs) -> list[Path]:

@@ -58,10 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = paths.tokenizer_dir(name)
     if args.given and not args.name:
         raise ValueError(f"--from={args.given} needs a --name")
-    settings: dict[str, object] = {"data": list(specs), "text_field": args.text_field, "max_bytes": args.max_bytes,
-                "vocab_size": args.vocab_size, "kind": args.kind,
-                **({"char_coverage": args.char_coverage} if args.char_coverage else {})}  # fmt: skip
-    settings = {"from": args.given} if args.given else settings
+    names = ("text_field", "max_bytes", "vocab_size", "kind", *["char_coverage"] * bool(args.char_coverage))
+    settings = {"data": list(specs), **{n: getattr(args, n) for n in names}} if not args.given else {"from": args.given}
     inputs = [] if args.given else [item for item in sources.inputs(specs) if "file" in item]
     with files.lock(folder):
         if not args.force and is_done(folder, settings):
