@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from nanozhchat import cli, compute, engine_speed, recipe
 from nanozhchat.engine import Engine
-from nanozhchat.gpt import GPT, GPTConfig
+from nanozhchat.gpt import GPT
 from nanozhchat.run import gpt_config
 from nanozhchat.sampling import SamplingParams
 
@@ -35,28 +34,6 @@ class NoText:
 
     def _bytes_of(self, i: int) -> bytes:
         return b"."
-
-
-def transformers_rows(config: GPTConfig, args: BenchArgs) -> dict[int, float]:
-    """Decode tokens/s of a Llama with the same width, depth, heads and number of weights, per batch size."""
-    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-
-    sizes = {"hidden_size": config.n_embd, "intermediate_size": 8 * config.n_embd // 3, "vocab_size": args.vocab_size,
-             "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-             "num_key_value_heads": config.n_kv_head, "max_position_embeddings": config.sequence_len}  # fmt: skip
-    model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    rates = {}
-    for batch in args.batches:
-        with torch.inference_mode():
-            out = model(torch.randint(0, 256, (batch, args.context)), past_key_values=DynamicCache(), use_cache=True)
-            times = []
-            for _ in range(args.steps):
-                start = time.perf_counter()
-                token = out.logits[:, -1:].argmax(-1)
-                out = model(token, past_key_values=out.past_key_values, use_cache=True)
-                times.append(time.perf_counter() - start)
-        rates[batch] = batch / statistics.median(times)
-    return rates
 
 
 def arrivals_gain(engine: Engine, steps: int) -> float:
@@ -102,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for depth in args.depths:
         model = GPT(gpt_config(recipe.resolve(depth, vocab_size=args.vocab_size)))
         model.init_weights(torch.Generator().manual_seed(0))
-        llama = transformers_rows(model.config, args)
+        same = {"context": args.context, "steps": args.steps}
+        llama = {n: engine_speed.transformers_decode_per_s(model.config, batch=n, **same) for n in args.batches}
         for kind, dtype in KINDS.items():
             engine = Engine(model.eval(), NoText(), kind=kind)  # type: ignore[arg-type]
             measure = partial(engine_speed.measure, engine, bytes_per_s=bytes_per_s)
@@ -113,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"d{depth} {dtype:10} prefill 500 {long.prefill_tok_per_s:8,.0f} tok/s = {frac:.0%} of matmul peak; "
                   f"first token of 200 {short.ttft_ms:.1f} ms, cached {short.cached_ttft_ms:.1f} ms")  # fmt: skip
             for batch in args.batches:
-                speed = measure(batch=batch, context=args.context, steps=args.steps)
+                speed = measure(batch=batch, **same)
                 rows.append({"model": f"d{depth}", "dtype": dtype, **dataclasses.asdict(speed),
                              "transformers_tok_per_s": llama[batch], "prefill_500_frac": frac})  # fmt: skip
                 print(f"   batch {batch:2}  {speed.decode_tok_per_s:8,.0f} tok/s, {speed.bandwidth_frac:4.0%} of "
-                      f"bandwidth; transformers {llama[batch]:6,.0f}")  # fmt: skip
+                      f"bandwidth; transformers {llama[batch] or 0:6,.0f}")  # fmt: skip
             print(f"   16 arrivals: {arrivals_gain(engine, 200):.1f} x sequential")
         for kind, dtype in KINDS.items():
             loop, line = (drafts_gain(model, kind, period) for period in (20, args.vocab_size))

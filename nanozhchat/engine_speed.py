@@ -4,11 +4,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from nanozhchat.batching import Batch
 from nanozhchat.engine import Engine
+from nanozhchat.gpt_config import GPTConfig
 from nanozhchat.sampling import SamplingParams
 
 WARM_STEPS = 3
@@ -48,6 +51,28 @@ def measure(engine: Engine, *, batch: int, context: int, steps: int, bytes_per_s
     weights = (1 if engine.kind == "native-int8" else 4) * read_per_token(engine)
     return Speed(batch, context, context / statistics.median(first), decode, 1e3 * statistics.median(first),
                  1e3 * statistics.median(cached), decode / batch * weights / bytes_per_s)  # fmt: skip
+
+
+def transformers_decode_per_s(config: GPTConfig, *, batch: int, context: int, steps: int) -> float | None:
+    """Decode tokens/s of transformers' Llama of the same width, depth, heads and number of weights, random ones, on a
+    CPU; None where transformers is not installed."""
+    if find_spec("transformers") is None:
+        return None
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": config.n_embd, "intermediate_size": 8 * config.n_embd // 3,
+             "vocab_size": config.vocab_size, "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+             "num_key_value_heads": config.n_kv_head, "max_position_embeddings": config.sequence_len}  # fmt: skip
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    cache = DynamicCache()
+    with torch.inference_mode():
+        out = model(torch.randint(0, 256, (batch, context)), past_key_values=cache, use_cache=True)
+
+        def step() -> None:
+            nonlocal out
+            out = model(out.logits[:, -1:].argmax(-1), past_key_values=cache, use_cache=True)
+
+        return batch / statistics.median(_timed(step) for _ in range(steps))
 
 
 def read_per_token(engine: Engine) -> int:

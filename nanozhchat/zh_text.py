@@ -12,9 +12,10 @@ from fractions import Fraction
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 UNITS = {"十": 10, "百": 100, "千": 1000}
-HAN_NUMERAL = r"[零〇一二两三四五六七八九十百千万亿]+(?:点[零〇一二三四五六七八九]+)?"
+LARGE = {"万": 10**4, "亿": 10**8}
+HAN_NUMERAL = r"[零〇一二两三四五六七八九十百千万亿]+(?:点[零〇一二三四五六七八九]+[万亿]?)?"
 NUMERAL = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-NUMBER = re.compile(rf"({NUMERAL})(?:\s*/\s*(\d+(?:\.\d+)?))?\s*(%?)")
+NUMBER = re.compile(rf"({NUMERAL})(?:\s*/\s*(\d+(?:\.\d+)?))?\s*([%万亿]?)")
 MARK = re.compile(r"####|\\boxed|答案|the answer|answer is|answer:", re.IGNORECASE)  # what follows is the answer
 LETTER_SAID = re.compile(
     r"(?:####|boxed|答案|故选|应选|选择|选|answer)(?:(?:应该|应当|应|选项|选|是|为|is|option|[^\w]|_)\s*)*"
@@ -30,7 +31,9 @@ def fold(text: str) -> str:
 
 
 def han_number(text: str) -> Fraction:
-    """Read a Chinese numeral: 三百二十五, 一亿零五万, 二〇二六, 三点一四. Raises KeyError for other characters."""
+    """Read a Chinese numeral: 三百二十五, 一亿零五万, 二〇二六, 一点五万. Raises KeyError for other characters."""
+    if "点" in text and text[-1] in LARGE:
+        return han_number(text[:-1]) * LARGE[text[-1]]
     whole, _, decimals = text.partition("点")
     part = Fraction(int("".join(str(DIGITS[c]) for c in decimals)), 10 ** len(decimals)) if decimals else Fraction(0)
     if not set(whole) & {*UNITS, "万", "亿"}:
@@ -40,9 +43,9 @@ def han_number(text: str) -> Fraction:
         if c in UNITS:
             section += (digit or 1) * UNITS[c]
         elif c == "万":
-            total += (section + digit or 1) * 10**4
+            total += (section + digit or 1) * LARGE[c]
         elif c == "亿":
-            total = (total + section + digit or 1) * 10**8
+            total = (total + section + digit or 1) * LARGE[c]
         else:
             digit = DIGITS[c]
             continue
@@ -51,15 +54,16 @@ def han_number(text: str) -> Fraction:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Return the numbers in a text, in order: 5,600, 3.5, 2/6, 12%, 三分之一, \\frac{1}{2}; Chinese numerals only where
-    there are no digits, since 一 is part of many words."""
+    """Return the numbers in a text, in order: 5,600, 3.5万, 2/6, 12%, 三分之一, \\frac{1}{2}; Chinese numerals only
+    where there are no digits, since 一 is part of many words."""
     text = fold(text).replace("百分之", "100分之")
     if not re.search(r"\d", text.replace("100分之", "")):
         text = re.sub(HAN_NUMERAL, lambda m: str(float(n)) if (n := han_number(m[0])).denominator > 1 else str(n), text)
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     text = re.sub(rf"({NUMERAL})\s*分之\s*({NUMERAL})", r"\2/\1", text)
-    found = ((n, Fraction(below or 1) * (100 if percent else 1)) for n, below, percent in NUMBER.findall(text))
-    return [Fraction(n.replace(",", "")) / divisor for n, divisor in found if divisor]
+    found = [(n, Fraction(below or 1), unit) for n, below, unit in NUMBER.findall(text)]
+    times: dict[str, Fraction | int] = {"%": Fraction(1, 100), **LARGE}
+    return [Fraction(n.replace(",", "")) / below * times.get(unit, 1) for n, below, unit in found if below]
 
 
 def final_number(text: str) -> Fraction | None:
@@ -82,7 +86,9 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
     if exact:
         return exact[0]
     alone = set(LETTER_ALONE.findall(text)) & {*known}
-    said = [m[1] for m in LETTER_SAID.finditer(text)][-1:] or [m[1] for m in [LETTER_FIRST.match(text)] if m]
+    said = [m[1] for m in LETTER_SAID.finditer(text)][-1:] or [
+        m[1] for m in [LETTER_FIRST.match(text) or re.fullmatch(r"\W*([a-z])\W*", text)] if m
+    ]
     if not said and len(alone) == 1:
         said = [*alone]
     letters = "".join(sorted(set(re.sub(r"[^A-Z]", "", said[0].upper())))) if said else ""

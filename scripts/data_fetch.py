@@ -33,7 +33,7 @@ class Args:
         """Refuse flags that exclude each other."""
         if self.list + self.verify + bool(self.contamination) > 1:
             raise ValueError("--list, --verify and --contamination exclude each other; give one of them")
-        if self.shard_of and not re.fullmatch(r"\d+/\d+", self.shard_of):
+        if self.shard_of and not re.fullmatch(r"[1-9]\d*/[1-9]\d*", self.shard_of):
             raise ValueError(f"--shard-of={self.shard_of}: expected K/N, such as 1/2")
         if self.shard_of and MEMORIES.keys() & set(parse_steps(self.clean)):
             raise ValueError("--shard-of sees only its share, so exact and near duplicates are for the command that "

@@ -44,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_runs(name: str) -> list[dict[str, Any]]:
     """Return the finished runs whose tag begins with `name-`; raises FileNotFoundError if there are none."""
     rows, base = [], paths.base_dir() / "base"
-    for folder in sorted(base.glob(f"{paths.check_tag(name)}-*")):
-        stage = Stage("base", folder.name)
+    paths.check_tag(name)
+    for tag in sorted(path.parent.name for path in paths.run_files("recipe.json") if path.match(f"base/{name}-*/*")):
+        stage = Stage("base", tag)
         if (made := stage.recipe) is None or not any(e.get("event") == "done" for e in stage.events):
             continue
         row = {k: stage.last(v) for k, v in (("flops", "flops"), ("bpb", "val/bpb"), ("time_s", "time_s"))}
-        row |= {"tag": folder.name, "depth": made.depth, "params": made.num_params, "tokens": int(stage.last("tokens"))}
-        budget = read_object(folder / "config.yaml").get("target_flops")  # YAML takes 1e+18 for text
+        row |= {"tag": tag, "depth": made.depth, "params": made.num_params, "tokens": int(stage.last("tokens"))}
+        budget = read_object(base / tag / "config.yaml").get("target_flops")  # YAML takes 1e+18 for text
         spent = bool(budget) and abs(stage.last("flops") / float(budget) - 1) < 0.1  # else too few steps
         rows.append({**row, "scaling_params": made.scaling_params, "budget": float(budget) if spent else None})
     if not rows:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import numpy as np
@@ -146,6 +147,9 @@ def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_d
     monkeypatch.setattr(scaling, "DRAWS", 200)
     refused(r"no finished run laws-\* .*runs/scaling_laws\.sh", fit_scaling.main, [], error=FileNotFoundError)
     make_sweep(base_dir, noise)
+    shutil.copytree(
+        base_dir / "base" / "laws-1000000000000-d1", base_dir / "base" / "laws-1.old-20260101-000000"
+    )  # moved aside
     fit_scaling.main([])
     found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())
     assert (

@@ -17,6 +17,7 @@ FOUR = ("苹果", "香蕉", "不是苹果", "都不是")
      ("答案：二百零五只", 205), ("2/6", Fraction(1, 3)),
      ("The answer is -3.50.", Fraction(-7, 2)), ("我不知道", None), ("", None), ("答案：3+4=7。还剩 2", 7),
      ("十", 10), ("十五", 15), ("三百二十五", 325), ("一千零二", 1002), ("一亿零五万", 100_050_000),
+     ("答案是2万", 20_000), ("1.5 万元", 15_000), ("一点五万", 15_000), ("3亿", 3 * 10**8),
      ("三万亿", 3 * 10**12), ("二〇二六", 2026), ("万", 10_000), ("三点一四", Fraction(314, 100)), ("零", 0)],
 )  # fmt: skip
 def test_the_number_an_answer_ends_in_is_found_in_digits_or_chinese(answer, number):
@@ -25,7 +26,8 @@ def test_the_number_an_answer_ends_in_is_found_in_digits_or_chinese(answer, numb
 
 @pytest.mark.parametrize(
     ("answer", "index"),
-    [("B", 1), ("B，因为 A 不对", 1), ("Ｂ．", 1), ("（C）", 2), ("答案是 B，因为 A 不对", 1), ("故选：D", 3),
+    [("B", 1), ("b.", 1), ("B，因为 A 不对", 1), ("Ｂ．", 1), ("（C）", 2), ("答案是 B，因为 A 不对", 1),
+     ("故选：D", 3),
      ("The answer is (C).", 2), ("\\boxed{A}", 0), ("香蕉", 1), ("我想是香蕉吧。", 1), ("不是苹果", 2),
      ("A 和 B 都行", None), ("答案：E", None), ("不知道", None), ("", None)],
 )  # fmt: skip
