@@ -185,11 +185,10 @@ def test_too_little_space_is_a_warning_and_a_library_that_cannot_write_a_disk_er
     refused("No space left", write, tmp_path, 1, error=DiskError)
 
 
-@pytest.mark.parametrize(
-    ("keep", "kept"),
-    [({"keep_last": 2}, [7, 8]), *(({"keep_last": n}, [8]) for n in (1, 0, -3)),
-     ({"keep_last": 2, "every": 4, "best": 3}, [3, 4, 7, 8])],
-)  # fmt: skip
+@pytest.mark.parametrize(("keep", "kept"), [
+    ({"keep_last": 2}, [7, 8]), *(({"keep_last": n}, [8]) for n in (1, 0, -3)),
+    ({"keep_last": 2, "every": 4, "best": 3}, [3, 4, 7, 8]),
+])  # fmt: skip
 def test_saving_keeps_the_newest_round_steps_and_the_best_and_never_deletes_the_last(tmp_path, keep, kept):
     for step in range(1, 9):
         write(tmp_path, step, make_model(make_config(n_layer=1)), **keep)
@@ -220,12 +219,10 @@ def replace_weights(folder, tensors):
     files.write_json(folder / "manifest.json", manifest)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [(lambda t: t.pop("wte.weight"), "wte.weight"), (lambda t: t.update(extra=torch.zeros(1)), "extra"),
-     (lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}), "lm_head.weight")],
-    ids=["missing", "unexpected", "wrong_shape"],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "named"), [
+    (lambda t: t.pop("wte.weight"), "wte.weight"), (lambda t: t.update(extra=torch.zeros(1)), "extra"),
+    (lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}), "lm_head.weight"),
+], ids=["missing", "unexpected", "wrong_shape"])  # fmt: skip
 def test_tensors_that_do_not_fit_the_configuration_are_refused_by_name(tmp_path, change, named):
     folder = write(tmp_path, 1)
     tensors = checkpoint.read_tensors(folder / "model.safetensors")

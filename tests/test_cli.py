@@ -52,10 +52,9 @@ def test_help_shows_every_flag_with_its_default_and_group(capsys):
     assert [piece for piece in pieces if piece not in text] == []
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["--bogus=1"], ["--dept=3"], ["--depth=x"], ["--rate=fast"], ["--stage=rl"], ["--data"], ["--sizes", "a"], ["x"]],
-)
+@pytest.mark.parametrize("flags", [
+    ["--bogus=1"], ["--dept=3"], ["--depth=x"], ["--rate=fast"], ["--stage=rl"], ["--data"], ["--sizes", "a"], ["x"],
+])  # fmt: skip
 def test_a_bad_flag_exits_with_2_and_one_line_also_in_a_dry_run_which_stops_after_good_ones(flags, capsys, monkeypatch):
     for check in ("", "1"):
         monkeypatch.setenv("NANOZHCHAT_CHECK_FLAGS", check)
@@ -77,12 +76,11 @@ def test_a_whole_number_below_its_least_is_refused_by_name():
     refused(r"--sizes=\(3, 0\) must be at least 1", parse, "--sizes", "3", "0")
 
 
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [("# nothing\n", {}), ("model_tag: 12\n", {"model_tag": "12"}), ("depth: 8\nresume: false\n", {}),
-     ("model-tag: x\ndata: [a, b]\nsizes: 5\n", {"model_tag": "x", "data": ("a", "b"), "sizes": (5,)}),
-     *((f"rate: {value}\n", {"rate": 1e18}) for value in ("1e18", "1.0e+18", "1e+18", 10**18))],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "want"), [
+    ("# nothing\n", {}), ("model_tag: 12\n", {"model_tag": "12"}), ("depth: 8\nresume: false\n", {}),
+    ("model-tag: x\ndata: [a, b]\nsizes: 5\n", {"model_tag": "x", "data": ("a", "b"), "sizes": (5,)}),
+    *((f"rate: {value}\n", {"rate": 1e18}) for value in ("1e18", "1.0e+18", "1e+18", 10**18)),
+])  # fmt: skip
 def test_a_config_file_sets_values_in_any_common_notation_and_the_command_line_wins(tmp_path, text, want):
     args = parse(config_file(tmp_path, text), "--depth=9", "--resume")
     assert repr(args) == repr(Args(depth=9, resume=True, **want))  # types too: a rate is a float
@@ -113,13 +111,12 @@ def fail_with(error, monkeypatch, *flags):
     return refused(None, cli.run, Mock(side_effect=error), error=SystemExit).code
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(ValueError("the file is odd:\n  line 3\n  line 4"), 2), (FileNotFoundError("no model"), 2),
-     (errors.DivergedError("diverged"), 3), (errors.OutOfMemoryError("memory"), 4), (errors.DamagedError("torn"), 5),
-     (errors.DiskError("full"), 6), (OSError(28, "No space left on device", "some/file"), 6),
-     (errors.LockedError("locked"), 7), (errors.StoppedError("stopped"), 143), (KeyboardInterrupt(), 130)],
-)  # fmt: skip
+@pytest.mark.parametrize(("error", "code"), [
+    (ValueError("the file is odd:\n  line 3\n  line 4"), 2), (FileNotFoundError("no model"), 2),
+    (errors.DivergedError("diverged"), 3), (errors.OutOfMemoryError("memory"), 4), (errors.DamagedError("torn"), 5),
+    (errors.DiskError("full"), 6), (OSError(28, "No space left on device", "some/file"), 6),
+    (errors.LockedError("locked"), 7), (errors.StoppedError("stopped"), 143), (KeyboardInterrupt(), 130),
+])  # fmt: skip
 def test_a_user_error_is_one_line_on_stderr_and_its_exit_code(error, code, monkeypatch, capsys):
     assert fail_with(error, monkeypatch) == code
     out, err = capsys.readouterr()

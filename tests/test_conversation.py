@@ -31,16 +31,15 @@ def test_a_call_of_a_tool_is_followed_by_its_results_in_one_turn_and_more_words(
     refused("tool call 0 is not a function", call_text, [{"function": {"name": "calculator", "arguments": "3+5"}}])
 
 
-@pytest.mark.parametrize(
-    ("turns", "message"),
-    [([], "at least one message"), ([SYSTEM], "needs a user message"),
-     ([ANSWER], "turn 1 is 'assistant', expected 'user'"), ([USER, USER], "turn 2 is 'user', expected 'assistant'"),
-     ([USER, ANSWER, ANSWER], "turn 3 is 'assistant'"), ([USER, SYSTEM], "turn 2 is 'system'"),
-     ([SYSTEM, SYSTEM, USER], "turn 1 is 'system'"), ([{"content": "x"}], "role None"),
-     ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
-     ([{"role": "user"}], "content of type NoneType"), ([{"role": "user", "content": ["x"]}], "content of type list"),
-     (["你好"], "message 0 is str"), ([USER, RESULT], "turn 2 is 'tool'"), ([USER, ANSWER, RESULT], "turn 3 is 'tool'"),
-     ([USER, CALL, ANSWER], "turn 3 is 'assistant', expected 'tool'"), ([CALL | {"role": "user"}], "calls a tool")],
-)  # fmt: skip
+@pytest.mark.parametrize(("turns", "message"), [
+    ([], "at least one message"), ([SYSTEM], "needs a user message"),
+    ([ANSWER], "turn 1 is 'assistant', expected 'user'"), ([USER, USER], "turn 2 is 'user', expected 'assistant'"),
+    ([USER, ANSWER, ANSWER], "turn 3 is 'assistant'"), ([USER, SYSTEM], "turn 2 is 'system'"),
+    ([SYSTEM, SYSTEM, USER], "turn 1 is 'system'"), ([{"content": "x"}], "role None"),
+    ([{"role": "human", "content": "x"}], "role 'human'; roles are system, user, assistant"),
+    ([{"role": "user"}], "content of type NoneType"), ([{"role": "user", "content": ["x"]}], "content of type list"),
+    (["你好"], "message 0 is str"), ([USER, RESULT], "turn 2 is 'tool'"), ([USER, ANSWER, RESULT], "turn 3 is 'tool'"),
+    ([USER, CALL, ANSWER], "turn 3 is 'assistant', expected 'tool'"), ([CALL | {"role": "user"}], "calls a tool"),
+])  # fmt: skip
 def test_malformed_conversations_are_refused_with_the_reason(turns, message):
     refused(message, make_conversation, turns)

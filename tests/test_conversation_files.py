@@ -25,16 +25,15 @@ def numbered(n):
     return [{"messages": turns(f"问题{i}", f"回答{i}")} for i in range(n)]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [{"messages": turns(ASK, ANSWER)}, {"conversations": turns(ASK, ANSWER)},
-     {"conversations": turns(ASK, ANSWER, keys=("from", "value"), roles=("human", "gpt"))},
-     {"prompt": ASK, "completion": ANSWER}, {"instruction": ASK, "input": "", "output": ANSWER, "x": 1},
-     {"instruction": ASK, "output": ANSWER}, {"kind": "计算", "input": ASK, "target": ANSWER},
-     {"instruction_zh": ASK, "input_zh": None, "output_zh": ANSWER}, {"question": ASK, "answer": ANSWER},
-     {"conversation": [{"human": ASK, "assistant": ANSWER}]},
-     {"prompt": turns(ASK), "completion": turns("", ANSWER)[1:]}],
-)  # fmt: skip
+@pytest.mark.parametrize("row", [
+    {"messages": turns(ASK, ANSWER)}, {"conversations": turns(ASK, ANSWER)},
+    {"conversations": turns(ASK, ANSWER, keys=("from", "value"), roles=("human", "gpt"))},
+    {"prompt": ASK, "completion": ANSWER}, {"instruction": ASK, "input": "", "output": ANSWER, "x": 1},
+    {"instruction": ASK, "output": ANSWER}, {"kind": "计算", "input": ASK, "target": ANSWER},
+    {"instruction_zh": ASK, "input_zh": None, "output_zh": ANSWER}, {"question": ASK, "answer": ANSWER},
+    {"conversation": [{"human": ASK, "assistant": ANSWER}]},
+    {"prompt": turns(ASK), "completion": turns("", ANSWER)[1:]},
+])  # fmt: skip
 def test_every_layout_gives_the_same_conversation(tmp_path, row):
     assert both(write_jsonl(tmp_path / "a.jsonl", [row])) == [EXCHANGE]
 
@@ -63,11 +62,10 @@ def test_files_of_a_folder_and_rows_of_a_file_may_mix_layouts_and_what_has_none_
 CALLS = [{"function": {"name": "calculator", "arguments": '{"expression": "3+5"}'}}]
 
 
-@pytest.mark.parametrize(
-    "called",
-    [{"role": "assistant", "content": "", "tool_calls": json.dumps(CALLS)},
-     {"from": "function_call", "value": '{"name": "calculator", "arguments": {"expression": "3+5"}}'}],
-)  # fmt: skip
+@pytest.mark.parametrize("called", [
+    {"role": "assistant", "content": "", "tool_calls": json.dumps(CALLS)},
+    {"from": "function_call", "value": '{"name": "calculator", "arguments": {"expression": "3+5"}}'},
+])  # fmt: skip
 def test_calls_of_tools_are_read(tmp_path, called):
     row = {"conversations": [*turns(ASK), called, {"from": "observation", "value": "8"}, turns("", ANSWER)[1]]}
     [found] = both(write_jsonl(tmp_path / "a.jsonl", [row]))
@@ -102,12 +100,11 @@ def test_what_has_no_known_layout_or_no_conversation_is_an_error_that_says_what_
     refused("no conversation for the val split", load_conversations, one, "val", max_conversations=10)
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [[], turns(ASK), turns(ASK, " "), turns(ASK, ANSWER, roles=("assistant", "user")), ["你好", "你好！"], None,
-     turns(ASK, ANSWER, roles=("user", "tool")), turns(ASK, ASK, roles=("user", "user")), turns(ASK, None),
-     [{"role": "user"}, {"role": "assistant", "content": ANSWER}], turns(ASK, "\ud800")],
-)  # fmt: skip
+@pytest.mark.parametrize("messages", [
+    [], turns(ASK), turns(ASK, " "), turns(ASK, ANSWER, roles=("assistant", "user")), ["你好", "你好！"], None,
+    turns(ASK, ANSWER, roles=("user", "tool")), turns(ASK, ASK, roles=("user", "user")), turns(ASK, None),
+    [{"role": "user"}, {"role": "assistant", "content": ANSWER}], turns(ASK, "\ud800"),
+])  # fmt: skip
 def test_what_is_no_proper_conversation_is_skipped_and_counted(tmp_path, messages):
     stats = ReadStats()
     path = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns(ASK, ANSWER)}, {"messages": messages}])

@@ -118,13 +118,12 @@ def check_protocol(deltas):
     return "".join(d.text for d in deltas)
 
 
-@pytest.mark.parametrize(
-    ("answer", "stop", "shown"),
-    [("你好，世界！", (), None), ("你好，世界！", ("世界",), "你好，"), ("你好，世界！", ("世纪", "界限"), None),
-     ("你好，世界！", ("界", "世界"), "你好，"), ("你好，世界！", ("你",), ""), ("你好，世界！", ("！",), "你好，世界"),
-     ("aaab", ("aab",), "a"), ("abababac", ("abac",), "abab"),
-     ("用户：问\n\n用户", ("\n\n用户：", "\n\n用户"), "用户：问"), ("半个世", ("世界",), None)],
-)  # fmt: skip
+@pytest.mark.parametrize(("answer", "stop", "shown"), [
+    ("你好，世界！", (), None), ("你好，世界！", ("世界",), "你好，"), ("你好，世界！", ("世纪", "界限"), None),
+    ("你好，世界！", ("界", "世界"), "你好，"), ("你好，世界！", ("你",), ""), ("你好，世界！", ("！",), "你好，世界"),
+    ("aaab", ("aab",), "a"), ("abababac", ("abac",), "abab"),
+    ("用户：问\n\n用户", ("\n\n用户：", "\n\n用户"), "用户：问"), ("半个世", ("世界",), None),
+])  # fmt: skip
 def test_stop_strings_end_the_answer_wherever_tokens_are_cut(bytes_tokenizer, answer, stop, shown):
     ids, shown = [*bytes_tokenizer.encode(answer), bytes_tokenizer.end_id], answer if shown is None else shown
     deltas = stream(scripted(bytes_tokenizer, ids), stop=stop, max_tokens=200)

@@ -98,11 +98,10 @@ def test_flops_per_token_agree_with_a_count_by_hand_over_the_windows_that_the_mo
     assert flops_per_token(sizes) == 3 * 2 * (matmul + attention)  # backward costs twice forward, 2 a multiply-add
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_seq_len", 256), ("total_batch_size", 32768), ("device_batch_size", 4), ("num_steps", 77),
-     ("window_pattern", "SL")],
-)  # fmt: skip
+@pytest.mark.parametrize(("field", "value"), [
+    ("max_seq_len", 256), ("total_batch_size", 32768), ("device_batch_size", 4), ("num_steps", 77),
+    ("window_pattern", "SL"),
+])  # fmt: skip
 def test_an_override_is_used_as_given_and_marked(field, value):
     r = resolve(4, vocab_size=4096, overrides=Overrides(**{field: value}))
     shown = "sequence_len" if field == "max_seq_len" else field
@@ -139,11 +138,10 @@ def test_what_is_not_positive_and_finite_is_refused_by_name_and_value():
         refused(f"{name}={value} must be ", resolve, **{"depth": 4, "vocab_size": 4096, name: value})
 
 
-@pytest.mark.parametrize(
-    ("over", "world"),
-    [({"total_batch_size": 1000}, 1), ({"total_batch_size": 100}, 1), ({"total_batch_size": 1024}, 4), ({}, 3),
-     ({"max_seq_len": 384}, 1), ({"device_batch_size": 3}, 1), ({"device_batch_size": 3, "total_batch_size": 8192}, 2)],
-)  # fmt: skip
+@pytest.mark.parametrize(("over", "world"), [
+    ({"total_batch_size": 1000}, 1), ({"total_batch_size": 100}, 1), ({"total_batch_size": 1024}, 4), ({}, 3),
+    ({"max_seq_len": 384}, 1), ({"device_batch_size": 3}, 1), ({"device_batch_size": 3, "total_batch_size": 8192}, 2),
+])  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused_with_flags_that_work(over, world):
     options, message = {"vocab_size": 4096, "world_size": world}, r"total_batch_size=\d+ is not a multiple of \d+ = "
     error = refused(message, resolve, 4, **options, overrides=Overrides(**over))
@@ -184,10 +182,9 @@ def test_fine_tuning_keeps_the_shape_and_lowers_every_learning_rate():
     assert (r.num_steps, r.train_tokens) == (10, 81920)
 
 
-@pytest.mark.parametrize(
-    ("depth", "corpus", "tokens", "counted"),
-    [(4, 2.2e6, 1e6, 1_100_000), (4, 1e9, 1e6, 12_000_000), (4, 2e6, 1e6, 0), (9, 1e9, 1e6, 0), (4, 0, 1e6, 0)],
-)
+@pytest.mark.parametrize(("depth", "corpus", "tokens", "counted"), [
+    (4, 2.2e6, 1e6, 1_100_000), (4, 1e9, 1e6, 12_000_000), (4, 2e6, 1e6, 0), (9, 1e9, 1e6, 0), (4, 0, 1e6, 0),
+])  # fmt: skip
 def test_short_runs_count_n_grams_in_text_they_do_not_read(depth, corpus, tokens, counted):
     r = resolve(depth, vocab_size=4096, budget_tokens=tokens, corpus_tokens=int(corpus))
     assert r.ngram_tokens == pytest.approx(counted, rel=0.01)

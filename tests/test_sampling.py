@@ -113,13 +113,12 @@ def test_logits_that_are_not_finite_raise_instead_of_choosing(bad, temperature):
         sampler(temperature=temperature).choose(np.array([1.0, bad, 0.0], np.float32))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("top_k", -1), ("top_k", 1001),
-     ("top_p", 0), ("top_p", 1.01), ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0),
-     ("repetition_penalty", math.inf), ("max_tokens", 0), ("presence_penalty", -2.1), ("frequency_penalty", 2.1),
-     ("no_repeat_ngram", -1), ("logprobs", 21), ("logit_bias", {-1: 0.0}), ("logit_bias", {1: 101.0}),
-     ("logit_bias", {1: math.nan})],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "value"), [
+    ("temperature", -0.1), ("temperature", 2.1), ("temperature", math.nan), ("top_k", -1), ("top_k", 1001),
+    ("top_p", 0), ("top_p", 1.01), ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0),
+    ("repetition_penalty", math.inf), ("max_tokens", 0), ("presence_penalty", -2.1), ("frequency_penalty", 2.1),
+    ("no_repeat_ngram", -1), ("logprobs", 21), ("logit_bias", {-1: 0.0}), ("logit_bias", {1: 101.0}),
+    ("logit_bias", {1: math.nan}),
+])  # fmt: skip
 def test_a_setting_out_of_range_is_refused_by_name_and_value(name, value):
     refused("logit_bias" if name == "logit_bias" else rf"{name}={value}", SamplingParams, **{name: value})

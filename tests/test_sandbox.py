@@ -17,14 +17,13 @@ HAS_LANDLOCK = sys.platform == "linux" and ctypes.CDLL(None).syscall(LANDLOCK_CR
 level_2 = pytest.mark.skipif(not HAS_LANDLOCK, reason="the kernel has no Landlock")
 
 
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [("print(6 * 7)", "ok"), ("", "ok"), ("1/0", "error"), ("?", "error"), ("raise SystemExit", "error"),
-     ("import os; os._exit(0)", "error"), ("while True: pass", "timeout"), ("import time; time.sleep(60)", "timeout"),
-     (SLOW_SPAM, "timeout"), ("x = 'a' * 10**10", "oom"), ("x = []\nwhile True: x.append('a' * 10**6)", "oom"),
-     ("while True: print('x' * 1000)", "output_limit"), ("import ctypes; ctypes.string_at(0)", "killed"),
-     ("def f(): f()\nf()", "error"), ("\ud800", "error"), ("open('a', 'w').write('x' * 2**25)", "error")],
-)  # fmt: skip
+@pytest.mark.parametrize(("code", "status"), [
+    ("print(6 * 7)", "ok"), ("", "ok"), ("1/0", "error"), ("?", "error"), ("raise SystemExit", "error"),
+    ("import os; os._exit(0)", "error"), ("while True: pass", "timeout"), ("import time; time.sleep(60)", "timeout"),
+    (SLOW_SPAM, "timeout"), ("x = 'a' * 10**10", "oom"), ("x = []\nwhile True: x.append('a' * 10**6)", "oom"),
+    ("while True: print('x' * 1000)", "output_limit"), ("import ctypes; ctypes.string_at(0)", "killed"),
+    ("def f(): f()\nf()", "error"), ("\ud800", "error"), ("open('a', 'w').write('x' * 2**25)", "error"),
+])  # fmt: skip
 def test_every_end_has_its_status(code, status):
     result = sandbox.run_python(code, timeout_s=0.5 if status == "timeout" else 30.0)
     assert result.status == status, result
@@ -61,15 +60,14 @@ def test_the_probe_sees_an_open_door(monkeypatch, tmp_path):
 
 
 @level_2
-@pytest.mark.parametrize(
-    "act",
-    ["open('/etc/passwd')", "open('/proc/self/environ')", "__import__('os').listdir('/')", "open('/tmp/x', 'w')",
-     "__import__('socket').socket()", "__import__('os').fork()", "__import__('subprocess').run(['true'])",
-     "__import__('os').execv('/bin/true', ['true'])", "__import__('os').kill(1, 0)",
-     "__import__('os').truncate('/etc/passwd', 0)", "__import__('os').chmod('/etc/passwd', 0o644)",
-     "__import__('os').symlink('/etc/passwd', 'p') or open('p')", "__import__('os').link('/etc/passwd', 'p')",
-     "__import__('resource').setrlimit(0, (60, 60))", "__import__('os').unlink('/etc/hostname')"],
-)  # fmt: skip
+@pytest.mark.parametrize("act", [
+    "open('/etc/passwd')", "open('/proc/self/environ')", "__import__('os').listdir('/')", "open('/tmp/x', 'w')",
+    "__import__('socket').socket()", "__import__('os').fork()", "__import__('subprocess').run(['true'])",
+    "__import__('os').execv('/bin/true', ['true'])", "__import__('os').kill(1, 0)",
+    "__import__('os').truncate('/etc/passwd', 0)", "__import__('os').chmod('/etc/passwd', 0o644)",
+    "__import__('os').symlink('/etc/passwd', 'p') or open('p')", "__import__('os').link('/etc/passwd', 'p')",
+    "__import__('resource').setrlimit(0, (60, 60))", "__import__('os').unlink('/etc/hostname')",
+])  # fmt: skip
 def test_level_2_refuses(act):
     code = f"try:\n    {act}\nexcept (OSError, ValueError) as e:\n    print('refused', type(e).__name__)"
     result = sandbox.run_python(code, timeout_s=30.0)

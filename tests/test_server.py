@@ -93,11 +93,10 @@ def test_usage_comes_only_when_asked_for_and_equals_the_token_counts(live):
     assert all(c["usage"] is None for c in asked[:-2])
 
 
-@pytest.mark.parametrize(
-    ("extra", "reason"),
-    [({"stop": "小猫"}, "stop"), ({"stop": ["没有的词", "小猫"]}, "stop"),
-     ({"max_tokens": 9, "max_completion_tokens": 5}, "length")],
-)  # fmt: skip
+@pytest.mark.parametrize(("extra", "reason"), [
+    ({"stop": "小猫"}, "stop"), ({"stop": ["没有的词", "小猫"]}, "stop"),
+    ({"max_tokens": 9, "max_completion_tokens": 5}, "length"),
+])  # fmt: skip
 def test_the_answer_ends_where_asked_and_says_why(live, extra, reason):
     answer = post(live, **extra).json()["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == ("从前有一只", reason)
@@ -257,12 +256,11 @@ def test_what_cannot_be_served_has_its_own_status_and_code(live):
     assert live.chat.engine.active == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("host", "evil.example"), ("host", "localhost.evil.example:8000"), ("host", "192.168.1.5"),
-     ("host", "user@localhost"), ("host", "localhost:port"), ("origin", "https://evil.example"), ("origin", "null"),
-     ("origin", "http://127.0.0.1:1"), ("sec-fetch-site", "cross-site")],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "value"), [
+    ("host", "evil.example"), ("host", "localhost.evil.example:8000"), ("host", "192.168.1.5"),
+    ("host", "user@localhost"), ("host", "localhost:port"), ("origin", "https://evil.example"), ("origin", "null"),
+    ("origin", "http://127.0.0.1:1"), ("sec-fetch-site", "cross-site"),
+])  # fmt: skip
 def test_foreign_host_origin_or_site_gives_403(live, name, value):
     for response in (post(live, headers={name: value}), live.http.get("/v1/models", headers={name: value})):
         assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")

@@ -40,10 +40,9 @@ def test_json_lines_arrays_and_parquet_give_their_documents_however_packed(tmp_p
         assert sorted(read(path)) == TEXTS
 
 
-@pytest.mark.parametrize(
-    ("pattern", "want"),
-    [("", ["c.jsonl", "x/b.json.gz", "x/y/a.jsonl"]), ("**/*.jsonl", ["c.jsonl", "x/y/a.jsonl"])],
-)
+@pytest.mark.parametrize(("pattern", "want"), [
+    ("", ["c.jsonl", "x/b.json.gz", "x/y/a.jsonl"]), ("**/*.jsonl", ["c.jsonl", "x/y/a.jsonl"]),
+])  # fmt: skip
 def test_a_folder_or_glob_gives_all_its_supported_files_sorted_and_only_those(tmp_path, pattern, want):
     for name in ("c.jsonl", "x/b.json.gz", "x/y/a.jsonl", "x/y/a.csv", "README.md", ".hidden/3.jsonl"):
         write_jsonl(tmp_path / name, [name])

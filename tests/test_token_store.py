@@ -100,12 +100,11 @@ def objects(path):
         np.save(handle, np.array([{}], dtype=object), allow_pickle=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "harm", "error"),
-    [("train-00000.bin", lambda p: cut(p, 2), DamagedError), ("train-00000.idx", objects, DamagedError),
-     ("train-00000.idx", lambda p: p.write_bytes((p.parent / "val-00000.idx").read_bytes()), DamagedError),
-     ("manifest.json", Path.unlink, ValueError)],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "harm", "error"), [
+    ("train-00000.bin", lambda p: cut(p, 2), DamagedError), ("train-00000.idx", objects, DamagedError),
+    ("train-00000.idx", lambda p: p.write_bytes((p.parent / "val-00000.idx").read_bytes()), DamagedError),
+    ("manifest.json", Path.unlink, ValueError),
+])  # fmt: skip
 def test_a_damaged_store_is_refused_when_opened_and_made_again_when_tokenizing(built, name, harm, error):
     path = tokenize(built).directory / name
     whole = path.read_bytes()
