@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -28,19 +29,17 @@ settings.register_profile("ours", deadline=None, max_examples=60)
 settings.load_profile("ours")
 CPU = Compute(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "DATA_PATH", "NANOZHCHAT_DTYPE", "NANOZHCHAT_FAULTS", "NANOZHCHAT_CHECK_FLAGS",
-    "NANOZHCHAT_TIMEOUT_S",
-)  # fmt: skip
+OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DATA_PATH", "NANOZHCHAT_")  # how names of settings begin
+PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L"}  # for make_config: without our additions
 
 
 @pytest.fixture(autouse=True)
 def base_dir(tmp_path, monkeypatch):
     """Give every test an empty base directory, and no settings from the shell that runs it."""
     folder = tmp_path / "base"
+    for name in [name for name in os.environ if name.startswith(OUTSIDE)]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NANOZHCHAT_BASE_DIR", str(folder))
-    for name in OUTSIDE:
-        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -157,6 +156,11 @@ def flip(path):
 def cut(path, n):
     """Take the last n bytes off a file."""
     path.write_bytes(path.read_bytes()[:-n])
+
+
+def program(command, cwd=ROOT, **options):
+    """Run a program to its end; what it writes comes back as text."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **options)
 
 
 def refused(message, call, *args, error=ValueError, **options):

@@ -39,12 +39,9 @@ def test_no_content_or_question_is_both_trained_and_held_out(skill):
     assert not trained & held
     held = {tuple(m.content for m in q.messages) for q in questions(skill, 60)}
     length = {len(messages) for messages in held}.pop()
-    asked = {
-        tuple(m.content for m in c[i + 1 - length : i + 1])
-        for c in islice(conversations(1, skills=[skill]), 5000)
-        for i, m in enumerate(c)
-        if m.role == "user"
-    }
+    chats = islice(conversations(1, skills=[skill]), 5000)
+    ends = ((chat, i) for chat in chats for i, m in enumerate(chat, start=1) if m.role == "user")
+    asked = {tuple(m.content for m in chat[i - length : i]) for chat, i in ends}
     assert asked
     assert not held & asked
 

@@ -228,8 +228,8 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused_by_name(tmp_path,
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     change(tensors)
     replace_weights(folder, tensors)
-    with pytest.raises(DamagedError, match=rf"does not fit the model: tensors differ \({named}"):
-        weights(checkpoint.find(tmp_path))
+    message = rf"does not fit the model: tensors differ \({named}"
+    refused(message, weights, checkpoint.find(tmp_path), error=DamagedError)
 
 
 class Bomb:

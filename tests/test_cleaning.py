@@ -14,11 +14,8 @@ from nanozhchat.cleaning import Cleaner, Dropped
 from scripts import data_fetch
 from tests.conftest import refused, write_jsonl
 
-WORDS = re.findall(
-    "..",
-    "春天来了河水慢慢融化孩子老师走进教室打开窗户山里公司发展经济研究结果表明因此我们认为问题"
-    "需要解决城市农村火车经过大桥看见远处灯光朋友写信告诉消息今年收成很好大家非常高兴天气变化影响",
-)
+WORDS = "春天来了河水慢慢融化孩子老师走进教室打开窗户山里公司发展经济研究结果表明因此我们认为问题需要解决城市农村火车"
+WORDS = re.findall("..", WORDS + "经过大桥看见远处灯光朋友写信告诉消息今年收成很好大家非常高兴天气变化影响")
 
 
 def article(seed, sentences=12):

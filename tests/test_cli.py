@@ -1,7 +1,6 @@
 """Command lines from dataclasses: flags, configuration files, errors and exit codes."""
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from unittest.mock import Mock
@@ -9,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from nanozhchat import cli, errors
-from tests.conftest import ROOT, pack, refused
+from tests.conftest import pack, program, refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +140,4 @@ def test_dotenv_is_read_but_does_not_override_the_environment(tmp_path, monkeypa
 def test_a_closed_pipe_ends_quietly():
     code = "from nanozhchat import cli\ncli.run(lambda: [print('x' * 1000) for _ in range(10000)] and None)"
     shell = ["bash", "-c", f'"{sys.executable}" -c "$CODE" | head -n 1 >/dev/null']
-    done = subprocess.run(shell, cwd=ROOT, env={**os.environ, "CODE": code}, capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
+    assert program(shell, env={**os.environ, "CODE": code}).stderr == ""

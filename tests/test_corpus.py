@@ -166,9 +166,8 @@ def test_a_build_killed_anywhere_goes_on_and_ends_with_the_same_manifest(tmp_pat
 def test_two_workers_and_one_command_that_joins_them_make_the_corpus_of_one_worker(tmp_path):
     for i in range(5):
         write_jsonl(tmp_path / "in" / f"{i}.jsonl", TEXTS[i * 80 : i * 80 + 90])
-    whole, *shares = [
-        build(tmp_path / "in", name=f"share{k}{n}", part=(k, n)).directory for k, n in ((1, 1), (1, 2), (2, 2))
-    ]
+    parts = ((1, 1), (1, 2), (2, 2))
+    whole, *shares = [build(tmp_path / "in", name=f"share{k}{n}", part=(k, n)).directory for k, n in parts]
     one = build(whole, name="one", clean=("exact",))
     two = build(*shares, name="two", clean=("exact",))
     assert {k: sorted(v) for k, v in everything(two).items()} == {k: sorted(v) for k, v in everything(one).items()}
@@ -188,11 +187,8 @@ def test_the_shares_of_datatrove_give_one_corpus_for_any_number_of_workers_and_g
     assert found[0] == found[1] != {}
     assert sorted(sum(everything(corpus.load("c")).values(), [])) == sorted(set(TEXTS[:250]))
     refused("a task failed", data_cluster.main, [*flags, "--tasks=4"], error=RunError)
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text(
-        f'#!/bin/sh\nfor f; do cat "$f" 2>/dev/null; done >> {tmp_path}/jobs\necho Submitted batch job 7\n'
-    )
-    sbatch.chmod(0o755)
+    sbatch = f'#!/bin/sh\ncat "$@" 2>/dev/null >> {tmp_path}/jobs\necho Submitted batch job 7\n'
+    pack(tmp_path / "sbatch", sbatch).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     data_cluster.main([*flags, "--name=d", "--executor=slurm", "--partition=ours"])
     jobs = (tmp_path / "jobs").read_text()

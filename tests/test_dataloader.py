@@ -195,10 +195,8 @@ def exchange(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-PATHOLOGICAL = [
-    exchange("问" * 1000, "答"),  # the question alone is longer than any context
-    *(exchange("问", "答" * 1000), exchange("", ""), exchange("问", "答") * 1000, exchange("问", "答")),
-]
+PATHOLOGICAL = [exchange("问" * 1000, "答")]  # the question alone is longer than any context
+PATHOLOGICAL += [exchange("问", "答" * 1000), exchange("", ""), exchange("问", "答") * 1000, exchange("问", "答")]
 
 
 @given(rendered_lists, st.integers(1, 9))
@@ -230,11 +228,9 @@ def test_conversations_that_cannot_teach_are_left_out_and_counted_and_none_left_
 
 
 def test_two_sources_by_weight_reach_the_trainer_in_that_ratio_of_tokens_not_bytes(tmp_path):
-    rng, kinds = random.Random(0), {"han": ("".join(map(chr, range(0x4E00, 0x4E60))), 20, 80)}
-    kinds["latin"] = ("abcdefghijklmnop", 50, 300)
-    texts = {
-        k: ["".join(rng.choices(abc, k=rng.randint(*size))) for _ in range(2000)] for k, (abc, *size) in kinds.items()
-    }
+    rng, han = random.Random(0), "".join(map(chr, range(0x4E00, 0x4E60)))
+    kinds = {"han": (han, 20, 80), "latin": ("abcdefghijklmnop", 50, 300)}
+    texts = {k: ["".join(rng.choices(abc, k=rng.randint(*n))) for _ in range(2000)] for k, (abc, *n) in kinds.items()}
     tokenizer = Tokenizer.train(iter(texts["han"][:300] + texts["latin"][:300]), 600)
     worth = [len("".join(t).encode()) / len(tokenizer.encode_batch_flat(t)[0]) for t in texts.values()]
     assert abs(worth[0] / worth[1] - 1) > 0.1

@@ -1,6 +1,7 @@
 """GPT-2 weights: the same logits as in transformers, training goes on from them, and what it saves speaks."""
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -49,13 +50,10 @@ def test_logits_are_those_of_transformers_and_cached_steps_those_of_the_whole(fo
             assert int(ours.logits(ours.hidden(held))[0, -1].argmax()) == made[i]
 
 
-def test_training_goes_on_from_the_weights_resumes_exactly_and_its_model_can_be_tuned_and_asked(
-    folder, tokenizer, tmp_path
-):
+def test_training_goes_on_from_the_weights_resumes_exactly_and_can_be_tuned_and_asked(folder, tokenizer, tmp_path):
     rng, words = random.Random(0), ["春眠", "不觉晓", "处处", "闻啼鸟"]
-    data = write_jsonl(
-        tmp_path / "a.jsonl", ["，".join(rng.choice(words) for _ in range(20)) + f"{i}" for i in range(200)]
-    )
+    lines = ["，".join(rng.choice(words) for _ in range(20)) + f"{i}" for i in range(200)]
+    data = write_jsonl(tmp_path / "a.jsonl", lines)
     machine = ["--model-tag=g", "--device-type=cpu", "--dtype=float32"]
     command = ["--data", str(data), "--tokenizer=t", f"--init-from={folder}", "--num-steps=12", "--save-every=6",
                "--total-batch-size=512", *machine]  # fmt: skip
@@ -64,9 +62,7 @@ def test_training_goes_on_from_the_weights_resumes_exactly_and_its_model_can_be_
     rows = files.read_jsonl(run / "metrics.jsonl")
     assert rows[-1]["val/loss"] < rows[0]["val/loss"] - 0.3
     whole = checkpoint.read_tensors(run / "step_00000012" / "model.safetensors")
-    for path in sorted((run / "step_00000012").iterdir()):
-        path.unlink()
-    (run / "step_00000012").rmdir()
+    shutil.rmtree(run / "step_00000012")
     base_train.main(command)
     again = checkpoint.read_tensors(run / "step_00000012" / "model.safetensors")
     assert all(torch.equal(t, again[name]) for name, t in whole.items())
@@ -80,8 +76,8 @@ def test_training_goes_on_from_the_weights_resumes_exactly_and_its_model_can_be_
 
 def test_other_networks_and_tokenizers_are_refused_with_the_remedy(folder, tokenizer):
     refused("scripts.tok_train --from", lambda: gpt2.config_of(str(folder), None))
-    with pytest.raises(ValueError, match="--tokenizer has 393 tokens and"):
-        gpt2.load_folder(folder, Tokenizer.train([chr(0x4E00 + i % 900) * 3 for i in range(3000)], 400))
+    larger = Tokenizer.train([chr(0x4E00 + i % 900) * 3 for i in range(3000)], 400)
+    refused("--tokenizer has 393 tokens and", gpt2.load_folder, folder, larger)
     about = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", {**about, "activation_function": "relu"})
     refused("activation_function='relu'", lambda: gpt2.config_of(str(folder), "t"))

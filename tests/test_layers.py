@@ -5,14 +5,13 @@ import graphlib
 import json
 import os
 import re
-import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, program
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -144,9 +143,7 @@ def import_in_fresh_process(names, folder):
     """Import modules where every place to write is an empty folder; returns findings, stdout and other stderr."""
     places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NANOZHCHAT_BASE_DIR"), str(folder))
     env = {**os.environ, **places, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *names], cwd=folder, env=env, capture_output=True, text=True, timeout=120
-    )
+    done = program([sys.executable, "-c", PROBE, *names], folder, env=env)
     assert done.returncode == 0, done.stderr
     said, brace, found = done.stderr.rpartition("{")
     return json.loads(brace + found), done.stdout, said
@@ -179,7 +176,7 @@ def test_no_module_script_or_function_is_longer_than_its_budget():
 
 def test_all_python_stays_small_what_users_install_and_together():
     assert sum(length(p) for f in SHIPPED for p in sources(f)) < TOTAL_LINES
-    listed = subprocess.run(["git", "ls-files", "-z", "*.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    listed = program(["git", "ls-files", "-z", "*.py"])
     if listed.returncode:
         pytest.skip("not a git checkout")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]

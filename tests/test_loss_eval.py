@@ -34,9 +34,8 @@ def test_the_loss_is_the_mean_over_tokens_not_over_batches():
     got = evaluate(model, data, torch.arange(100), CPU)  # id i stands for i bytes; id 0 is a special token
     inputs, targets = (torch.cat([getattr(b, name) for b in data]) for name in ("inputs", "targets"))
     with torch.no_grad():
-        loss = float(
-            F.cross_entropy(model.logits(model.hidden(inputs)).flatten(0, 1), targets.flatten(), ignore_index=-1)
-        )
+        logits = model.logits(model.hidden(inputs)).flatten(0, 1)
+        loss = float(F.cross_entropy(logits, targets.flatten(), ignore_index=-1))
     scored = targets[targets >= 0]
     assert (got.tokens, got.bytes) == (len(scored), int(scored.sum()))
     assert got.loss == pytest.approx(loss, rel=1e-5)

@@ -21,14 +21,13 @@ from nanozhchat.log import Metrics
 from nanozhchat.native import NativeDecoder, native_model, pack_file
 from nanozhchat.quantize import dequantize, is_quantized, quantize, quantize_rows
 from nanozhchat.torch_decoder import Scorer, TorchDecoder
-from tests.conftest import CPU, ROOT, make_config, make_model, refused
+from tests.conftest import CPU, PLAIN, ROOT, make_config, make_model, refused
 
 SWITCHES = {  # field -> other values than make_config's
     "sequence_len": [80, 150], "vocab_size": [64, 131], "n_layer": [1, 3], "n_head": [2], "n_kv_head": [1, 4],
     "n_embd": [16, 128, 512], "window_pattern": ["L", "S"], "value_embeddings": [False], "softcap": [3.0],
     "rope_base": [1000.0], "plain": [True], "offset_heads": [0, 2],
 }  # fmt: skip
-PLAIN = {"plain": True, "value_embeddings": False, "window_pattern": "L"}
 CHANGES = [{}] + [PLAIN if name == "plain" else {name: v} for name, values in SWITCHES.items() for v in values]
 
 
@@ -112,9 +111,7 @@ def test_a_broken_row_stays_broken_and_its_neighbour_whole(int8):
     assert (np.isfinite(one).any(), np.isfinite(two).all()) == (False, True)
 
 
-def test_a_chat_model_is_found_loaded_and_answers_without_torch_and_says_what_the_model_in_torch_says(
-    bytes_tokenizer, base_dir
-):
+def test_a_chat_model_is_found_loaded_and_says_without_torch_what_it_says_in_torch(bytes_tokenizer):
     bytes_tokenizer.save(paths.tokenizer_dir("t"))
     model = make_model(make_config(vocab_size=bytes_tokenizer.vocab_size), perturb=True).eval()
     identity = {"tokenizer": "t", "tokenizer_hash": bytes_tokenizer.hash}

@@ -65,10 +65,8 @@ def test_muon_agrees_with_its_readable_twin(shape):
 def test_the_adamw_part_is_pytorchs_adamw():
     mine = [nn.Parameter(random(*s, seed=i)) for i, s in enumerate([(40, 8), (3,), (1,), (128, 64)])]
     theirs = [nn.Parameter(p.detach().clone()) for p in mine]
-    options = [
-        {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95)},
-        {"lr": 0.02, "weight_decay": 0.0, "betas": (0.9, 0.99)},
-    ]
+    some = ((0.01, 0.1, (0.8, 0.95)), (0.02, 0.0, (0.9, 0.99)))
+    options = [{"lr": lr, "weight_decay": decay, "betas": betas} for lr, decay, betas in some]
     groups = [ParamGroup(kind="adamw", params={f"p{i}": mine[i] for i in pair}, **given)
               for pair, given in zip(((0, 1), (2, 3)), options, strict=True)]  # fmt: skip
     optimizer = Optimizer(groups, CPU)

@@ -16,10 +16,8 @@ from nanozhchat.recipe import Overrides, Recipe, explain, flops_per_token, model
 from nanozhchat.run import for_world, gpt_config
 from tests.conftest import CPU, refused
 
-FIELDS = (
-    "n_embd", "n_head", "head_dim", "vocab_size", "sequence_len", "window_pattern", "value_embeddings", "num_params",
-    "scaling_params", "flops_per_token", "total_batch_size", "num_steps", "matrix_lr", "weight_decay",
-)  # fmt: skip
+FIELDS = """n_embd n_head head_dim vocab_size sequence_len window_pattern value_embeddings num_params scaling_params
+flops_per_token total_batch_size num_steps matrix_lr weight_decay"""
 GOLDEN = {
     2: (128, 2, 64, 4096, 512, "L", False, 1_441_814, 917_504, 7_077_888, 4096, 2688, 0.0123114, 0.426043),
     4: (256, 4, 64, 4096, 512, "L", False, 5_242_906, 4_194_304, 31_457_280, 32768, 1536, 0.0151572, 0.605596),
@@ -36,7 +34,7 @@ def advised(depth, **options):
 @pytest.mark.parametrize("depth", GOLDEN)
 def test_the_dial_gives_the_golden_numbers(depth):
     got = advised(depth).to_dict()
-    for name, value in zip(FIELDS, GOLDEN[depth], strict=True):
+    for name, value in zip(FIELDS.split(), GOLDEN[depth], strict=True):
         assert got[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
@@ -110,10 +108,8 @@ def test_an_override_is_used_as_given_and_marked(field, value):
 
 
 def test_the_horizon_can_be_set_in_flops_tokens_per_parameter_or_time():
-    by_ratio, by_flops, least = (
-        resolve(4, vocab_size=4096, overrides=Overrides(**over))
-        for over in ({"target_ratio": 3.0}, {"target_flops": 1e14}, {"target_flops": 1.0})
-    )
+    lengths = (Overrides(target_ratio=3.0), Overrides(target_flops=1e14), Overrides(target_flops=1.0))
+    by_ratio, by_flops, least = (resolve(4, vocab_size=4096, overrides=length) for length in lengths)
     assert by_ratio.train_tokens == pytest.approx(3.0 * by_ratio.scaling_params, rel=0.01)
     assert by_flops.train_flops == pytest.approx(1e14, rel=0.03)
     assert by_flops.total_batch_size == resolve(4, vocab_size=4096).total_batch_size  # a cut run keeps its batch

@@ -139,9 +139,7 @@ def test_a_stopped_rank_is_an_error_in_one_line_once_the_timeout_is_over(start, 
 
 
 @pytest.mark.parametrize("stopped", [None, 0, 1])
-def test_work_of_rank_0_may_outlast_the_timeout_but_a_rank_stopped_meanwhile_ends_the_other(
-    stopped, tmp_path, monkeypatch
-):
+def test_work_of_rank_0_may_outlast_the_timeout_but_a_stopped_rank_ends_the_other(stopped, tmp_path, monkeypatch):
     monkeypatch.setenv("NANOZHCHAT_TIMEOUT_S", "2")
 
     def run(rank):

@@ -6,14 +6,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
 from nanozhchat import recipe, scaling
 from scripts import fit_scaling
-from tests.conftest import ROOT, refused
+from tests.conftest import ROOT, pack, program, refused, write_jsonl
 
 CHAINS = sorted(p.name for p in (ROOT / "runs").glob("*.sh") if p.name not in ("lib.sh", "setup.sh", "test.sh"))
 
@@ -22,13 +21,10 @@ def dry_run(chain, folder, cwd=ROOT, **knobs):
     """Run a chain with DRY_RUN=1 and a `python` that only writes its arguments down; returns these, and stderr."""
     stub = folder / "bin" / "python"
     stub.parent.mkdir(exist_ok=True)
-    stub.write_text(
-        f'#!/bin/sh\nfor a in "$@"; do printf "%s\\037" "$a" >> {folder}/said; done; echo >> {folder}/said\n'
-    )
+    stub.write_text(f'#!/bin/sh\n{{ for a; do printf "%s\\037" "$a"; done; echo; }} >> {folder}/said\n')
     stub.chmod(0o755)
     env = {**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}", "SETUP": "0", "DRY_RUN": "1", **knobs}
-    call = ["bash", f"{ROOT}/runs/{chain}"]
-    done = subprocess.run(call, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    done = program(["bash", f"{ROOT}/runs/{chain}"], cwd, env=env)
     assert done.returncode == 0, done.stderr
     return [line.split("\037")[:-1] for line in (folder / "said").read_text().splitlines()], done.stderr
 
@@ -66,9 +62,7 @@ def test_relative_data_is_looked_for_where_the_command_is_given(chain, knob, giv
     (tmp_path / "my book.txt").write_text("天")
     (tmp_path / "texts").mkdir()
     commands, _ = dry_run(chain, tmp_path, cwd=tmp_path, **{knob: given})
-    [reader] = [command for command in commands if "scripts.tok_train" in command or "scripts.data_fetch" in command][
-        :1
-    ]
+    reader = next(command for command in commands if {"scripts.tok_train", "scripts.data_fetch"} & {*command})
     assert reader[reader.index("--data") + 1 :][: len(read)] == [f"{tmp_path}/{name}" for name in read]
 
 
@@ -89,8 +83,7 @@ def test_knobs_reach_the_commands_and_globs_are_left_to_the_program(tmp_path, ba
 def test_a_misspelt_knob_is_refused_with_the_right_name(chain):
     source = (ROOT / "runs" / chain).read_text()
     for knob in re.findall(r"^#   ([A-Z_]+)=", source, re.M):
-        env = {**os.environ, "SETUP": "0", knob[:-1]: "9"}
-        done = subprocess.run(["bash", f"runs/{chain}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        done = program(["bash", f"runs/{chain}"], env={**os.environ, "SETUP": "0", knob[:-1]: "9"})
         assert done.returncode == 2
         assert f"is not a knob of runs/{chain}, {knob} is" in done.stderr
 
@@ -102,24 +95,19 @@ def test_what_a_cluster_sets_by_itself_is_no_misspelt_knob(tmp_path):
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_arguments_are_refused_since_knobs_are_no_arguments_and_help_prints_the_knobs(chain):
-    def run(argument):
-        return subprocess.run(["bash", f"runs/{chain}", argument], cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    done = run("MINUTES=5")
+    done = program(["bash", f"runs/{chain}", "MINUTES=5"])
     assert done.returncode == 2
     assert f"runs/{chain} takes no arguments (MINUTES=5); knobs stand before the command" in done.stderr
-    done = run("--help")
-    assert done.returncode == 0
-    assert [line[2:] for line in (ROOT / "runs" / chain).read_text().splitlines()[1:] if line.startswith("#   ")] == [
-        line for line in done.stdout.splitlines() if line.startswith("  ")
-    ]
+    done = program(["bash", f"runs/{chain}", "--help"])
+    knobs = re.findall(r"^# (  .*)", (ROOT / "runs" / chain).read_text(), re.M)
+    assert (done.returncode, re.findall(r"^  .*", done.stdout, re.M)) == (0, knobs)
 
 
 @pytest.mark.parametrize("knob", ["MINUTES=0", "MINUTES=3m", "MINUTES=", "DEPTH=three", "DEPTH=0"])
 def test_a_bad_knob_of_the_laptop_chain_is_refused_before_anything_is_set_up(knob, tmp_path):
     name, _, value = knob.partition("=")
     env = {**os.environ, name: value or " ", "NANOZHCHAT_BASE_DIR": str(tmp_path / "none")}
-    done = subprocess.run(["bash", "runs/runcpu.sh"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = program(["bash", "runs/runcpu.sh"], env=env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"error: {name}={value or ' '} is ")
     assert not (tmp_path / "none").exists()
@@ -135,11 +123,10 @@ def make_sweep(base, noise):
             bpb = 1 + 1e2 * budget**-0.2 + 0.05 * off**2 + noise * rng.normal()
             row = {"step": 9, "val/bpb": bpb, "tokens": budget / made.flops_per_token, "flops": budget, "time_s": 1.0}
             folder = base / "base" / f"laws-{budget:.0f}-d{depth}"
-            folder.mkdir(parents=True)
-            (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-            (folder / "events.jsonl").write_text('{"event": "done"}\n')
-            (folder / "recipe.json").write_text(json.dumps(made.to_dict()))
-            (folder / "config.yaml").write_text(f"target_flops: {budget}\n")
+            write_jsonl(folder / "metrics.jsonl", [row])
+            write_jsonl(folder / "events.jsonl", [{"event": "done"}])
+            write_jsonl(folder / "recipe.json", [made.to_dict()])
+            pack(folder / "config.yaml", f"target_flops: {budget}\n")
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])
@@ -147,14 +134,11 @@ def test_the_laws_of_a_sweep_are_found_again_within_their_interval(noise, base_d
     monkeypatch.setattr(scaling, "DRAWS", 200)
     refused(r"no finished run laws-\* .*runs/scaling_laws\.sh", fit_scaling.main, [], error=FileNotFoundError)
     make_sweep(base_dir, noise)
-    shutil.copytree(
-        base_dir / "base" / "laws-1000000000000-d1", base_dir / "base" / "laws-1.old-20260101-000000"
-    )  # moved aside
+    aside = base_dir / "base" / "laws-1.old-20260101-000000"
+    shutil.copytree(base_dir / "base" / "laws-1000000000000-d1", aside)
     fit_scaling.main([])
     found = json.loads((base_dir / "report" / "laws" / "laws.json").read_text())
-    assert (
-        sum(o["params"] is not None for o in found["optima"]) == 3
-    )  # at 1e16 it is 30 million, larger than any of the runs
+    assert sum(o["params"] is not None for o in found["optima"]) == 3  # at 1e16 it is 30 million, more than any run has
     assert found["params"]["exponent"] == pytest.approx(0.5, abs=1e-6 if not noise else 0.03)
     low, high = found["params"]["exponent_95"]
     assert low - 1e-6 <= 0.5 <= high + 1e-6

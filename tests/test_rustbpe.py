@@ -20,11 +20,8 @@ from tests.reference import bpe as reference
 
 CHINESE = ["天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。", "寒来暑往，秋收冬藏。闰余成岁，律吕调阳。",
            "他说：“我们明天去学校，好吗？”她说：“好！”"]  # fmt: skip
-MIXED = [
-    "GPT-4 在2026年的价格是 $3.50，don't worry!\n\n",
-    "  缩进    return x\r\n\tif a == b:\n",
-    "日本語のテキスト、한국어 텍스트",
-]
+MIXED = ["GPT-4 在2026年的价格是 $3.50，don't worry!\n\n", "  缩进    return x\r\n\tif a == b:\n",
+         "日本語のテキスト、한국어 텍스트"]  # fmt: skip
 HOSTILE = [
     "", "a", "aaaaaaaaaaaaaaaa", "\x00\x00\x00", "é\u0301\u0301", "👨‍👩‍👧‍👦❤️", "abababababa", "𠀀𠀁𠀀𠀁", "'s'S'll'LL",
     " " * 30,

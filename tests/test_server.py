@@ -514,8 +514,7 @@ def test_port_in_use_is_one_line_with_the_next_step():
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.org", "::"])
-def test_binding_beyond_loopback_needs_a_key(monkeypatch, host):
-    monkeypatch.delenv("NANOZHCHAT_API_KEY", raising=False)
+def test_binding_beyond_loopback_needs_a_key(host):
     refused("API key", chat_web.main, [f"--host={host}", "--port=0"])
     assert len(chat_web.resolve_key(chat_web.ChatWebArgs(host=host, generate_key=True)) or "") >= 24
 
