@@ -187,15 +187,14 @@ def test_partial_credit_counts_and_core_is_the_mean_of_centred_scores(tmp_path, 
 @pytest.mark.parametrize("name", ["cluewsc", "cmmlu"])
 def test_the_hub_gives_the_same_questions(name, tmp_path, monkeypatch):
     import datasets
-    import huggingface_hub
 
     write(tmp_path, name)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *a, **k: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: None)
     packed = tmp_path / "cmmlu.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         for path in tmp_path.glob("cmmlu/*/*.csv"):
             archive.write(path, path.relative_to(tmp_path / "cmmlu"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(packed))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(packed))
 
     def load_dataset(hub_id, config, *, split, revision):
         rows = [WSC | {"label": int(split == "validation"), "idx": 0}, WSC | {"label": -1, "idx": 1}]

@@ -25,9 +25,9 @@ STATE = {"step": 0, "best_step": None, "finished": False, "loss": 1.25, "loader"
 PARTS = ["model.safetensors", "optim.rank0.safetensors", "state.json"]
 
 
-def begin(folder, step, model=None, keep_last=3, every=0, best=None):
+def begin(folder, step, model=None, keep_last=3, every=0, best=None, identity=None):
     optimizer = Mock(state_dict=lambda: {"muon/a/momentum": torch.full((2, 3), float(step))}, steps_done=step)
-    run = (folder, {"data_hash": "abc"}, model or make_model(seed=step), optimizer, CPU)
+    run = (folder, identity or {"data_hash": "abc"}, model or make_model(seed=step), optimizer, CPU)
     made = checkpoint.Checkpoints(*run, Metrics(folder, enabled=False), checkpoint.Keep(keep_last, every))
     made.begin({**STATE, "step": step, "best_step": best})
     return made
@@ -208,26 +208,19 @@ def test_pruning_never_deletes_the_only_whole_checkpoint_and_a_failure_is_a_warn
     assert "could not delete the checkpoint of step 1" in caplog.text
 
 
-def replace_weights(folder, tensors):
-    """Put other tensors into a checkpoint and make its manifest vouch for them."""
-    path = folder / "model.safetensors"
-    safetensors.torch.save_file(tensors, path)
-    manifest = files.read_json(folder / "manifest.json")
-    [entry] = [entry for entry in manifest["files"] if entry["name"] == path.name]
-    entry.update(bytes=path.stat().st_size, sha256=files.sha256(path))
-    manifest["sha256"] = checkpoint._digest(manifest)
-    files.write_json(folder / "manifest.json", manifest)
-
-
 @pytest.mark.parametrize(("change", "named"), [
     (lambda t: t.pop("wte.weight"), "wte.weight"), (lambda t: t.update(extra=torch.zeros(1)), "extra"),
     (lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}), "lm_head.weight"),
 ], ids=["missing", "unexpected", "wrong_shape"])  # fmt: skip
 def test_tensors_that_do_not_fit_the_configuration_are_refused_by_name(tmp_path, change, named):
     folder = write(tmp_path, 1)
-    tensors = checkpoint.read_tensors(folder / "model.safetensors")
-    change(tensors)
-    replace_weights(folder, tensors)
+    path, manifest = folder / "model.safetensors", files.read_json(folder / "manifest.json")
+    change(tensors := checkpoint.read_tensors(path))
+    safetensors.torch.save_file(tensors, path)
+    [entry] = [entry for entry in manifest["files"] if entry["name"] == path.name]
+    entry.update(bytes=path.stat().st_size, sha256=files.sha256(path))  # the manifest vouches for them
+    manifest["sha256"] = checkpoint._digest(manifest)
+    files.write_json(folder / "manifest.json", manifest)
     message = rf"does not fit the model: tensors differ \({named}"
     refused(message, weights, checkpoint.find(tmp_path), error=DamagedError)
 

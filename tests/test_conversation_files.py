@@ -72,15 +72,14 @@ def test_calls_of_tools_are_read(tmp_path, called):
     assert found == (EXCHANGE[0], Message("assistant", "", "3+5"), Message("tool", "8"), EXCHANGE[1])
 
 
-@pytest.mark.parametrize(
-    "row",
-    [{"prompt": ASK, "chosen": ANSWER, "rejected": "九。"},
-     {"messages": turns(ASK), "chosen": turns("", ANSWER)[1:], "rejected": turns("", "九。")[1:]},
-     {"chosen": turns(ASK, ANSWER), "rejected": turns(ASK, "九。")},
-     {"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": ANSWER},
-      "rejected": {"from": "gpt", "value": "九。"}},
-     {"instruction": ASK, "input": "", "chosen": ANSWER, "rejected": "九。"}],
-)  # fmt: skip
+@pytest.mark.parametrize("row", [
+    {"prompt": ASK, "chosen": ANSWER, "rejected": "九。"},
+    {"chosen": turns(ASK, ANSWER), "rejected": turns(ASK, "九。")},
+    {"messages": turns(ASK), "chosen": turns("", ANSWER)[1:], "rejected": turns("", "九。")[1:]},
+    {"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": ANSWER},
+     "rejected": {"from": "gpt", "value": "九。"}},
+    {"instruction": ASK, "input": "", "chosen": ANSWER, "rejected": "九。"},
+])  # fmt: skip
 def test_every_layout_of_preferences_gives_the_same_pair_and_what_is_none_is_counted(tmp_path, row):
     stats = ReadStats()
     path = write_jsonl(tmp_path / "a.jsonl", [row, {**row, "rejected": row["chosen"]}])

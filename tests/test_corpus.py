@@ -187,7 +187,7 @@ def test_the_shares_of_datatrove_give_one_corpus_for_any_number_of_workers_and_g
     assert found[0] == found[1] != {}
     assert sorted(sum(everything(corpus.load("c")).values(), [])) == sorted(set(TEXTS[:250]))
     refused("a task failed", data_cluster.main, [*flags, "--tasks=4"], error=RunError)
-    sbatch = f'#!/bin/sh\ncat "$@" 2>/dev/null >> {tmp_path}/jobs\necho Submitted batch job 7\n'
+    sbatch = f'#!/bin/sh\nfor f; do cat "$f" 2>/dev/null; done >> {tmp_path}/jobs\necho Submitted batch job 7\n'
     pack(tmp_path / "sbatch", sbatch).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     data_cluster.main([*flags, "--name=d", "--executor=slurm", "--partition=ours"])

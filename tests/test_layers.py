@@ -49,8 +49,8 @@ SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 
 
-def sources(folder):
-    return sorted((ROOT / folder).rglob("*.py"))
+def sources(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
 def parsed(path):
@@ -151,7 +151,7 @@ def import_in_fresh_process(names, folder):
 
 def test_importing_every_module_and_script_writes_prints_and_sets_nothing(tmp_path):
     (folder := tmp_path / "empty").mkdir()
-    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for f in SHIPPED for p in sources(f)]
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources(*SHIPPED)]
     found, out, said = import_in_fresh_process([n.removesuffix(".__init__") for n in names], folder)
     assert (out, said, list(folder.rglob("*"))) == ("", "", [])
     assert [k for k in found["environment"] if k.startswith(("NANOZHCHAT", "OMP", "CUDA", "PYTORCH", "HF_"))] == []
@@ -164,18 +164,14 @@ def test_the_lower_half_of_the_map_needs_no_torch(tmp_path):
 
 def test_no_module_script_or_function_is_longer_than_its_budget():
     limits = {"nanozhchat": MODULE_LINES, "tasks": MODULE_LINES, "scripts": SCRIPT_LINES}
-    long = {str(p.relative_to(ROOT)): n for f in SHIPPED for p in sources(f) if (n := length(p)) > limits[f]}
-    for path in (p for f in SHIPPED for p in sources(f)):
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
-                if lines > FUNCTION_LINES:
-                    long[f"{path.relative_to(ROOT)}:{node.name}"] = lines
-    assert long == {}
+    assert [path for folder, most in limits.items() for path in sources(folder) if length(path) > most] == []
+    nodes = ((path, node) for path in sources(*limits) for node in ast.walk(parsed(path)))
+    functions = ((p, n) for p, n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    assert [(p, n.name) for p, n in functions if n.end_lineno - n.lineno + 1 > FUNCTION_LINES] == []
 
 
 def test_all_python_stays_small_what_users_install_and_together():
-    assert sum(length(p) for f in SHIPPED for p in sources(f)) < TOTAL_LINES
+    assert sum(map(length, sources(*SHIPPED))) < TOTAL_LINES
     listed = program(["git", "ls-files", "-z", "*.py"])
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -196,7 +192,7 @@ def test_every_import_is_a_declared_dependency():
     known = packages_distributions()
     own = {*SHIPPED, "dev", "tests", "tomli"}  # tomli: comes with pytest where Python is too old to have tomllib
     missing = {}
-    for path in (path for folder in (*SHIPPED, "tests") for path in sources(folder)):
+    for path in sources(*SHIPPED, "tests"):
         for top in top_imports(path) - set(sys.stdlib_module_names) - own:
             names = {d.lower().replace("_", "-") for d in known.get(top, [top])}
             allowed = dev if "tests" in path.parts or top in optional_imports(path) else shipped

@@ -13,15 +13,14 @@ from safetensors.torch import save_file
 import rustinfer
 from nanozhchat import load, paths
 from nanozhchat.batching import Part
-from nanozhchat.checkpoint import Checkpoints
 from nanozhchat.engine import Engine
 from nanozhchat.errors import DamagedError
 from nanozhchat.gpt_config import GPTConfig
-from nanozhchat.log import Metrics
 from nanozhchat.native import NativeDecoder, native_model, pack_file
 from nanozhchat.quantize import dequantize, is_quantized, quantize, quantize_rows
 from nanozhchat.torch_decoder import Scorer, TorchDecoder
-from tests.conftest import CPU, PLAIN, ROOT, make_config, make_model, refused
+from tests.conftest import PLAIN, ROOT, make_config, make_model, refused
+from tests.test_checkpoint import write
 
 SWITCHES = {  # field -> other values than make_config's
     "sequence_len": [80, 150], "vocab_size": [64, 131], "n_layer": [1, 3], "n_head": [2], "n_kv_head": [1, 4],
@@ -115,10 +114,7 @@ def test_a_chat_model_is_found_loaded_and_says_without_torch_what_it_says_in_tor
     bytes_tokenizer.save(paths.tokenizer_dir("t"))
     model = make_model(make_config(vocab_size=bytes_tokenizer.vocab_size), perturb=True).eval()
     identity = {"tokenizer": "t", "tokenizer_hash": bytes_tokenizer.hash}
-    folder, optimizer = paths.run_dir("sft", "m"), Mock(state_dict=dict, steps_done=0)
-    saver = Checkpoints(folder, identity, model, optimizer, CPU, Metrics(folder, enabled=False))
-    saver.begin({"step": 7, "best_step": None, "finished": True})
-    saver.commit()
+    write(paths.run_dir("sft", "m"), 7, model, identity=identity)
     code = "import sys; from nanozhchat import load; said = load('m', device='cpu')('你', temperature=0, max_tokens=9)"
     code += "; sys.stdout.buffer.write(said.encode()); sys.exit(3 * ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)

@@ -33,10 +33,6 @@ def test_orthogonalizing_is_the_polynomial_that_brings_all_singular_values_near_
     assert orthogonalize(torch.zeros(2, 4, 8)).abs().max() == 0
 
 
-def adamw_group():
-    return ParamGroup(kind="adamw", params={"other": nn.Parameter(torch.zeros(1))}, lr=0.0)
-
-
 def take_step(optimizer, scale=1.0, multiplier=1.0, momentum=0.9, decay=1.0):
     norm = optimizer.reduce(scale)
     optimizer.apply(scale, lr_multiplier=multiplier, momentum=momentum, decay_multiplier=decay)
@@ -47,7 +43,8 @@ def take_step(optimizer, scale=1.0, multiplier=1.0, momentum=0.9, decay=1.0):
 def test_muon_agrees_with_its_readable_twin(shape):
     params = {n: nn.Parameter(random(*shape, seed=i)) for i, n in enumerate("abc")}
     group = ParamGroup(kind="muon", params=params, lr=0.05, weight_decay=0.3)
-    optimizer = Optimizer([group, adamw_group()], CPU)
+    other = ParamGroup(kind="adamw", params={"other": nn.Parameter(torch.zeros(1))}, lr=0.0)
+    optimizer = Optimizer([group, other], CPU)
     twins = {n: reference.Muon(shape, POLAR_EXPRESS, POLAR_SAFETY) for n in params}
     want = {n: p.detach().double().numpy() for n, p in params.items()}
     for step in range(STEPS):
@@ -149,17 +146,17 @@ def work(folder, compute):
             save_file({**weights(model), "norms": torch.tensor(norms)}, folder / f"{given}{compute.world_size}.weights")
 
 
-def work_as_rank(folder):
-    with compute_module.start("cpu", "float32") as started:
-        work(folder, started)
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Run the same steps on one rank, on two, and on one again, each continuing what it finds."""
     folder = tmp_path_factory.mktemp("optim")
+
+    def as_rank(_rank):
+        with compute_module.start("cpu", "float32") as started:
+            work(folder, started)
+
     work(folder, CPU)
-    assert end_ranks(start_ranks(lambda rank: work_as_rank(folder), 2)) == [0, 0]
+    assert end_ranks(start_ranks(as_rank, 2)) == [0, 0]
     work(folder, CPU)
     return folder
 

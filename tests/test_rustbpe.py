@@ -22,10 +22,8 @@ CHINESE = ["天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。", "寒�
            "他说：“我们明天去学校，好吗？”她说：“好！”"]  # fmt: skip
 MIXED = ["GPT-4 在2026年的价格是 $3.50，don't worry!\n\n", "  缩进    return x\r\n\tif a == b:\n",
          "日本語のテキスト、한국어 텍스트"]  # fmt: skip
-HOSTILE = [
-    "", "a", "aaaaaaaaaaaaaaaa", "\x00\x00\x00", "é\u0301\u0301", "👨‍👩‍👧‍👦❤️", "abababababa", "𠀀𠀁𠀀𠀁", "'s'S'll'LL",
-    " " * 30,
-]  # fmt: skip
+HOSTILE = ["", "a", "a" * 16, "\x00\x00\x00", "é\u0301\u0301", "👨‍👩‍👧‍👦❤️", "abababababa", "𠀀𠀁𠀀𠀁",
+           "'s'S'll'LL", " " * 30]  # fmt: skip
 ALPHABET = "的一是不了我，。：“” \t\n\r\u3000aAbsdlve'12½〇々é\u0301ーがᄒ한😀\u200d\ufe0f\x00\x85\xa0<|end|>"
 texts = st.one_of(st.text(alphabet=ALPHABET, max_size=60), st.text(max_size=40))
 

@@ -26,10 +26,9 @@ def test_wrong_answers_are_counted_where_they_were_given(wrong, score):
     assert total["low"] < 0.6 < total["high"] or not wrong
 
 
-@pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),  # by Wilson's formula, to four places
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 4, 0.0456, 0.6994),
-     (81, 263, 0.2553, 0.3662), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
-)  # fmt: skip
+@pytest.mark.parametrize(("correct", "n", "low", "high"), [  # by Wilson's formula, to four places
+    (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 4, 0.0456, 0.6994),
+    (81, 263, 0.2553, 0.3662), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0),
+])  # fmt: skip
 def test_the_interval_is_wilsons(correct, n, low, high):
     assert wilson(correct, n) == pytest.approx((low, high), abs=1e-4)

@@ -86,10 +86,9 @@ def test_a_step_has_twice_the_tokens_where_only_some_are_learnt(learnt, times):
     mask = (np.arange(60) < 60 * learnt).astype(np.uint8)
     lessons = Lessons([(np.arange(60), mask)] * 50, [], [])
     options = {"num_steps": 1, "epochs": None, "seconds": None, "lr_frac": 1.0, "world_size": 1}
-    assert tuning_recipe(start, lessons, total_batch_size=None, **options).total_batch_size == times * 4 * T
-    again = tuning_recipe(start, lessons, total_batch_size=None, pretrained=False, **options)
-    assert again.total_batch_size == 4 * T
-    assert tuning_recipe(start, lessons, total_batch_size=4 * T, **options).total_batch_size == 4 * T
+    given = ({"total_batch_size": None}, {"total_batch_size": None, "pretrained": False}, {"total_batch_size": 4 * T})
+    sizes = [tuning_recipe(start, lessons, **options, **more).total_batch_size for more in given]
+    assert sizes == [times * 4 * T, 4 * T, 4 * T]
 
 
 def test_adapters_are_saved_as_plain_weights_and_training_goes_on_from_them_exactly(base, tmp_path):
