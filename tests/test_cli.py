@@ -98,8 +98,9 @@ def test_a_bad_config_file_is_an_error_that_names_the_key(tmp_path, text, named)
 
 
 def test_a_written_config_reads_back_as_the_same_arguments(tmp_path):
-    tag = '引号"与: #冒号'
-    args = Args(depth=7, rate=3e20, model_tag=tag, data=("a", "中文@2"), sizes=(), resume=False, prompt="\n")
+    args = Args(
+        depth=7, rate=3e20, model_tag='引号"与: #冒号', data=("a", "中文@2"), sizes=(), resume=False, prompt="\n"
+    )
     cli.write_config(tmp_path / "out.yaml", args)
     assert "# layers\ndepth: 7\n" in (tmp_path / "out.yaml").read_text(encoding="utf-8")
     assert parse(f"--config={tmp_path / 'out.yaml'}") == args

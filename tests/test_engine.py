@@ -128,8 +128,7 @@ def test_stop_strings_end_the_answer_wherever_tokens_are_cut(bytes_tokenizer, an
     ids, shown = [*bytes_tokenizer.encode(answer), bytes_tokenizer.end_id], answer if shown is None else shown
     deltas = stream(scripted(bytes_tokenizer, ids), stop=stop, max_tokens=200)
     assert (check_protocol(deltas), deltas[-1].finish_reason) == (shown, "stop")
-    whole = scripted(bytes_tokenizer, ids).complete([[1]], SamplingParams(temperature=0, stop=stop))
-    assert whole == [shown]
+    assert scripted(bytes_tokenizer, ids).complete([[1]], SamplingParams(temperature=0, stop=stop)) == [shown]
 
 
 def test_text_that_cannot_begin_a_stop_string_is_not_held_back(bytes_tokenizer):

@@ -63,8 +63,7 @@ def test_a_folder_for_transformers_gives_the_same_logits_tokens_and_prompts(toke
         for ids in prompts:
             want = model.logits(model.hidden(torch.tensor([ids])), model.context([ids], len(ids)))
             torch.testing.assert_close(theirs(torch.tensor([ids])).logits, want, atol=1e-4, rtol=1e-4)
-    greedy = SamplingParams(temperature=0.0, max_tokens=64)
-    ours = Engine(model, tokenizer).batch(prompts[:3], greedy)
+    ours = Engine(model, tokenizer).batch(prompts[:3], SamplingParams(temperature=0.0, max_tokens=64))
     for ids, want in zip(prompts[:3], ours, strict=True):
         end_ids = list(Engine(model, tokenizer).end_ids)
         given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}  # as tokenizers give them

@@ -17,7 +17,6 @@ from tests.conftest import CPU, ROOT, pack, refused, write_jsonl
 
 TEXT = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 SAMPLES = [*TEXT.splitlines(), "Hello  world's\n\n\n 12345 ①②", "😺\t\x00 <|endoftext|> naïve", "", "   "]
-HALF = "\ud800半"
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -66,7 +65,7 @@ def test_a_tokenizer_json_gives_the_tokens_that_its_library_gives_and_comes_back
         if "<|" not in text:
             assert [i + shift for i in ids] == hub.encode(text).ids
             assert exported.encode(text, add_special_tokens=False).ids == ids
-    assert again.decode(again.encode(HALF)) == "\ufffd半"
+    assert again.decode(again.encode("\ud800半")) == "\ufffd半"
     data = bytes(random.Random(0).randbytes(200))
     assert again.decode_bytes(again.encode_bytes(data)) == data
     ids, offsets = again.encode_batch_flat(SAMPLES)

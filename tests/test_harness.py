@@ -50,9 +50,8 @@ def test_the_harness_agrees(make, metric, tmp_path, monkeypatch):
 
     config = make(tmp_path) | {"task": f"ours_{make.__name__}", "metric_list": METRICS}
     model = real_chat(sequence_len=768, n_layer=2)
-    found = evaluator.simple_evaluate(
-        HarnessLM(model), tasks=[config], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0
-    )["results"][config["task"]]
+    options = {"task_manager": TaskManager(include_defaults=False), "bootstrap_iters": 0}
+    found = evaluator.simple_evaluate(HarnessLM(model), tasks=[config], **options)["results"][config["task"]]
     task = Benchmark(make.__name__, registry.SPECS[make.__name__], folder=tmp_path)
     score = summarize(run_text(model, task, CPU), task.chance)
     assert (score.n, score.score) == (60, pytest.approx(found[f"{metric},none"], abs=1e-9))
@@ -69,8 +68,7 @@ def test_rolling_and_generation_follow_the_protocol():
     lm = HarnessLM(model)
     ask = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in ("短", "很长" * 20)]
     short, long = lm.loglikelihood_rolling(ask)
-    ids = model.tokenizer.encode("短")
-    assert short == pytest.approx(lm.likelihood([model.tokenizer.bos_id], [ids])[0][0])
+    assert short == pytest.approx(lm.likelihood([model.tokenizer.bos_id], [model.tokenizer.encode("短")])[0][0])
     assert long < short < 0
     made = lm.generate_until([Instance("generate_until", {}, ("问" * 30, {"until": ["。"], "max_gen_toks": 8}), 0)])
     assert isinstance(made[0], str)

@@ -109,7 +109,7 @@ FILES = {f"data/train-0000{i}.parquet": parquet(TEXTS[i::2], pad) for i, pad in 
 
 @pytest.fixture
 def fetch(tmp_path, base_dir):
-    """Run data_fetch against a stand-in; returns the process, or (exit code, what it said) when told to wait."""
+    """Run data_fetch against a stand-in; returns (what it said, exit code), or the process when told not to wait."""
 
     def run(url, *flags, wait=True, **env):
         env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "3", **env}
@@ -121,8 +121,7 @@ def fetch(tmp_path, base_dir):
 
 
 def fetched():
-    built = corpus.load("c")
-    return sorted(text for split in ("train", "val") for text in built.documents(split))
+    return sorted(text for split in ("train", "val") for text in corpus.load("c").documents(split))
 
 
 def test_limits_and_cut_connections_are_survived_by_going_on_and_offline_needs_no_hub(fetch):
@@ -152,8 +151,7 @@ def test_a_download_killed_midway_goes_on_where_it_was(fetch, base_dir):
 
 @pytest.mark.parametrize(("times", "code"), [(1, 0), (9, 5)])
 def test_a_wrong_hash_is_fetched_again_and_stays_an_error_if_it_stays_wrong(fetch, times, code):
-    hub = StandIn(FILES, ["wrong"] * times)
-    said, found = fetch(hub.url)
+    said, found = fetch(StandIn(FILES, ["wrong"] * times).url)
     assert found == code, said
     assert "downloading it again" in said
     if code:

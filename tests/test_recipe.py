@@ -88,8 +88,7 @@ def test_constants_written_in_two_files_agree():
 
 def test_flops_per_token_agree_with_a_count_by_hand_over_the_windows_that_the_model_has():
     sizes = model_sizes(3, 4096, Overrides(max_seq_len=2048, window_pattern="SSL"))
-    config = gpt_config(SimpleNamespace(**sizes))
-    c, windows = 192, [config.window(layer) for layer in range(3)]
+    c, windows = 192, [gpt_config(SimpleNamespace(**sizes)).window(layer) for layer in range(3)]
     assert windows == [512, 512, 2048]
     matmul = 3 * (4 * c * c + 2 * c * 4 * c) + 4096 * c  # queries, keys, values, output; up and down; head
     attention = sum(2 * c * window for window in windows)  # scores, and their sum of values

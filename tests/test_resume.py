@@ -98,16 +98,15 @@ def test_a_run_killed_at_any_step_ends_with_the_same_weights_state_and_losses_bi
 
 
 def test_a_run_in_fp8_differs_from_one_without_and_killed_ends_as_if_undisturbed(start):
-    plain, calm, killed = [], [], []
-    for runs, flags, faults in ((plain, [], ""), (calm, ["--fp8"], ""), (killed, ["--fp8"], "kill@step=8")):
-        assert end_ranks(start("base", 1, *flags, faults=faults)) == [-signal.SIGKILL if faults else 0]
-        if faults:
-            assert end_ranks(start("base", 1, *flags)) == [0]
-        runs.append(result("base"))
-    assert_same(killed[0], calm[0])
-    assert plain[0][0].keys() == calm[0][0].keys()  # the weights under the same names, so anything loads them
-    assert plain[0][1] != calm[0][1]
-    assert plain[0][1][-1][1] == pytest.approx(calm[0][1][-1][1], rel=0.02)
+    plain = undisturbed(start, "base", 1)
+    assert end_ranks(start("base", 1, "--fp8")) == [0]
+    calm = result("base")
+    assert end_ranks(start("base", 1, "--fp8", faults="kill@step=8")) == [-signal.SIGKILL]
+    assert end_ranks(start("base", 1, "--fp8")) == [0]
+    assert_same(result("base"), calm)
+    assert plain[0].keys() == calm[0].keys()  # the weights under the same names, so anything loads them
+    assert plain[1] != calm[1]
+    assert plain[1][-1][1] == pytest.approx(calm[1][-1][1], rel=0.02)
 
 
 def test_torchrun_starts_killed_ranks_again_and_they_end_as_if_undisturbed(start, home, monkeypatch):

@@ -75,10 +75,8 @@ def test_micro_batches_hold_every_teaching_answer_once_and_score_only_what_the_m
     batches = [next(source) for _ in range(4)]
     assert [b.state["step"] for b in batches] == [1] * 4
     chosen = sum(int((b.targets >= 0).sum()) for b in batches)
-    again = make_source(bytes_tokenizer, source.model)
-    assert chosen == sum(sum(r.chosen) for r in again._rollouts())
-    empty = source._batch([])
-    loss = policy_gradient(source.model, empty)
+    assert chosen == sum(sum(r.chosen) for r in make_source(bytes_tokenizer, source.model)._rollouts())
+    loss = policy_gradient(source.model, source._batch([]))
     loss.total.backward()
     assert (loss.total.item(), int(loss.count)) == (0.0, 0)
 

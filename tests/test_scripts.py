@@ -61,8 +61,7 @@ def test_a_script_defines_main_and_runs_it_only_when_started(name):
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    cli.run(main)"
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     others = [ast.unparse(n) for n in tree.body[1:-1] if not isinstance(n, allowed)]
-    early = ("if TYPE_CHECKING:", "cli.check(__name__, ")
-    assert [text for text in others if not text.startswith(early)] == []
+    assert [text for text in others if not text.startswith(("if TYPE_CHECKING:", "cli.check(__name__, "))] == []
 
 
 def test_ctrl_c_while_torch_is_imported_ends_the_command_without_a_traceback(tmp_path):

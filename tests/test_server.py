@@ -152,8 +152,7 @@ def test_official_client_works_unchanged(live):
         assert [m.id for m in client.models.list()] == ["d4", BASE.name]
         assert client.models.retrieve(BASE.name).id == BASE.name
         whole = client.chat.completions.create(**ASK, temperature=0, seed=1, logprobs=True, n=2)
-        options = {"include_usage": True}
-        chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options=options))
+        chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
         text = client.completions.create(model="d4", prompt="从前").choices[0].text
         with pytest.raises(openai.BadRequestError) as error:
             client.chat.completions.create(**ASK, tools=[{"type": "function", "function": {"name": "x"}}])

@@ -85,8 +85,7 @@ def test_bad_documents_and_lines_are_skipped_and_counted_by_reason(tmp_path, mon
     rows = [{"text": t} for t in (None, "", " \n", 3, "\ud800", "长" * 50, "长" * 200, "好")] + [{"id": 1}]
     data = b"".join(json.dumps(row).encode() + b"\n" for row in rows) + b'{"text": "\xff\xfe"}\n'
     stats = ReadStats()
-    path = pack(tmp_path / "a.jsonl", b'{"text": "first"}\n' + data)
-    assert sorted(read(path, stats=stats)) == ["first", "好"]
+    assert sorted(read(pack(tmp_path / "a.jsonl", b'{"text": "first"}\n' + data), stats=stats)) == ["first", "好"]
     assert stats.skipped == {"null": 2, "empty": 2, "not a string": 1, "not UTF-8": 2, "too long": 2}
 
 

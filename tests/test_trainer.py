@@ -290,8 +290,7 @@ def test_a_full_disk_during_training_is_survived_and_at_the_end_an_error(undistu
 
 def test_half_precision_scales_the_loss_and_adapts_the_scale(monkeypatch):
     monkeypatch.setattr(trainer, "SCALE_GROWS_AFTER", 4)
-    half = Compute(torch.device("cpu"), torch.float16)
-    state, _, folder = train(compute=half, objective=poisoned({6}))
+    state, _, folder = train(compute=Compute(torch.device("cpu"), torch.float16), objective=poisoned({6}))
     assert (state.loss_scale, state.skipped) == (2.0 ** (8 + 1 - 1 + 3), 1)  # up at step 4, down at 7, up at 11, 15, 19
     assert losses(folder)[-1][1] < 0.6 * losses(folder)[0][1]
 

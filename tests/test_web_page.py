@@ -505,8 +505,7 @@ def test_a_chosen_theme_is_there_before_any_module_runs(page):
     page.emulate_media(color_scheme="light")
     page.click("#open-settings").get_by_role("button", name="深色").click()
     page.route("**/static/main.js", lambda route: route.abort())
-    dark = page.reload().evaluate("getComputedStyle(document.body).backgroundColor")
-    assert dark == "rgb(24, 22, 19)"
+    assert page.reload().evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(24, 22, 19)"
 
 
 def test_scrolling_up_stops_following_and_the_button_resumes(page, live):
