@@ -462,7 +462,7 @@ async function importFile() {
   if (!file) return;
   try {
     const read = chats.fromJson(await file.text());
-    for (const one of read) await store.put(one);
+    await Promise.all(read.map((one) => store.put(one)));
     banner.show(t("imported", { n: read.length }));
     await list();
   } catch (error) {
