@@ -60,9 +60,9 @@ def find(tag: str | None, source: str | None, step: int | None = None) -> tuple[
         saved = checkpoint.find(paths.run_dir(stage, name), step)
         if saved is not None:
             return name, stage, saved
-    there = sorted({p.parent.name for p in paths.run_files("latest.json") if p.parent.parent.name in stages})
+    there = sorted({"/".join(p.parts[-3:-1]) for p in paths.run_files("latest.json")})
     raise FileNotFoundError(f"no {source or 'trained'} checkpoint of model tag {name!r} under {paths.base_dir()}; "
-                            f"tags there: {', '.join(there) or 'none'}")  # fmt: skip
+                            f"there are: {', '.join(there) or 'none'}")  # fmt: skip
 
 
 def load(

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -29,11 +30,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanozhchat.errors import RunError, StoppedError
+from nanozhchat.errors import OutOfMemoryError, RunError, StoppedError
 from nanozhchat.files import atomic_write, disk_error, write_json
 from nanozhchat.paths import STAGES, check_tag
 from nanozhchat.schedule import parse_duration
 
+NO_MEMORY = re.compile("can't allocate memory|out of memory")  # in what torch raises on a CPU, and on a GPU
 T = TypeVar("T")
 HORIZON = "horizon (one of them)"  # the group of flags that set the length of a run
 
@@ -120,6 +122,8 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized"):
             words = [word.partition("=")[0] for word in message.split()[2:]]
             near = [flag for w in words for flag in difflib.get_close_matches(w, self._option_string_actions, 1, 0.7)]
+            if words[0][:1] != "-" and "-p" in self._option_string_actions:
+                near = [f"-p {shlex.quote(' '.join(words))}"]
             message += f"; did you mean {' '.join(near)}?" if near else ""
         self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
@@ -278,10 +282,14 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (RunError, ValueError, OSError) as error:
+    except (RunError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        failure: Exception = error
+        if not isinstance(error, (RunError, ValueError, OSError)):
+            if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+                raise
+            failure = OutOfMemoryError("out of memory; pass a smaller --depth, --max-seq-len or --device-batch-size")
         if debug:
             traceback.print_exc()
-        failure: Exception = error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             failure = disk_error(Path(error.filename or "."), error)
         logging.getLogger(__name__).debug("failed", exc_info=error)

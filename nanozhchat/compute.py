@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanozhchat.errors import RankLostError, RunError
+from nanozhchat.errors import OutOfMemoryError, RankLostError, RunError
 from nanozhchat.hardware import find_device
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,14 @@ def detect_device(asked: str | None) -> str:
     return next(name for name, available in there.items() if available())
 
 
+def require_memory(needed: int, device: torch.device) -> None:
+    """Raise OutOfMemoryError if `needed` bytes, an estimate a quarter off at most, are beyond a CPU's whole memory."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cpu" and needed > 1.25 * there:
+        raise OutOfMemoryError(f"about {needed / 2**30:,.0f} GiB are needed, this machine has {there / 2**30:,.0f}; "
+                               "pass a smaller --depth, --max-seq-len or --device-batch-size")  # fmt: skip
+
+
 def matmul_flops(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int] | None = None) -> float:
     """Measure FLOP/s of a matmul on a CPU, training-sized unless a shape is given: in about 0.1 s."""
     rows, inner, columns = shape or PROBE_SHAPE
@@ -189,13 +197,14 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     if device.type == "xpu":
         return torch.bfloat16, "Intel GPUs have bfloat16 units"
     if device.type == "cpu" and measure:
-        gain = _bfloat16_gain(device, GLANCE_SHAPE)
+        # The best of several: beside other work one measurement may be off by a hundred.
+        gain = max(_bfloat16_gain(device, GLANCE_SHAPE) for _ in range(3))
         if gain > GLANCE_GAIN:
-            gain = _bfloat16_gain(device, PROBE_SHAPE)
+            gain = max(_bfloat16_gain(device, PROBE_SHAPE) for _ in range(2))
         if gain >= BF16_GAIN:
             return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
         return torch.float32, f"measured: bfloat16 matmul only {gain:.2f} x as fast as float32"
-    return torch.float32, f"the default on {device.type}"
+    return torch.float32, f"the default on {device.type}; with --budget, or --dtype=bfloat16, it may train faster"
 
 
 def must_emulate_fp8(device: torch.device) -> bool:

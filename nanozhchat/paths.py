@@ -19,8 +19,9 @@ def check_tag(tag: str, what: str = "model tag") -> str:
     """Return `tag` unchanged if it is safe as a folder name; raise ValueError otherwise."""
     if not TAG_PATTERN.fullmatch(tag) or ".." in tag:
         if (Path(tag) / "config.json").is_file():
-            raise ValueError(f"{tag} is an exported model, not the tag of a run here; training continues from it by "
-                             f"python -m scripts.base_train --init-from={tag} --data FILES")  # fmt: skip
+            raise ValueError(f"{tag} is an exported model, not the tag of a run here; make it one with python -m "
+                             f"scripts.base_train --init-from={tag} --data TEXTS --num-steps=100 --model-tag=NAME, and "
+                             "go on from --model-tag=NAME")  # fmt: skip
         raise ValueError(f"{what} {tag!r} is not valid: use 1-64 letters, digits, dots, dashes or underscores, "
                          "starting with a letter or digit")  # fmt: skip
     return tag

@@ -265,7 +265,8 @@ def choose_field(text_field: str | None, record: Record) -> str:
             return name
     found = ", ".join(sorted(record.value)) or "none"
     problem = f"no field {text_field!r}" if text_field else "no field text or content"
-    raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; choose one with --text-field")
+    remedy = "conversations are for scripts.chat_sft" if "messages" in record.value else "choose one with --text-field"
+    raise NoFieldError(f"{record.where} has {problem}; fields found: {found}; {remedy}")
 
 
 def documents(values: Iterator[Any], stats: ReadStats) -> Iterator[tuple[str, bytes]]:

@@ -135,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         talk(chat, args, sampling)
         return
     texts, question = TEXTS[args.lang], clean(sys.stdin.read() if args.prompt == "-" else args.prompt).strip()
+    if not question:
+        raise ValueError("nothing came through the pipe; write the question into it, or after -p")
     if not args.model_tag:
         sys.stderr.write(texts["latest"].format(chat) + texts["base"] * (chat.source == "base") + "\n")
     _, stopped = say_answer(chat, prompt_for(chat, args.system, [], question), texts, sampling)

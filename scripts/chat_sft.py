@@ -78,7 +78,8 @@ def train(args: ChatSFTArgs, comp: Compute, started: float) -> None:
         train_run(args, run, recipe, start, tokenizer, lessons, started)
     best, step = run.state.best_step, run.state.step
     if best != step and best in checkpoint.list_steps(run.folder) and len(lessons.val) >= MIN_HELD_OUT:
-        log.info("lowest held-out loss at step %d, %.4f: pass --source=sft --step=%d", best, run.state.best_val, best)
+        log.info("lowest held-out loss at step %d, %.4f; the last step is what is used, unless chat_cli, chat_eval or "
+                 "export are given --source=sft --step=%d", best, run.state.best_val, best)  # fmt: skip
 
 
 def train_run(

@@ -45,6 +45,7 @@ def test_p_takes_what_comes_through_a_pipe(monkeypatch, chat, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("你好\n"))
     chat_cli.main(["-p", "-"])
     assert (capsys.readouterr().out, chat.prompts[-1]) == (STORY + "\n", [{"role": "user", "content": "你好"}])
+    refused("nothing came through the pipe", chat_cli.main, ["-p", "-"])
 
 
 def test_flags_reach_the_model_and_the_answer_is_written_piece_by_piece(monkeypatch, chat, capsys):

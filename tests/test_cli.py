@@ -113,7 +113,8 @@ def fail_with(error, monkeypatch, *flags):
 
 @pytest.mark.parametrize(("error", "code"), [
     (ValueError("the file is odd:\n  line 3\n  line 4"), 2), (FileNotFoundError("no model"), 2),
-    (errors.DivergedError("diverged"), 3), (errors.OutOfMemoryError("memory"), 4), (errors.DamagedError("torn"), 5),
+    (errors.DivergedError("diverged"), 3), (errors.OutOfMemoryError("memory"), 4), (MemoryError(), 4),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 4), (errors.DamagedError("torn"), 5),
     (errors.DiskError("full"), 6), (OSError(28, "No space left on device", "some/file"), 6),
     (errors.LockedError("locked"), 7), (errors.StoppedError("stopped"), 143), (KeyboardInterrupt(), 130),
 ])  # fmt: skip
