@@ -292,6 +292,8 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             failure = disk_error(Path(error.filename or "."), error)
+        elif isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+            failure = OSError(f"{error.filename}: {error.strerror.lower()}; check the path")
         logging.getLogger(__name__).debug("failed", exc_info=error)
         kind = "" if isinstance(failure, StoppedError) else "error: "  # what was asked for is none
         sys.stderr.write(f"{kind}{' '.join(str(failure).split())}\n")

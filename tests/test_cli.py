@@ -125,6 +125,11 @@ def test_a_user_error_is_one_line_on_stderr_and_its_exit_code(error, code, monke
     assert err.startswith("error: ") == (code not in (130, 143))
 
 
+def test_what_the_system_says_of_a_path_is_said_of_the_path(monkeypatch, capsys):
+    assert fail_with(FileNotFoundError(2, "No such file or directory", "nix.json"), monkeypatch) == 2
+    assert capsys.readouterr().err == "error: nix.json: no such file or directory; check the path\n"
+
+
 def test_debug_shows_the_traceback_and_a_fault_of_ours_is_not_dressed_up_as_a_user_error(monkeypatch, capsys):
     assert fail_with(ValueError("bad"), monkeypatch, "--debug") == 2
     assert "Traceback" in capsys.readouterr().err
