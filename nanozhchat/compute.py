@@ -161,9 +161,9 @@ def detect_device(asked: str | None) -> str:
 
 
 def require_memory(needed: int, device: torch.device) -> None:
-    """Raise OutOfMemoryError if `needed` bytes, an estimate a quarter off at most, are beyond a CPU's whole memory."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.type == "cpu" and needed > 1.25 * there:
+    """Raise OutOfMemoryError if `needed` bytes, an estimate, are far beyond all memory of a CPU; a GPU says so itself."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else needed
+    if needed > 1.25 * there:
         raise OutOfMemoryError(f"about {needed / 2**30:,.0f} GiB are needed, this machine has {there / 2**30:,.0f}; "
                                "pass a smaller --depth, --max-seq-len or --device-batch-size")  # fmt: skip
 
@@ -204,7 +204,8 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
         if gain >= BF16_GAIN:
             return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
         return torch.float32, f"measured: bfloat16 matmul only {gain:.2f} x as fast as float32"
-    return torch.float32, f"the default on {device.type}; with --budget, or --dtype=bfloat16, it may train faster"
+    hint = "; with --budget, or --dtype=bfloat16, it may train faster" if device.type == "cpu" else ""
+    return torch.float32, f"the default on {device.type}{hint}"
 
 
 def must_emulate_fp8(device: torch.device) -> bool:
