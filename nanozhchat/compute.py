@@ -161,7 +161,7 @@ def detect_device(asked: str | None) -> str:
 
 
 def require_memory(needed: int, device: torch.device) -> None:
-    """Raise OutOfMemoryError if `needed` bytes, an estimate, are far beyond all memory of a CPU; a GPU says so itself."""
+    """Raise OutOfMemoryError if `needed` bytes, an estimate, are far beyond a CPU's memory; a GPU says so itself."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else needed
     if needed > 1.25 * there:
         raise OutOfMemoryError(f"about {needed / 2**30:,.0f} GiB are needed, this machine has {there / 2**30:,.0f}; "
