@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nanozhchat import compute
+from nanozhchat.errors import RunError
 from nanozhchat.hardware import DEVICES, find_device, parse_hardware
 from tests.conftest import refused
 
@@ -53,3 +54,9 @@ def test_bfloat16_is_chosen_where_it_is_fast_and_costs_but_a_glance_where_it_is_
     monkeypatch.setattr(compute, "matmul_flops", flops)
     assert compute.detect_dtype(torch.device("cpu"), None, measure=True)[0] == chosen
     assert asked[-1] == shape
+
+
+def test_a_model_far_beyond_the_memory_of_a_cpu_is_refused_before_anything_is_allocated():
+    compute.require_memory(2**20, torch.device("cpu"))
+    compute.require_memory(2**60, torch.device("cuda"))
+    assert refused("GiB are needed", compute.require_memory, 2**60, torch.device("cpu"), error=RunError).exit_code == 4
