@@ -39,7 +39,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class _Blocked(torch.autograd.Function):
-    """Three times as fast in bfloat16, and 1.5 times in float32, as PyTorch's kernel for CPUs (dev/LOG.md).
+    """Three times as fast in bfloat16, 1.2 to 1.5 times in float32, as PyTorch's kernel for CPUs (dev/LOG.md).
 
     N = B * Hkv below; the G = H / Hkv heads that share keys have their queries one below the other.
     """
