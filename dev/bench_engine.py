@@ -1,6 +1,7 @@
 """Time the engines beside transformers' Llama of the same size: python dev/bench_engine.py --json FILE. One thread."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.append({"model": f"d{depth}", "dtype": dtype, **dataclasses.asdict(speed),
                              "transformers_tok_per_s": llama[batch], "prefill_500_frac": frac})  # fmt: skip
                 print(f"   batch {batch:2}  {speed.decode_tok_per_s:8,.0f} tok/s, {speed.bandwidth_frac:4.0%} of "
-                      f"bandwidth; transformers {llama[batch] or 0:6,.0f}")  # fmt: skip
+                      f"bandwidth; transformers {llama[batch] or math.nan:6,.0f}")  # fmt: skip
             print(f"   16 arrivals: {arrivals_gain(engine, 200):.1f} x sequential")
         for kind, dtype in KINDS.items():
             loop, line = (drafts_gain(model, kind, period) for period in (20, args.vocab_size))

@@ -161,7 +161,8 @@ def detect_device(asked: str | None) -> str:
 
 
 def require_memory(needed: int, device: torch.device) -> None:
-    """Raise OutOfMemoryError if `needed` bytes, an estimate, are far beyond a CPU's memory; a GPU says so itself."""
+    """Raise OutOfMemoryError if `needed` bytes a rank, an estimate, are far beyond the memory there is for a CPU."""
+    needed *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if device.type == "cpu" else needed
     if needed > 1.25 * there:
         raise OutOfMemoryError(f"about {needed / 2**30:,.0f} GiB are needed, this machine has {there / 2**30:,.0f}; "
@@ -176,7 +177,10 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
 
 
 def _bfloat16_gain(device: torch.device, shape: tuple[int, int, int]) -> float:
-    return matmul_flops(device, torch.bfloat16, shape) / matmul_flops(device, torch.float32, shape)
+    # Each at its best of several: beside other work one measurement may be off by a hundred.
+    kinds = (torch.float32, torch.bfloat16)
+    best = {dtype: max(matmul_flops(device, dtype, shape) for _ in range(3)) for dtype in kinds}
+    return best[torch.bfloat16] / best[torch.float32]
 
 
 def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> tuple[torch.dtype, str]:
@@ -197,10 +201,9 @@ def detect_dtype(device: torch.device, asked: str | None, *, measure: bool) -> t
     if device.type == "xpu":
         return torch.bfloat16, "Intel GPUs have bfloat16 units"
     if device.type == "cpu" and measure:
-        # The best of several: beside other work one measurement may be off by a hundred.
-        gain = max(_bfloat16_gain(device, GLANCE_SHAPE) for _ in range(3))
+        gain = _bfloat16_gain(device, GLANCE_SHAPE)
         if gain > GLANCE_GAIN:
-            gain = max(_bfloat16_gain(device, PROBE_SHAPE) for _ in range(2))
+            gain = _bfloat16_gain(device, PROBE_SHAPE)
         if gain >= BF16_GAIN:
             return torch.bfloat16, f"measured: bfloat16 matmul {gain:.1f} x as fast as float32"
         return torch.float32, f"measured: bfloat16 matmul only {gain:.2f} x as fast as float32"

@@ -18,7 +18,7 @@ def base_dir() -> Path:
 def check_tag(tag: str, what: str = "model tag") -> str:
     """Return `tag` unchanged if it is safe as a folder name; raise ValueError otherwise."""
     if not TAG_PATTERN.fullmatch(tag) or ".." in tag:
-        if (Path(tag) / "config.json").is_file():
+        if what == "model tag" and (Path(tag) / "config.json").is_file():
             raise ValueError(f"{tag} is an exported model, not the tag of a run here; make it one with python -m "
                              f"scripts.base_train --init-from={tag} --data TEXTS --num-steps=100 --model-tag=NAME, and "
                              "go on from --model-tag=NAME")  # fmt: skip

@@ -110,7 +110,7 @@ def train(args: BaseTrainArgs, comp: Compute, started: float) -> None:
         recipe = run.recipe(lambda: gpt2.reshape(plan(corpus_tokens=corpus), theirs))
         for field, value, formula in explain(recipe):
             log.info("  %-20s %14s  %s", field, value, formula)
-        compute.require_memory(recipe.memory_bytes * comp.world_size, comp.device)
+        compute.require_memory(recipe.memory_bytes, comp.device)
         train_run(args, run, recipe, tokenizer, (store, held_out), started)
 
 

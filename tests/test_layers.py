@@ -43,8 +43,8 @@ TITLES = [title for title, _ in LAYERS]
 NO_TORCH = TITLES.index("tokens of a corpus, choosing tokens, still no torch")
 FOR_TASKS = TITLES.index("pure rules and texts on the leaves")
 
-MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_544
-TRACKED_LINES = 26_357  # of all Python, tests included
+MODULE_LINES, SCRIPT_LINES, FUNCTION_LINES, TOTAL_LINES = 400, 150, 60, 16_547
+TRACKED_LINES = 26_361  # of all Python, tests included
 SHIPPED = ("nanozhchat", "scripts", "tasks")
 PACKAGE = ROOT / "nanozhchat"
 

@@ -169,7 +169,7 @@ impl PairMap {
             let (mut pairs, mut ids) = (Pairs::new(cutoff, *number, n), Vec::new());
             for (i, &count) in self.square.iter().enumerate().filter(|&(_, &count)| count >= cutoff) {
                 let pair = key((i / side) as u32, (i % side) as u32);
-                if pairs.owns(pair) {
+                if pairs.owns(halves(pair).0) {
                     ids.push((pair, pairs.insert(pair, count)));
                 }
             }
@@ -300,8 +300,8 @@ impl Pairs {
     }
 
     #[inline]
-    fn owns(&self, key: u64) -> bool {
-        part_of(halves(key).0, self.n) == self.number
+    fn owns(&self, left: u32) -> bool {
+        part_of(left, self.n) == self.number
     }
 
     /// Adds a pair and returns its id.
@@ -378,7 +378,7 @@ impl Pairs {
                 self.prefetch(shards, i + 1, later);
             }
             let Merge { left, right, token, .. } = *merge;
-            if part_of(left, self.n) == self.number {
+            if self.owns(left) {
                 let at = slot_of(&self.slots, key(left, right));
                 self.slots[at].1 = 0;
             }
@@ -388,7 +388,7 @@ impl Pairs {
             self.gain(told(0, self.number), NONE, 0, |x| merge.with_before(x).1);
             self.filed_ends.push(self.filed.len());
             self.lose(told(1, self.number), |y| merge.with_after(y).0);
-            if part_of(token, self.n) == self.number {
+            if self.owns(token) {
                 let overlap = notes(1).map(|note| note.overlap()).sum();
                 self.gain(told(1, part_of(right, self.n)), left, overlap, |y| merge.with_after(y).1);
                 if overlap >= self.cutoff {
