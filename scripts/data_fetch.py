@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = args.name
         found = corpus.verify(name) if args.verify else contamination.check(corpus.load(name), args.contamination)
         print(json.dumps(found, ensure_ascii=False, indent=1))
-        for first in found.get("problems", ())[:1]:
-            raise DamagedError(f"{first['file']}: {first['problem']}; run scripts.data_fetch for this corpus again")
+        if problems := found.get("problems"):
+            raise DamagedError("{file}: {problem}; run scripts.data_fetch for this corpus again".format(**problems[0]))
     else:
         k, n = map(int, (args.shard_of or "0/0").split("/"))
         built = corpus.build(args.data, args.name, max_bytes=args.max_bytes, text_field=args.text_field, seed=args.seed,
